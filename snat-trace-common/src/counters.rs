@@ -1,0 +1,46 @@
+//! What the BPF programs count: one per-CPU slot each, so that seen = delivered + lost holds by reason.
+
+/// Slot of the per-CPU counter map.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Counter {
+    /// Clashes the clash hook was called for.
+    ClashSeen,
+    /// Clashes whose record is in the ring.
+    ClashDelivered,
+    /// Clashes lost because the ring was full.
+    LostRingFull,
+    /// Clashes lost because the loser's or the winner's entry could not be read.
+    LostUnreadable,
+    /// Allocations that could not be remembered: the times of such a flow are absent from its record.
+    AllocationNotKept,
+    /// Senders that could not be remembered: the owner of such a flow is absent from its record.
+    OwnerNotKept,
+    /// Sent packets that could not be read for their tuple.
+    OwnerUnreadable,
+}
+
+impl Counter {
+    /// Every counter, in slot order.
+    pub const ALL: [Self; 7] = [
+        Self::ClashSeen,
+        Self::ClashDelivered,
+        Self::LostRingFull,
+        Self::LostUnreadable,
+        Self::AllocationNotKept,
+        Self::OwnerNotKept,
+        Self::OwnerUnreadable,
+    ];
+
+    /// Number of slots.
+    #[expect(clippy::cast_possible_truncation, reason = "seven fits; usize::try_from is not const")]
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+}
+
+const _: () = {
+    let mut slot = 0;
+    while slot < Counter::ALL.len() {
+        assert!(Counter::ALL[slot] as usize == slot);
+        slot += 1;
+    }
+};

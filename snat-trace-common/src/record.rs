@@ -1,0 +1,195 @@
+//! Records as they lie in the ring buffer and values as they lie in the maps.
+
+/// Bytes of `task_struct.comm`, the final NUL included (include/linux/sched.h, `TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+
+/// Bytes of the loser's packet kept in a record, from the network header on.
+pub const PACKET_LEN: usize = 128;
+
+/// Which of the two hash entries of a connection, the kernel's `enum ip_conntrack_dir`.
+pub type TupleDirection = u8;
+
+/// A conntrack tuple, laid out as the kernel's `struct nf_conntrack_tuple`
+/// (include/net/netfilter/nf_conntrack_tuple.h; the inner layout has not changed from 4.19 to 7.3).
+///
+/// Used as a map key as well, so every byte counts: an IPv4 address is followed by twelve zero bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Tuple {
+    /// Source address in network byte order; IPv4 in the first four bytes, the rest zero.
+    pub src: [u8; 16],
+    /// Source port, or the id of an ICMP echo.
+    pub src_port_be: u16,
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub l3num: u16,
+    /// Destination address, as `src`.
+    pub dst: [u8; 16],
+    /// Destination port; for ICMP the type in the first byte and the code in the second.
+    pub dst_port_be: u16,
+    /// IP protocol number.
+    pub protonum: u8,
+    /// 0 original, 1 reply.
+    pub dir: TupleDirection,
+}
+
+/// The port range and flags of a NAT rule, from `struct nf_nat_range2` (include/uapi/linux/netfilter/nf_nat.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NatRange {
+    /// `NF_NAT_RANGE_*` bits.
+    pub flags: u32,
+    /// Lowest port allowed, 0 when the rule names none.
+    pub min_port_be: u16,
+    /// Highest port allowed, 0 when the rule names none.
+    pub max_port_be: u16,
+}
+
+/// What the allocation and insertion hooks know of an entry: the value of a map keyed by the entry's address.
+///
+/// The address of a freed entry is reused at once (the slab is `SLAB_TYPESAFE_BY_RCU`), so the original tuple
+/// stands here too: an `Allocation` whose tuple differs from the entry's belongs to an earlier life.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Allocation {
+    /// Original direction of the connection when it asked for a port.
+    pub original: Tuple,
+    /// When it asked, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub allocated_ns: u64,
+    /// When it went into the table, in nanoseconds of `CLOCK_MONOTONIC`; 0 when it has not.
+    pub inserted_ns: u64,
+    /// What the rule allowed.
+    pub range: NatRange,
+    /// CPU on which it asked.
+    pub allocated_cpu: u32,
+    /// CPU on which it went in.
+    pub inserted_cpu: u32,
+}
+
+/// Who sent the first packet of a flow, recorded in the sender's own context: the value of a map keyed by the
+/// original tuple.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct OwnerFact {
+    /// When it sent, in nanoseconds of `CLOCK_MONOTONIC`; 0 in a record whose flow has no known owner.
+    pub sent_ns: u64,
+    /// Id of the task's cgroup in the unified hierarchy (`bpf_get_current_cgroup_id`).
+    pub cgroup_id: u64,
+    /// Process id in the root pid namespace.
+    pub tgid: u32,
+    /// Thread id in the root pid namespace.
+    pub tid: u32,
+    /// Inode number of the network namespace of the socket.
+    pub netns: u32,
+    /// Always zero.
+    pub reserved: u32,
+    /// `task_struct.comm`, NUL-terminated.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// One side of a clash.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FlowFact {
+    /// As the sender made it.
+    pub original: Tuple,
+    /// As the answer must look; its destination is the translated source.
+    pub reply: Tuple,
+    /// `IPS_*` bits of `nf_conn.status`.
+    pub status: u64,
+    /// See [`Allocation::allocated_ns`]; 0 when unknown.
+    pub allocated_ns: u64,
+    /// See [`Allocation::inserted_ns`]; 0 when unknown or never.
+    pub inserted_ns: u64,
+    /// See [`Allocation::range`]; meaningful with [`flow_flags::ALLOCATION`].
+    pub range: NatRange,
+    /// See [`Allocation::allocated_cpu`]; meaningful with [`flow_flags::ALLOCATION`].
+    pub allocated_cpu: u32,
+    /// See [`Allocation::inserted_cpu`]; meaningful when `inserted_ns` is not 0.
+    pub inserted_cpu: u32,
+    /// [`flow_flags`] bits.
+    pub flags: u32,
+    /// Conntrack zone id.
+    pub zone: u16,
+    /// Always zero.
+    pub reserved: u16,
+    /// Meaningful with [`flow_flags::OWNER`].
+    pub owner: OwnerFact,
+}
+
+/// Bits of [`FlowFact::flags`].
+pub mod flow_flags {
+    /// The allocation hook saw this entry in its present life.
+    pub const ALLOCATION: u32 = 1;
+    /// The owner hooks saw the sender.
+    pub const OWNER: u32 = 1 << 1;
+    /// An allocation was found at this address, but of an earlier life of it.
+    pub const STALE_ALLOCATION: u32 = 1 << 2;
+}
+
+/// First bytes of every record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RecordHeader {
+    /// One of [`kind`].
+    pub kind: u16,
+    /// Length of the whole record in bytes.
+    pub len: u16,
+    /// CPU the hook ran on.
+    pub cpu: u32,
+    /// When the hook ran, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+}
+
+/// Values of [`RecordHeader::kind`].
+pub mod kind {
+    /// A [`ClashRecord`](crate::ClashRecord).
+    pub const CLASH: u16 = 1;
+}
+
+/// Bits of [`ClashRecord::flags`].
+pub mod record_flags {
+    /// The packet could not be read; `packet_len` is 0.
+    pub const PACKET_UNREADABLE: u32 = 1;
+    /// The network namespace could not be read; `netns` is 0.
+    pub const NETNS_UNREADABLE: u32 = 1 << 1;
+}
+
+/// A failed insert because a tuple of the entry was in the table already: one call of `nf_ct_resolve_clash`
+/// (net/netfilter/nf_conntrack_core.c).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ClashRecord {
+    /// `kind` is [`kind::CLASH`].
+    pub header: RecordHeader,
+    /// Inode number of the network namespace of the entries, 0 when unknown.
+    pub netns: u32,
+    /// [`record_flags`] bits.
+    pub flags: u32,
+    /// Which tuple of the winner was found: 0 original, 1 reply.
+    pub matched: TupleDirection,
+    /// Always zero.
+    pub reserved: [u8; 5],
+    /// How many bytes of `packet` are the packet's.
+    pub packet_len: u16,
+    /// The entry that could not be inserted.
+    pub loser: FlowFact,
+    /// The entry that was there.
+    pub winner: FlowFact,
+    /// The loser's packet from its network header on, already translated.
+    pub packet: [u8; PACKET_LEN],
+}
+
+const _: () = {
+    use core::mem::{align_of, offset_of, size_of};
+    assert!(size_of::<Tuple>() == 40);
+    assert!(offset_of!(Tuple, src_port_be) == 16 && offset_of!(Tuple, l3num) == 18);
+    assert!(offset_of!(Tuple, dst) == 20 && offset_of!(Tuple, dst_port_be) == 36);
+    assert!(offset_of!(Tuple, protonum) == 38 && offset_of!(Tuple, dir) == 39);
+    assert!(size_of::<NatRange>() == 8);
+    assert!(size_of::<Allocation>() == 40 + 8 + 8 + 8 + 8);
+    assert!(size_of::<OwnerFact>() == 8 + 8 + 4 * 4 + COMM_LEN);
+    assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
+    assert!(size_of::<RecordHeader>() == 16);
+    assert!(size_of::<ClashRecord>() == 16 + 16 + 2 * size_of::<FlowFact>() + PACKET_LEN);
+    assert!(align_of::<ClashRecord>() == 8);
+};

@@ -1,0 +1,1 @@
+//! The other side of the account: conntrack statistics of each network namespace.

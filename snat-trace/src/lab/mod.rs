@@ -1,0 +1,1 @@
+//! Real races in namespaces of our own, to prove tracing on.

@@ -1,0 +1,13 @@
+//! snat-trace as a library: from kernel facts to race events.
+//!
+//! The data goes one way: [`kernel`] says which hooks this kernel takes, [`probe`] attaches them and reads their
+//! records, [`race`] turns records into events, [`owner`] names who is behind them, [`counters`] holds the other side
+//! of the account, [`output`] prints. [`lab`] makes real races to prove it all on.
+
+pub mod counters;
+pub mod kernel;
+pub mod lab;
+pub mod output;
+pub mod owner;
+pub mod probe;
+pub mod race;

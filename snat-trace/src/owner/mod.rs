@@ -1,0 +1,53 @@
+//! Who is behind a flow: process, cgroup, container.
+
+use crate::race::event::NetnsInum;
+
+/// How an owner was found.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum OwnerSource {
+    /// Recorded by the kernel when the process sent.
+    Socket,
+    /// Found by user space after the clash, by the socket that held the flow.
+    SocketLookup,
+}
+
+impl OwnerSource {
+    /// Its name in every output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Socket => "socket",
+            Self::SocketLookup => "socket-lookup",
+        }
+    }
+}
+
+/// A container, as its cgroup path tells.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Container {
+    /// `docker`, `containerd`, `cri-o`, `podman` or `systemd`.
+    pub runtime: &'static str,
+    /// Its full id; for a systemd scope or service the unit's name.
+    pub id: String,
+}
+
+/// The sender of a flow. Text in it comes from outside and is not escaped.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Owner {
+    /// Process id in the root pid namespace.
+    pub pid: u32,
+    /// Thread id in the root pid namespace; a socket look-up cannot tell.
+    pub tid: Option<u32>,
+    /// `task_struct.comm` of the thread (socket) or of the process (socket look-up).
+    pub comm: String,
+    /// Network namespace of the socket.
+    pub netns: Option<NetnsInum>,
+    /// Id of the cgroup in the unified hierarchy.
+    pub cgroup_id: Option<u64>,
+    /// Path of the cgroup below the hierarchy's root, beginning with `/`.
+    pub cgroup: Option<String>,
+    /// The container that cgroup belongs to.
+    pub container: Option<Container>,
+    /// How this was found.
+    pub source: OwnerSource,
+}

@@ -1,0 +1,1 @@
+//! Loading, attaching, and reading what the BPF programs say.

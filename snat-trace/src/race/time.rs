@@ -1,0 +1,59 @@
+//! Two clocks that must not be mixed: the kernel's monotonic time in records, the wall clock in output.
+
+use std::time::Duration;
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, as `bpf_ktime_get_ns` gives them.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct KernelTime(u64);
+
+impl KernelTime {
+    /// From nanoseconds of `CLOCK_MONOTONIC`; the kernel's 0 means "never" and becomes `None`.
+    #[must_use]
+    pub fn from_record(nanoseconds: u64) -> Option<Self> {
+        (nanoseconds != 0).then_some(Self(nanoseconds))
+    }
+
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub fn nanoseconds(self) -> u64 {
+        self.0
+    }
+
+    /// Time from `earlier` to `self`; zero when `earlier` is in fact later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Turns kernel times into wall times, by the difference of the two clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock {
+    /// Wall minus monotonic time, nanoseconds.
+    offset: i128,
+}
+
+impl WallClock {
+    /// Reads both clocks now.
+    #[must_use]
+    pub fn now() -> Self {
+        use rustix::time::{ClockId, clock_gettime};
+        let nanoseconds = |clock| {
+            let time = clock_gettime(clock);
+            i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+        };
+        Self { offset: nanoseconds(ClockId::Realtime) - nanoseconds(ClockId::Monotonic) }
+    }
+
+    /// A clock whose monotonic zero is `offset` nanoseconds after the Unix epoch.
+    #[must_use]
+    pub fn from_offset(offset: i128) -> Self {
+        Self { offset }
+    }
+
+    /// The wall time of a kernel time. A time outside the range of the calendar gives the epoch.
+    #[must_use]
+    pub fn wall(self, time: KernelTime) -> jiff::Timestamp {
+        jiff::Timestamp::from_nanosecond(self.offset + i128::from(time.0)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+    }
+}

@@ -1,0 +1,1 @@
+//! Scenarios of snat-trace against real kernels.

@@ -1,0 +1,3 @@
+//! Set-up, builds, virtual machines and tests of snat-trace.
+
+fn main() {}
