@@ -12,8 +12,9 @@ pub type TupleDirection = u8;
 /// A conntrack tuple, laid out as the kernel's `struct nf_conntrack_tuple`
 /// (include/net/netfilter/nf_conntrack_tuple.h; the inner layout has not changed from 4.19 to 7.3).
 ///
-/// Used as a map key as well, so every byte counts: an IPv4 address is followed by twelve zero bytes.
-#[repr(C)]
+/// Used as a map key as well, so every byte counts: an IPv4 address is followed by twelve zero bytes. Aligned to
+/// eight so that BPF code copies and compares it by words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Tuple {
     /// Source address in network byte order; IPv4 in the first four bytes, the rest zero.

@@ -1,2 +1,26 @@
-//! placeholder
-fn main() {}
+//! The kernel side of snat-trace: one file per role.
+//!
+//! A hook copies facts and counts what it could not copy; judgement is user space's. Nothing goes into the ring per
+//! connection, only clashes. Which programs are loaded, and at which symbols they are attached, the loader decides.
+#![no_std]
+#![no_main]
+
+mod allocation;
+mod clash;
+mod insertion;
+mod maps;
+mod owner;
+mod packet;
+mod read;
+
+/// Required by the kernel for the helpers used here.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program from which this could be reached.
+    loop {}
+}

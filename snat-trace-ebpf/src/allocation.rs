@@ -1,0 +1,50 @@
+//! When a new connection asks for its translated source: `nf_nat_setup_info` (net/netfilter/nf_nat_core.c).
+
+use aya_ebpf::{
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+    macros::kprobe,
+    programs::ProbeContext,
+};
+use snat_trace_common::{Allocation, Counter, NatRange};
+
+use crate::{
+    maps::{ALLOCATIONS, count},
+    read::{Address, Unreadable, tuple_address},
+};
+
+/// `NF_NAT_MANIP_SRC`, the source side of `enum nf_nat_manip_type`.
+const MANIP_SRC: u32 = 0;
+
+/// Offset of `min_proto` and `max_proto` in `struct nf_nat_range2`, which is user-space API
+/// (include/uapi/linux/netfilter/nf_nat.h).
+const RANGE_PORTS: u64 = 36;
+
+/// Entry of `nf_nat_setup_info(ct, range, maniptype)`: before a port is chosen, so nothing here widens the race.
+#[kprobe]
+fn allocation(ctx: ProbeContext) -> u32 {
+    if ctx.arg::<u32>(2) != Some(MANIP_SRC) {
+        return 0;
+    }
+    if let (Some(entry), Some(range)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1))
+        && remember(Address::new(entry), Address::new(range)).is_err()
+    {
+        count(Counter::AllocationNotKept);
+    }
+    0
+}
+
+#[inline(always)]
+fn remember(entry: Address, range: Address) -> Result<(), Unreadable> {
+    let [min_port_be, max_port_be] = range.plus(RANGE_PORTS).read::<[u16; 2]>()?;
+    let allocation = Allocation {
+        original: tuple_address(entry, 0).read()?,
+        // SAFETY: the helpers take no argument and touch no memory.
+        allocated_ns: unsafe { bpf_ktime_get_ns() },
+        inserted_ns: 0,
+        range: NatRange { flags: range.read()?, min_port_be, max_port_be },
+        // SAFETY: as above.
+        allocated_cpu: unsafe { bpf_get_smp_processor_id() },
+        inserted_cpu: 0,
+    };
+    ALLOCATIONS.insert(entry.as_key(), allocation, 0).map_err(|_| Unreadable)
+}

@@ -1,0 +1,147 @@
+//! The clash itself: `nf_ct_resolve_clash` (net/netfilter/nf_conntrack_core.c), called once for every insert that fails
+//! because a tuple is taken, with the bucket locks held. Cold: nothing here runs while nothing clashes.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
+    macros::kprobe,
+    programs::ProbeContext,
+};
+use snat_trace_common::{
+    ABSENT, ClashRecord, Counter, FlowFact, OwnerFact, PACKET_LEN, RecordHeader, Tuple, flow_flags, kind, record_flags,
+};
+
+use crate::{
+    maps::{ALLOCATIONS, OWNERS, RING, count},
+    packet::network_header,
+    read::{
+        Address, NF_CONN_CT_NET, NF_CONN_STATUS, NF_CONN_TUPLEHASH, NF_CONN_ZONE, SK_BUFF_HEAD, SK_BUFF_TAIL,
+        TUPLE_HASH_SIZE, TUPLE_HASH_TUPLE, Unreadable, entry_of, netns_at, same_tuple, tuple_address,
+    },
+};
+
+/// Whether the allocation, insertion and owner hooks are attached too.
+#[unsafe(no_mangle)]
+static FULL: Global<u8> = Global::new(0);
+
+/// Offset of `dst.dir` in `struct nf_conntrack_tuple`.
+const TUPLE_DIR: u64 = 39;
+
+/// Entry of `nf_ct_resolve_clash(skb, h, reply_hash)`: the packet is the loser's, `h` a hash entry of the winner.
+#[kprobe]
+fn clash(ctx: ProbeContext) -> u32 {
+    count(Counter::ClashSeen);
+    let (Some(skb), Some(h)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) else {
+        count(Counter::LostUnreadable);
+        return 0;
+    };
+    let Some(mut entry) = RING.reserve(0) else {
+        count(Counter::LostRingFull);
+        return 0;
+    };
+    match fill(entry.as_mut_ptr(), Address::new(skb), Address::new(h)) {
+        Ok(()) => {
+            entry.submit(0);
+            count(Counter::ClashDelivered);
+        }
+        Err(Unreadable) => {
+            entry.discard(0);
+            count(Counter::LostUnreadable);
+        }
+    }
+    0
+}
+
+/// Writes every byte of the record.
+#[inline(always)]
+fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unreadable> {
+    // SAFETY: the ring entry is this hook's alone until it is submitted; the helpers take no argument.
+    let (record, cpu, time_ns) = unsafe { (&mut *record, bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
+    const LEN: u16 = size_of::<ClashRecord>() as u16;
+    record.header = RecordHeader { kind: kind::CLASH, len: LEN, cpu, time_ns };
+    record.flags = 0;
+    record.reserved = [0; 5];
+
+    let loser = entry_of(skb)?;
+    record.matched = h.field(&TUPLE_HASH_TUPLE).plus(TUPLE_DIR).read::<u8>()? & 1;
+    let before = u64::from(record.matched) * u64::from(TUPLE_HASH_SIZE.load()) + u64::from(NF_CONN_TUPLEHASH.load());
+    let winner = h.plus(before.wrapping_neg());
+
+    fill_flow(&mut record.loser, loser)?;
+    fill_flow(&mut record.winner, winner)?;
+
+    record.netns = 0;
+    if NF_CONN_CT_NET.load() != ABSENT {
+        match netns_at(loser.field(&NF_CONN_CT_NET)) {
+            Ok(inum) => record.netns = inum,
+            Err(Unreadable) => record.flags |= record_flags::NETNS_UNREADABLE,
+        }
+    }
+    record.packet = [0; PACKET_LEN];
+    record.packet_len = 0;
+    match fill_packet(&mut record.packet, skb) {
+        Ok(len) => record.packet_len = len,
+        Err(Unreadable) => record.flags |= record_flags::PACKET_UNREADABLE,
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
+    let original: Tuple = tuple_address(entry, 0).read()?;
+    flow.original = original;
+    flow.reply = tuple_address(entry, 1).read()?;
+    flow.status = entry.field(&NF_CONN_STATUS).read()?;
+    flow.zone = 0;
+    if NF_CONN_ZONE.load() != ABSENT {
+        flow.zone = entry.field(&NF_CONN_ZONE).read()?;
+    }
+    flow.reserved = 0;
+    flow.flags = 0;
+    flow.allocated_ns = 0;
+    flow.inserted_ns = 0;
+    flow.range = Default::default();
+    flow.allocated_cpu = 0;
+    flow.inserted_cpu = 0;
+    flow.owner = OwnerFact::default();
+    if FULL.load() == 0 {
+        return Ok(());
+    }
+    if let Some(allocation) = ALLOCATIONS.get_ptr(entry.as_key()) {
+        // SAFETY: the pointer is into a map value; a value recycled meanwhile has another tuple.
+        let allocation = unsafe { &*allocation };
+        if same_tuple(&allocation.original, &original) {
+            flow.flags |= flow_flags::ALLOCATION;
+            flow.allocated_ns = allocation.allocated_ns;
+            flow.inserted_ns = allocation.inserted_ns;
+            flow.range = allocation.range;
+            flow.allocated_cpu = allocation.allocated_cpu;
+            flow.inserted_cpu = allocation.inserted_cpu;
+        } else {
+            flow.flags |= flow_flags::STALE_ALLOCATION;
+        }
+    }
+    if let Some(owner) = OWNERS.get_ptr(&original) {
+        flow.flags |= flow_flags::OWNER;
+        // SAFETY: the pointer is into a map value.
+        flow.owner = unsafe { *owner };
+    }
+    Ok(())
+}
+
+/// Copies the packet from its network header to the end of its linear part, and says how much that was.
+#[inline(always)]
+fn fill_packet(packet: &mut [u8; PACKET_LEN], skb: Address) -> Result<u16, Unreadable> {
+    let head = skb.field(&SK_BUFF_HEAD).follow()?;
+    let start = network_header(skb)?;
+    // `sk_buff.tail` is an offset from `head` on 64-bit kernels (include/linux/skbuff.h, NET_SKBUFF_DATA_USES_OFFSET).
+    let end = head.plus(u64::from(skb.field(&SK_BUFF_TAIL).read::<u32>()?));
+    let len = end.as_key().wrapping_sub(start.as_key());
+    if len == 0 || len > u64::from(u16::MAX) {
+        return Err(Unreadable);
+    }
+    let len = if len > PACKET_LEN as u64 { PACKET_LEN as u32 } else { len as u32 };
+    // SAFETY: the helper writes at most `len` bytes, which `packet` has, and checks the address it reads.
+    let failed = unsafe { bpf_probe_read_kernel(packet.as_mut_ptr().cast(), len, start.as_ptr()) };
+    if failed == 0 { Ok(len as u16) } else { Err(Unreadable) }
+}

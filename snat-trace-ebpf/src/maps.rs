@@ -1,0 +1,37 @@
+//! The maps, and the counting of everything that does not reach user space.
+
+use aya_ebpf::{
+    btf_maps::{LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use snat_trace_common::{Allocation, ClashRecord, Counter, OwnerFact, Tuple};
+
+/// Sizes here are least sizes: the loader sets those the user asked for.
+const RING_BYTES: usize = 4096;
+const ENTRIES: usize = 1024;
+
+/// Clash records on their way to user space.
+#[btf_map]
+pub(crate) static RING: RingBuf<ClashRecord, RING_BYTES> = RingBuf::new();
+
+/// Allocations by the address of their conntrack entry. The least recently used goes first: an entry matters only
+/// between its allocation and the clashes it loses or wins, which is microseconds.
+#[btf_map]
+pub(crate) static ALLOCATIONS: LruHashMap<u64, Allocation, ENTRIES> = LruHashMap::new();
+
+/// Senders by original tuple.
+#[btf_map]
+pub(crate) static OWNERS: LruHashMap<Tuple, OwnerFact, ENTRIES> = LruHashMap::new();
+
+/// One slot per [`Counter`].
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+/// Adds one to a counter.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot is this CPU's own and a BPF program is not preempted by itself; kprobe programs do not nest.
+        unsafe { *slot += 1 };
+    }
+}

@@ -1,0 +1,124 @@
+//! Who sends: recorded in the sender's own context, by the tuple its packets have before any translation.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::kprobe,
+    programs::ProbeContext,
+};
+use snat_trace_common::{ABSENT, Counter, OwnerFact, Tuple};
+
+use crate::{
+    maps::{OWNERS, count},
+    packet::{AF_INET, AF_INET6, TCP, ipv4_address, ipv4_tuple, ipv6_tuple, network_header},
+    read::{
+        Address, SK_BUFF_SK, SOCK_DADDR, SOCK_DADDR6, SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_SADDR, SOCK_SADDR6,
+        SOCK_SPORT, Unreadable, netns_at,
+    },
+};
+
+/// Entry of `tcp_connect(sk)` (net/ipv4/tcp_output.c): the port is bound and the SYN not yet made.
+#[kprobe]
+fn owner_tcp(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg::<u64>(0) {
+        let sk = Address::new(sk);
+        keep(tcp_tuple(sk), Ok(sk));
+    }
+    0
+}
+
+/// Entry of `ip_send_skb(net, skb)` (net/ipv4/ip_output.c): UDP, ICMP and raw sockets, headers made.
+#[kprobe]
+fn owner_ipv4(ctx: ProbeContext) -> u32 {
+    if let Some(skb) = ctx.arg::<u64>(1) {
+        let skb = Address::new(skb);
+        keep(network_header(skb).and_then(ipv4_tuple), skb.field(&SK_BUFF_SK).follow());
+    }
+    0
+}
+
+/// Entry of `ip6_send_skb(skb)` (net/ipv6/ip6_output.c), as [`owner_ipv4`].
+#[kprobe]
+fn owner_ipv6(ctx: ProbeContext) -> u32 {
+    if let Some(skb) = ctx.arg::<u64>(0) {
+        let skb = Address::new(skb);
+        keep(network_header(skb).and_then(ipv6_tuple), skb.field(&SK_BUFF_SK).follow());
+    }
+    0
+}
+
+#[inline(always)]
+fn keep(tuple: Result<Option<Tuple>, Unreadable>, sk: Result<Address, Unreadable>) {
+    let (Ok(tuple), Ok(sk)) = (tuple, sk) else {
+        count(Counter::OwnerUnreadable);
+        return;
+    };
+    let Some(tuple) = tuple else { return };
+    // SAFETY: the helpers take no argument and touch no memory.
+    let (task, now) = (bpf_get_current_pid_tgid(), unsafe { bpf_ktime_get_ns() });
+    let (tgid, tid) = ((task >> 32) as u32, task as u32);
+
+    // A socket that sends again is told apart by one look-up: nothing else is read for it.
+    if let Some(known) = OWNERS.get_ptr_mut(&tuple) {
+        // SAFETY: the pointer is into a map value; a torn time costs nothing, the other fields are not written.
+        unsafe {
+            if (*known).tgid == tgid && (*known).tid == tid {
+                (*known).sent_ns = now;
+                return;
+            }
+        }
+    }
+    let owner = OwnerFact {
+        sent_ns: now,
+        // SAFETY: the helper takes no argument and touches no memory.
+        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+        tgid,
+        tid,
+        netns: netns_of(sk).unwrap_or(0),
+        reserved: 0,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    };
+    if OWNERS.insert(tuple, owner, 0).is_err() {
+        count(Counter::OwnerNotKept);
+    }
+}
+
+/// Network namespace of a socket.
+#[inline(always)]
+fn netns_of(sk: Address) -> Result<u32, Unreadable> {
+    if SOCK_NET.load() == ABSENT {
+        return Err(Unreadable);
+    }
+    netns_at(sk.field(&SOCK_NET))
+}
+
+/// Original tuple of a connecting TCP socket. A socket of IPv6 that connects to an IPv4-mapped address sends IPv4 and
+/// has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`).
+#[inline(always)]
+fn tcp_tuple(sk: Address) -> Result<Option<Tuple>, Unreadable> {
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+    let family = sk.field(&SOCK_FAMILY).read::<u16>()?;
+    let mut tuple = Tuple {
+        src_port_be: sk.field(&SOCK_SPORT).read::<u16>()?.to_be(),
+        dst_port_be: sk.field(&SOCK_DPORT).read()?,
+        l3num: family,
+        protonum: TCP,
+        ..Tuple::default()
+    };
+    if family == AF_INET6 {
+        if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
+            return Ok(None);
+        }
+        tuple.dst = sk.field(&SOCK_DADDR6).read()?;
+        if tuple.dst[..12] != MAPPED {
+            tuple.src = sk.field(&SOCK_SADDR6).read()?;
+            return Ok(Some(tuple));
+        }
+        tuple.l3num = AF_INET;
+    } else if family != AF_INET {
+        return Ok(None);
+    }
+    tuple.src = ipv4_address(sk.field(&SOCK_SADDR).read()?);
+    tuple.dst = ipv4_address(sk.field(&SOCK_DADDR).read()?);
+    Ok(Some(tuple))
+}

@@ -1,0 +1,87 @@
+//! Tuples from packet headers, as conntrack would make them (net/netfilter/nf_conntrack_core.c, `nf_ct_get_tuple`).
+
+use snat_trace_common::Tuple;
+
+use crate::read::{Address, SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, Unreadable};
+
+/// `AF_INET`.
+pub(crate) const AF_INET: u16 = 2;
+/// `AF_INET6`.
+pub(crate) const AF_INET6: u16 = 10;
+
+/// `IPPROTO_TCP`.
+pub(crate) const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const UDPLITE: u8 = 136;
+
+/// Where a packet's network header stands.
+#[inline(always)]
+pub(crate) fn network_header(skb: Address) -> Result<Address, Unreadable> {
+    let offset = skb.field(&SK_BUFF_NETWORK_HEADER).read::<u16>()?;
+    Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
+}
+
+/// Original tuple of an outgoing IPv4 packet; `None` when its protocol starts no flow of interest.
+#[inline(always)]
+pub(crate) fn ipv4_tuple(header: Address) -> Result<Option<Tuple>, Unreadable> {
+    let protonum = header.plus(9).read::<u8>()?;
+    let words = header.read::<u8>()? & 0x0f;
+    let Some((src_port_be, dst_port_be)) = ports(protonum, header.plus(u64::from(words) * 4))? else {
+        return Ok(None);
+    };
+    let [src, dst] = header.plus(12).read::<[[u8; 4]; 2]>()?;
+    Ok(Some(Tuple {
+        src: ipv4_address(src),
+        src_port_be,
+        l3num: AF_INET,
+        dst: ipv4_address(dst),
+        dst_port_be,
+        protonum,
+        dir: 0,
+    }))
+}
+
+/// Original tuple of an outgoing IPv6 packet; `None` when its protocol starts no flow of interest or stands behind
+/// extension headers.
+#[inline(always)]
+pub(crate) fn ipv6_tuple(header: Address) -> Result<Option<Tuple>, Unreadable> {
+    let protonum = header.plus(6).read::<u8>()?;
+    let Some((src_port_be, dst_port_be)) = ports(protonum, header.plus(40))? else {
+        return Ok(None);
+    };
+    let [src, dst] = header.plus(8).read::<[[u8; 16]; 2]>()?;
+    Ok(Some(Tuple { src, src_port_be, l3num: AF_INET6, dst, dst_port_be, protonum, dir: 0 }))
+}
+
+/// An IPv4 address as it stands in a tuple.
+#[inline(always)]
+pub(crate) fn ipv4_address([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// The port fields of a tuple. TCP is left out: its senders are known from `tcp_connect`, and what TCP sends this way
+/// are resets in an unrelated task's context.
+#[inline(always)]
+fn ports(protonum: u8, transport: Address) -> Result<Option<(u16, u16)>, Unreadable> {
+    match protonum {
+        UDP | UDPLITE => {
+            let [source, destination] = transport.read::<[u16; 2]>()?;
+            Ok(Some((source, destination)))
+        }
+        ICMP | ICMPV6 => {
+            let [kind_and_code, _checksum, id] = transport.read::<[u16; 3]>()?;
+            let [kind, _code] = kind_and_code.to_ne_bytes();
+            Ok(starts_flow(protonum, kind).then_some((id, kind_and_code)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The requests: what else ICMP sends answers somebody, in an unrelated task's context
+/// (net/netfilter/nf_conntrack_proto_icmp.c and _icmpv6.c, `valid_new`).
+#[inline(always)]
+fn starts_flow(protonum: u8, kind: u8) -> bool {
+    if protonum == ICMP { matches!(kind, 8 | 13 | 15 | 17) } else { matches!(kind, 128 | 139) }
+}

@@ -1,0 +1,98 @@
+//! Reads of kernel memory through the patched offsets.
+
+use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use snat_trace_common::{ABSENT, Tuple, for_each_offset};
+
+/// A kernel address could not be read.
+pub(crate) struct Unreadable;
+
+macro_rules! globals {
+    ($($symbol:ident = $structure:literal . $field:literal, $required:literal;)*) => {$(
+        #[doc = concat!("Offset of `", $structure, ".", $field, "`; see `snat_trace_common::OFFSETS`.")]
+        #[unsafe(no_mangle)]
+        pub(crate) static $symbol: Global<u16> = Global::new(ABSENT);
+    )*};
+}
+for_each_offset!(globals);
+
+/// A kernel address.
+#[derive(Clone, Copy)]
+pub(crate) struct Address(u64);
+
+impl Address {
+    /// From a hook's argument.
+    #[inline(always)]
+    pub(crate) fn new(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// As a map key.
+    #[inline(always)]
+    pub(crate) fn as_key(self) -> u64 {
+        self.0
+    }
+
+    /// The address `bytes` further on.
+    #[inline(always)]
+    pub(crate) fn plus(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+
+    /// The address of the field at `offset`.
+    #[inline(always)]
+    pub(crate) fn field(self, offset: &Global<u16>) -> Self {
+        self.plus(u64::from(offset.load()))
+    }
+
+    /// As the source of a read.
+    #[inline(always)]
+    pub(crate) fn as_ptr<T>(self) -> *const T {
+        core::ptr::with_exposed_provenance(self.0 as usize)
+    }
+
+    /// The value that stands there. `T` is plain integers in every use.
+    #[inline(always)]
+    pub(crate) fn read<T: Copy>(self) -> Result<T, Unreadable> {
+        // SAFETY: the helper checks the address and fails on one that cannot be read; every bit pattern is a `T`.
+        unsafe { bpf_probe_read_kernel(self.as_ptr()) }.map_err(|_| Unreadable)
+    }
+
+    /// The address that stands there.
+    #[inline(always)]
+    pub(crate) fn follow(self) -> Result<Self, Unreadable> {
+        self.read::<u64>().map(Self)
+    }
+}
+
+/// The conntrack entry a packet belongs to: `skb->_nfct` without the three bits of `enum ip_conntrack_info`
+/// (include/linux/skbuff.h, `NFCT_PTRMASK`).
+#[inline(always)]
+pub(crate) fn entry_of(skb: Address) -> Result<Address, Unreadable> {
+    let nfct = skb.field(&SK_BUFF_NFCT).read::<u64>()?;
+    Ok(Address(nfct & !7))
+}
+
+/// Where an entry's tuple of direction `dir` stands.
+#[inline(always)]
+pub(crate) fn tuple_address(entry: Address, dir: u8) -> Address {
+    entry
+        .field(&NF_CONN_TUPLEHASH)
+        .plus(u64::from(dir & 1) * u64::from(TUPLE_HASH_SIZE.load()))
+        .field(&TUPLE_HASH_TUPLE)
+}
+
+/// Inode number of the network namespace a `possible_net_t` at `field` points to.
+#[inline(always)]
+pub(crate) fn netns_at(field: Address) -> Result<u32, Unreadable> {
+    field.follow()?.field(&NET_NS_INUM).read()
+}
+
+/// Whether two tuples are the same, by words.
+#[inline(always)]
+pub(crate) fn same_tuple(a: &Tuple, b: &Tuple) -> bool {
+    type Words = [u64; 5];
+    const { assert!(size_of::<Tuple>() == size_of::<Words>() && align_of::<Tuple>() == align_of::<Words>()) };
+    // SAFETY: both are 40 initialised bytes without padding, aligned to eight.
+    let (a, b) = unsafe { (&*core::ptr::from_ref(a).cast::<Words>(), &*core::ptr::from_ref(b).cast::<Words>()) };
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4]
+}
