@@ -1,1 +1,13 @@
 //! Loading, attaching, and reading what the BPF programs say.
+
+mod attach;
+mod error;
+mod losses;
+mod object;
+mod tracer;
+
+pub use attach::{AttachedHook, HookState};
+pub use error::ProbeError;
+pub use losses::KernelCounts;
+pub use object::{Sizes, verified_instructions};
+pub use tracer::Tracer;

@@ -1,5 +1,8 @@
 //! From records to race events: decode, order, classify. Pure, and the same for a live and a replayed source.
 
+pub mod classify;
+pub mod decode;
 pub mod event;
+pub mod order;
 pub mod time;
 pub mod tuple;

@@ -1,0 +1,82 @@
+//! The BPF object: patched with a plan and loaded.
+
+use aya::programs::KProbe;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
+
+use super::error::{ProbeError, reason};
+use crate::kernel::{Detail, Offsets, Plan};
+
+/// The object `build.rs` made.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-trace-ebpf"));
+
+/// Bounds of what the kernel keeps for us.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Bytes of the ring buffer; rounded up to a power of two of pages.
+    pub ring_bytes: u32,
+    /// Entries and senders remembered; the least recently used goes first.
+    pub flows: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { ring_bytes: 4 << 20, flows: 65_536 }
+    }
+}
+
+/// Makes the maps. No program is loaded yet.
+pub(super) fn load(offsets: &Offsets, detail: Detail, sizes: Sizes) -> Result<Ebpf, ProbeError> {
+    // Before Linux 5.11 maps count against this limit; from then on a refusal is harmless.
+    let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
+
+    let flows = match detail {
+        Detail::Minimal => 1,
+        Detail::Full => sizes.flows,
+    };
+    let full = u8::from(detail == Detail::Full);
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .verifier_log_level(VerifierLogLevel::STATS | VerifierLogLevel::DEBUG)
+        .map_max_entries("RING", sizes.ring_bytes)
+        .map_max_entries("ALLOCATIONS", flows)
+        .map_max_entries("OWNERS", flows)
+        .override_global("FULL", &full, true);
+    for (offset, value) in offsets.iter() {
+        loader.override_global(offset.symbol, value, true);
+    }
+    Ok(loader.load(OBJECT).map_err(Box::new)?)
+}
+
+/// Passes one program through the verifier.
+pub(super) fn verify<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<&'a mut KProbe, ProbeError> {
+    let missing = || ProbeError::NotInObject { kind: "program", name: program };
+    let kprobe: &mut KProbe =
+        object.program_mut(program).ok_or_else(missing)?.try_into().map_err(|_wrong_type| missing())?;
+    kprobe.load().map_err(|error| ProbeError::Refused { program, reason: reason(&error) })?;
+    Ok(kprobe)
+}
+
+/// Passes every program of the object through this kernel's verifier, attaching none, and says how many instructions it
+/// walked for each; `None` where the kernel does not tell (before 5.16).
+///
+/// # Errors
+///
+/// [`ProbeError::Refused`] with the verifier's log.
+pub fn verified_instructions(
+    offsets: &Offsets,
+    detail: Detail,
+) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
+    let mut object = load(offsets, detail, Sizes::default())?;
+    Plan::programs(detail)
+        .map(|program| {
+            let info = verify(&mut object, program)?
+                .info()
+                .map_err(|error| ProbeError::Refused { program, reason: reason(&error) })?;
+            Ok((program, info.verified_instruction_count()))
+        })
+        .collect()
+}

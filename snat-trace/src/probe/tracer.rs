@@ -1,0 +1,85 @@
+//! The running tracer: attached programs and the ring they write to.
+
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::attach::{AttachedHook, attach};
+use super::error::ProbeError;
+use super::losses::KernelCounts;
+use super::object::{Sizes, load};
+use crate::kernel::Plan;
+
+/// Attached programs. Dropping it detaches them, and so does the kernel when the process dies.
+#[derive(Debug)]
+pub struct Tracer {
+    /// `None` once detached.
+    object: Option<Ebpf>,
+    ring: AsyncFd<RingBuf<MapData>>,
+    counters: PerCpuArray<MapData, u64>,
+    hooks: Vec<AttachedHook>,
+}
+
+impl Tracer {
+    /// Loads the programs of `plan` and attaches them. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the clash hook cannot be attached. Any other hook that cannot is told by [`Self::hooks`].
+    pub fn attach(plan: &Plan, sizes: Sizes) -> Result<Self, ProbeError> {
+        let mut object = load(&plan.offsets, plan.detail, sizes)?;
+        let mut take = |name| object.take_map(name).ok_or(ProbeError::NotInObject { kind: "map", name });
+        let (ring, counters) = (take("RING")?, take("COUNTERS")?);
+        let map_error = |name| move |error| ProbeError::Map { name, error: Box::new(error) };
+        let ring = RingBuf::try_from(ring).map_err(map_error("RING"))?;
+        let counters = PerCpuArray::try_from(counters).map_err(map_error("COUNTERS"))?;
+        let ring = AsyncFd::with_interest(ring, Interest::READABLE)?;
+        let hooks = attach(&mut object, plan)?;
+        Ok(Self { object: Some(object), ring, counters, hooks })
+    }
+
+    /// How each hook of the plan fared.
+    #[must_use]
+    pub fn hooks(&self) -> &[AttachedHook] {
+        &self.hooks
+    }
+
+    /// Waits until the ring has records, then hands each to `take` until the ring is empty or `take` wants no more.
+    ///
+    /// # Errors
+    ///
+    /// When the ring can no longer be waited for.
+    pub async fn read(&mut self, take: impl FnMut(&[u8]) -> bool) -> Result<(), ProbeError> {
+        let mut ready = self.ring.readable_mut().await?;
+        if drain(ready.get_inner_mut(), take) {
+            ready.clear_ready();
+        }
+        Ok(())
+    }
+
+    /// Detaches every hook and hands over what the ring still holds. After this no record comes.
+    pub fn finish(&mut self, take: impl FnMut(&[u8]) -> bool) {
+        self.object = None;
+        drain(self.ring.get_mut(), take);
+    }
+
+    /// What the programs counted so far.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn counts(&self) -> Result<KernelCounts, ProbeError> {
+        KernelCounts::read(&self.counters)
+    }
+}
+
+/// Whether the ring was emptied.
+fn drain(ring: &mut RingBuf<MapData>, mut take: impl FnMut(&[u8]) -> bool) -> bool {
+    while let Some(record) = ring.next() {
+        if !take(&record) {
+            return false;
+        }
+    }
+    true
+}
