@@ -1,1 +1,19 @@
 //! What this kernel has and which hooks that allows.
+//!
+//! [`KernelFacts`] are gathered from files below a root directory, [`plan()`] is a pure function of them, and
+//! [`Report`] says the outcome to a user. Symbols and BTF are asked, kernel versions never.
+
+mod btf;
+mod capability;
+
+mod facts;
+mod hooks;
+mod plan;
+mod symbols;
+
+pub use btf::{Offsets, OffsetsError};
+pub use capability::{Capabilities, Capability, Missing};
+pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
+pub use hooks::{Detail, Role};
+pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};
+pub use symbols::{Location, Symbols};

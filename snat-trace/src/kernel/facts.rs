@@ -1,0 +1,211 @@
+//! What the kernel and this process have, read from files.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+
+use super::btf::{Offsets, OffsetsError};
+use super::capability::Capabilities;
+use super::hooks::HOOKS;
+use super::symbols::Symbols;
+
+/// Everything a [`plan`](super::plan()) depends on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KernelFacts {
+    /// As `uname -r`.
+    pub release: String,
+    /// As `uname -m`.
+    pub machine: String,
+    /// Changes with every boot.
+    pub boot_id: Option<String>,
+    /// Of this process.
+    pub capabilities: Capabilities,
+    /// Whether functions can be probed.
+    pub kprobes: Kprobes,
+    /// `None` when the kernel has no lockdown or securityfs is not mounted.
+    pub lockdown: Option<Lockdown>,
+    /// `nf_conntrack`.
+    pub conntrack: Presence,
+    /// `nf_nat`.
+    pub nat: Presence,
+    /// `nf_conntrack_netlink`, by which counters are read.
+    pub conntrack_netlink: Presence,
+    /// Functions that a hook may go to.
+    pub symbols: Symbols,
+    /// Where the fields are, or why that cannot be known.
+    pub offsets: Result<Offsets, OffsetsError>,
+}
+
+/// Whether this kernel takes kprobes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kprobes {
+    /// Yes.
+    Available,
+    /// They can be attached but would never run (`/sys/kernel/debug/kprobes/enabled` is 0).
+    Disarmed,
+    /// No (`CONFIG_KPROBE_EVENTS` is not set).
+    Absent,
+}
+
+/// `/sys/kernel/security/lockdown`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Lockdown {
+    /// Nothing is forbidden.
+    None,
+    /// Kernel memory may be read, not written.
+    Integrity,
+    /// Kernel memory may not be read.
+    Confidentiality,
+}
+
+impl Lockdown {
+    /// Its name in `/sys/kernel/security/lockdown`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Integrity => "integrity",
+            Self::Confidentiality => "confidentiality",
+        }
+    }
+}
+
+/// Whether a part of the kernel is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Presence {
+    /// In the kernel image.
+    BuiltIn,
+    /// A module, loaded.
+    Module,
+    /// Neither.
+    Absent,
+}
+
+impl Presence {
+    /// Its name in every output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BuiltIn => "built in",
+            Self::Module => "module",
+            Self::Absent => "not loaded",
+        }
+    }
+}
+
+/// A file without which nothing can be said of the kernel.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path}, which says what this kernel has: {source}")]
+pub struct FactsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A module and a function of it that is always a symbol, because a table or another module refers to it.
+struct Part {
+    module: &'static str,
+    function: &'static str,
+}
+
+const CONNTRACK: Part = Part { module: "nf_conntrack", function: "nf_conntrack_in" };
+const NAT: Part = Part { module: "nf_nat", function: "nf_nat_packet" };
+const CONNTRACK_NETLINK: Part = Part { module: "nf_conntrack_netlink", function: "ctnetlink_stat_ct_cpu" };
+
+impl KernelFacts {
+    /// Reads them below `root`, which is `/` on a live system. Nothing is changed, no module is loaded.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc` is not what it should be. Whatever a kernel may lack is a fact, no error.
+    pub fn gather(root: &Path) -> Result<Self, FactsError> {
+        let release = read(root, "proc/sys/kernel/osrelease")?.trim().to_owned();
+        let status = read(root, "proc/self/status")?;
+        let effective = Capabilities::effective_from_status(&status).unwrap_or(0);
+        let modules = optional(root, "proc/modules")?.unwrap_or_default();
+
+        let kallsyms = root.join("proc/kallsyms");
+        let wanted = HOOKS.iter().flat_map(|hook| hook.candidates).map(|candidate| candidate.symbol);
+        let wanted = wanted.chain([CONNTRACK, NAT, CONNTRACK_NETLINK].map(|part| part.function));
+        let symbols = File::open(&kallsyms)
+            .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted))
+            .map_err(|source| FactsError { path: kallsyms, source })?;
+
+        Ok(Self {
+            machine: rustix::system::uname().machine().to_string_lossy().into_owned(),
+            boot_id: optional(root, "proc/sys/kernel/random/boot_id")?.map(|id| id.trim().to_owned()),
+            capabilities: Capabilities::new(effective, initial_user_namespace(root)),
+            kprobes: kprobes(root),
+            lockdown: text(root, "sys/kernel/security/lockdown").and_then(|text| lockdown(&text)),
+            conntrack: CONNTRACK.presence(&symbols, &modules),
+            nat: NAT.presence(&symbols, &modules),
+            conntrack_netlink: CONNTRACK_NETLINK.presence(&symbols, &modules),
+            offsets: Offsets::read(&root.join("sys/kernel/btf")),
+            symbols,
+            release,
+        })
+    }
+}
+
+impl Part {
+    /// A module counts once it is live: while it loads, its functions are not yet probed.
+    fn presence(&self, symbols: &Symbols, modules: &str) -> Presence {
+        if symbols.locations(self.function).iter().any(|location| location.module().is_none()) {
+            return Presence::BuiltIn;
+        }
+        let live = modules.lines().any(|line| {
+            let mut words = line.split_ascii_whitespace();
+            words.next() == Some(self.module) && words.nth(3) == Some("Live")
+        });
+        if live { Presence::Module } else { Presence::Absent }
+    }
+}
+
+/// The perf event source of kprobes is there with `CONFIG_KPROBE_EVENTS` (kernel/events/core.c, `perf_kprobe`).
+fn kprobes(root: &Path) -> Kprobes {
+    let signs = [
+        "sys/bus/event_source/devices/kprobe/type",
+        "sys/kernel/tracing/kprobe_events",
+        "sys/kernel/debug/tracing/kprobe_events",
+    ];
+    if !signs.iter().any(|sign| root.join(sign).exists()) {
+        return Kprobes::Absent;
+    }
+    match text(root, "sys/kernel/debug/kprobes/enabled") {
+        Some(enabled) if enabled.trim() == "0" => Kprobes::Disarmed,
+        _ => Kprobes::Available,
+    }
+}
+
+/// The level in brackets.
+fn lockdown(text: &str) -> Option<Lockdown> {
+    [Lockdown::None, Lockdown::Integrity, Lockdown::Confidentiality]
+        .into_iter()
+        .find(|level| text.contains(&format!("[{}]", level.name())))
+}
+
+/// The first user namespace has a fixed inode number (include/linux/proc_ns.h, `PROC_USER_INIT_INO`). A kernel
+/// without user namespaces has no such link, and no other one to be in.
+fn initial_user_namespace(root: &Path) -> bool {
+    const INITIAL: &str = "user:[4026531837]";
+    std::fs::read_link(root.join("proc/self/ns/user")).map_or(true, |link| link.as_os_str() == INITIAL)
+}
+
+fn read(root: &Path, path: &str) -> Result<String, FactsError> {
+    let path = root.join(path);
+    let bytes = std::fs::read(&path).map_err(|source| FactsError { path, source })?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A file that some kernels do not have.
+fn optional(root: &Path, path: &str) -> Result<Option<String>, FactsError> {
+    match read(root, path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file that some kernels do not have and that an unprivileged process may not read.
+fn text(root: &Path, path: &str) -> Option<String> {
+    read(root, path).ok()
+}

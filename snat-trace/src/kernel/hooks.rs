@@ -1,0 +1,165 @@
+//! The table of hooks: which function serves which purpose, and what is lost without it.
+
+use std::fmt;
+
+/// How much is asked of the kernel.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, clap::ValueEnum)]
+pub enum Detail {
+    /// The clash hook alone: nothing runs until two flows clash.
+    Minimal,
+    /// Allocations, insertions and senders as well: once or twice per new flow, and once per datagram sent on this node.
+    Full,
+}
+
+impl Detail {
+    /// Its name in options and in every output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a hook is for.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Role {
+    /// Both sides of a failed insert.
+    Clash,
+    /// When an entry asked for a port, and what the rule allowed.
+    Allocation,
+    /// When an entry went into the table.
+    Insertion,
+    /// Who opened a TCP connection.
+    OwnerTcp,
+    /// Who sent any other IPv4 packet.
+    OwnerIpv4,
+    /// Who sent any other IPv6 packet.
+    OwnerIpv6,
+}
+
+impl Role {
+    /// Its name in every output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clash => "clash",
+            Self::Allocation => "allocation",
+            Self::Insertion => "insertion",
+            Self::OwnerTcp => "owner-tcp",
+            Self::OwnerIpv4 => "owner-ipv4",
+            Self::OwnerIpv6 => "owner-ipv6",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A kernel module whose functions are hooked or whose data is read.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Home {
+    /// `nf_conntrack`.
+    Conntrack,
+    /// `nf_nat`.
+    Nat,
+    /// Always in the kernel image.
+    Image,
+}
+
+/// One BPF program on one function.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    /// Function, by its exact name in `/proc/kallsyms`.
+    pub(super) symbol: &'static str,
+    /// Program of the BPF object.
+    pub(super) program: &'static str,
+    /// What is worse than with the first candidate.
+    pub(super) drawback: Option<&'static str>,
+}
+
+/// One role and how to fill it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hook {
+    pub(super) role: Role,
+    /// Least detail that has it.
+    pub(super) from: Detail,
+    pub(super) home: Home,
+    /// In order of preference.
+    pub(super) candidates: &'static [Candidate],
+    /// What is not known without it.
+    pub(super) cost: &'static str,
+}
+
+impl Hook {
+    /// Whether tracing at `detail` has this hook.
+    pub(super) fn wanted(&self, detail: Detail) -> bool {
+        self.from == Detail::Minimal || detail == Detail::Full
+    }
+}
+
+/// A module without which there is nothing to race for.
+pub(super) const NAT_MODULE: &str = "nf_nat";
+
+/// Every hook, in the order they are printed. The clash hook is the only one tracing cannot do without.
+pub(super) const HOOKS: &[Hook] = &[
+    Hook {
+        role: Role::Clash,
+        from: Detail::Minimal,
+        home: Home::Conntrack,
+        candidates: &[Candidate { symbol: "nf_ct_resolve_clash", program: "clash", drawback: None }],
+        cost: "clashes cannot be seen",
+    },
+    Hook {
+        role: Role::Allocation,
+        from: Detail::Full,
+        home: Home::Nat,
+        candidates: &[Candidate { symbol: "nf_nat_setup_info", program: "allocation", drawback: None }],
+        cost: "allocation times, port ranges and the overlap are absent, and a race cannot be told from an exhausted range",
+    },
+    Hook {
+        role: Role::Insertion,
+        from: Detail::Full,
+        home: Home::Conntrack,
+        candidates: &[
+            Candidate { symbol: "__nf_conntrack_hash_insert", program: "insertion", drawback: None },
+            Candidate {
+                symbol: "__nf_conntrack_confirm",
+                program: "insertion_at_confirm",
+                drawback: Some("insertion times are taken before the check for a clash, so they are a little early"),
+            },
+        ],
+        cost: "insertion times and the overlap are absent, and a race cannot be told from an exhausted range",
+    },
+    Hook {
+        role: Role::OwnerTcp,
+        from: Detail::Full,
+        home: Home::Image,
+        candidates: &[Candidate { symbol: "tcp_connect", program: "owner_tcp", drawback: None }],
+        cost: "owners of TCP flows are looked up after the clash, so a process that has ended is not named",
+    },
+    Hook {
+        role: Role::OwnerIpv4,
+        from: Detail::Full,
+        home: Home::Image,
+        candidates: &[Candidate { symbol: "ip_send_skb", program: "owner_ipv4", drawback: None }],
+        cost: "owners of IPv4 flows other than TCP are looked up after the clash, so a process that has ended is not named",
+    },
+    Hook {
+        role: Role::OwnerIpv6,
+        from: Detail::Full,
+        home: Home::Image,
+        candidates: &[Candidate { symbol: "ip6_send_skb", program: "owner_ipv6", drawback: None }],
+        cost: "owners of IPv6 flows other than TCP are looked up after the clash, so a process that has ended is not named",
+    },
+];
