@@ -1,1 +1,3 @@
 //! Scenarios of snat-trace against real kernels.
+
+pub mod verifier;

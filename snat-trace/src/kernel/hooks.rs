@@ -163,3 +163,11 @@ pub(super) const HOOKS: &[Hook] = &[
         cost: "owners of IPv6 flows other than TCP are looked up after the clash, so a process that has ended is not named",
     },
 ];
+
+/// The BPF programs tracing at `detail` may load, fallbacks included.
+pub fn programs(detail: Detail) -> impl Iterator<Item = &'static str> {
+    HOOKS
+        .iter()
+        .filter(move |hook| hook.wanted(detail))
+        .flat_map(|hook| hook.candidates.iter().map(|candidate| candidate.program))
+}

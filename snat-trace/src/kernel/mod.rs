@@ -14,6 +14,6 @@ mod symbols;
 pub use btf::{Offsets, OffsetsError};
 pub use capability::{Capabilities, Capability, Missing};
 pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
-pub use hooks::{Detail, Role};
+pub use hooks::{Detail, Role, programs};
 pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};
 pub use symbols::{Location, Symbols};

@@ -35,6 +35,8 @@ pub struct PlannedHook {
     pub module: Option<String>,
     /// What is worse than usual, where the usual function is not there.
     pub drawback: Option<&'static str>,
+    /// What is not known without it.
+    pub cost: &'static str,
 }
 
 /// A role nothing can fill on this kernel now.
@@ -216,6 +218,7 @@ fn find(facts: &KernelFacts, hook: &Hook) -> Result<PlannedHook, MissingReason> 
                     symbol,
                     module: location.module().map(str::to_owned),
                     drawback: candidate.drawback,
+                    cost: hook.cost,
                 });
             }
             [] => reason = reason.or(Some(MissingReason::NoSymbol { symbol })),

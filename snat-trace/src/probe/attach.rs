@@ -41,7 +41,7 @@ pub(super) fn attach(object: &mut Ebpf, plan: &Plan) -> Result<Vec<AttachedHook>
         let state = match attach_one(object, hook) {
             Ok(()) => HookState::Attached,
             Err(error) if hook.role == Role::Clash => return Err(error),
-            Err(error) => HookState::NotAttached { reason: error.to_string(), cost: hook.role.cost() },
+            Err(error) => HookState::NotAttached { reason: error.to_string(), cost: hook.cost },
         };
         hooks.push(AttachedHook { role: hook.role, symbol: hook.symbol, state });
     }

@@ -4,7 +4,7 @@ use aya::programs::KProbe;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 
 use super::error::{ProbeError, reason};
-use crate::kernel::{Detail, Offsets, Plan};
+use crate::kernel::{Detail, Offsets, programs};
 
 /// The object `build.rs` made.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-trace-ebpf"));
@@ -71,7 +71,7 @@ pub fn verified_instructions(
     detail: Detail,
 ) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
     let mut object = load(offsets, detail, Sizes::default())?;
-    Plan::programs(detail)
+    programs(detail)
         .map(|program| {
             let info = verify(&mut object, program)?
                 .info()

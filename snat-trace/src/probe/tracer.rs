@@ -1,5 +1,7 @@
 //! The running tracer: attached programs and the ring they write to.
 
+use std::{fmt, io};
+
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use tokio::io::Interest;
@@ -12,13 +14,18 @@ use super::object::{Sizes, load};
 use crate::kernel::Plan;
 
 /// Attached programs. Dropping it detaches them, and so does the kernel when the process dies.
-#[derive(Debug)]
 pub struct Tracer {
     /// `None` once detached.
     object: Option<Ebpf>,
     ring: AsyncFd<RingBuf<MapData>>,
     counters: PerCpuArray<MapData, u64>,
     hooks: Vec<AttachedHook>,
+}
+
+impl fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracer").field("hooks", &self.hooks).finish_non_exhaustive()
+    }
 }
 
 impl Tracer {
@@ -34,7 +41,8 @@ impl Tracer {
         let map_error = |name| move |error| ProbeError::Map { name, error: Box::new(error) };
         let ring = RingBuf::try_from(ring).map_err(map_error("RING"))?;
         let counters = PerCpuArray::try_from(counters).map_err(map_error("COUNTERS"))?;
-        let ring = AsyncFd::with_interest(ring, Interest::READABLE)?;
+        // SAFETY: the ring owns its descriptor and keeps it open and the same as long as it lives.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)?;
         let hooks = attach(&mut object, plan)?;
         Ok(Self { object: Some(object), ring, counters, hooks })
     }
