@@ -1,1 +1,8 @@
 //! The other side of the account: conntrack statistics of each network namespace.
+
+pub mod account;
+pub mod figures;
+pub mod netlink;
+pub mod netns;
+pub mod procfs;
+pub(crate) mod wire;

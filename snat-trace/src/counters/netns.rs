@@ -1,0 +1,284 @@
+//! Finding and entering network namespaces without keeping any of them alive.
+//!
+//! A file descriptor to a namespace pins it, and everything in it, after its last process has gone. So what is kept
+//! between calls is where a namespace was found, never a descriptor; it is checked by number when opened again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::race::event::NetnsInum;
+
+/// Where programs mount the namespaces they name: iproute2 and CNI, and docker.
+const MOUNTED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+/// A network namespace and a path that led to it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Netns {
+    /// Its number.
+    pub inum: NetnsInum,
+    path: PathBuf,
+}
+
+/// How far to look for namespaces.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Depth {
+    /// Those of processes, by their main thread, and the mounted ones.
+    Processes,
+    /// Those of every thread too: a thread can be in a namespace of its own.
+    Threads,
+    /// Those that are held by nothing but an open file as well. Reads every file descriptor of every process.
+    Descriptors,
+}
+
+impl Netns {
+    /// The caller's own.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn current() -> io::Result<Self> {
+        // Not `thread-self`: the path must mean the same to another thread.
+        let path = PathBuf::from(format!("/proc/self/task/{}/ns/net", rustix::thread::gettid().as_raw_nonzero()));
+        Ok(Self { inum: inum(&fs::metadata(&path)?), path })
+    }
+
+    /// One that this process holds open.
+    ///
+    /// # Errors
+    /// `fd` cannot be read.
+    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        Ok(Self { inum: inum(&fs::metadata(&path)?), path })
+    }
+
+    /// Opens it where it was found.
+    ///
+    /// # Errors
+    /// It is no longer there ([`io::ErrorKind::NotFound`], also when something else is there now), or may not be opened.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        let file = File::open(&self.path)?;
+        if inum(&file.metadata()?) == self.inum { Ok(file.into()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+}
+
+/// Every network namespace that can be found, by number, each once. The caller's own is among them.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn enumerate(depth: Depth) -> io::Result<Vec<Netns>> {
+    let mut found = Found::new()?;
+    for directory in MOUNTED {
+        for path in entries(Path::new(directory)) {
+            found.add(path);
+        }
+    }
+    for process in numbered(Path::new("/proc")) {
+        found.process(&process, depth);
+    }
+    Ok(found.all.into_iter().map(|(inum, path)| Netns { inum, path }).collect())
+}
+
+/// Looks for those of `wanted` that [`enumerate`] does not find below [`Depth::Descriptors`], stopping when it has all.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn search(wanted: &BTreeSet<NetnsInum>) -> io::Result<Vec<Netns>> {
+    let mut found = Found::new()?;
+    for process in numbered(Path::new("/proc")) {
+        if wanted.iter().all(|inum| found.all.contains_key(inum)) {
+            break;
+        }
+        found.process(&process, Depth::Descriptors);
+    }
+    Ok(found
+        .all
+        .into_iter()
+        .filter(|(inum, _)| wanted.contains(inum))
+        .map(|(inum, path)| Netns { inum, path })
+        .collect())
+}
+
+/// Runs `f` inside a network namespace, on a thread of its own that ends with it: the caller's namespace never changes.
+///
+/// # Errors
+/// The namespace may not be entered (`CAP_SYS_ADMIN` in it and in the caller's is needed), or no thread can be made.
+pub fn in_netns<T: Send>(fd: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, move || {
+                move_into_link_name_space(fd, Some(LinkNameSpaceType::Network))?;
+                Ok(f())
+            })?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// What an enumeration gathers.
+struct Found {
+    /// Device of the file system namespaces live in; tells a namespace from any other file.
+    device: u64,
+    all: BTreeMap<NetnsInum, PathBuf>,
+}
+
+impl Found {
+    fn new() -> io::Result<Self> {
+        let own = Netns::current()?;
+        let device = fs::metadata(&own.path)?.st_dev();
+        Ok(Self { device, all: BTreeMap::from([(own.inum, own.path)]) })
+    }
+
+    fn process(&mut self, process: &Path, depth: Depth) {
+        self.add(process.join("ns/net"));
+        if depth != Depth::Processes {
+            for thread in numbered(&process.join("task")) {
+                self.add(thread.join("ns/net"));
+            }
+        }
+        if depth == Depth::Descriptors {
+            for path in numbered(&process.join("fd")) {
+                // Only `net:[INUM]` is a network namespace; following every other link could have side effects.
+                if fs::read_link(&path).is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"net:["))
+                {
+                    self.add(path);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, path: PathBuf) {
+        if let Ok(metadata) = fs::metadata(&path)
+            && metadata.st_dev() == self.device
+        {
+            self.all.entry(inum(&metadata)).or_insert(path);
+        }
+    }
+}
+
+/// Inode numbers of namespaces are 32 bits wide (include/linux/ns_common.h).
+fn inum(metadata: &fs::Metadata) -> NetnsInum {
+    NetnsInum(u32::try_from(metadata.st_ino()).unwrap_or(0))
+}
+
+/// The subdirectories whose names are numbers; none when the directory is gone.
+fn numbered(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    entries(directory)
+        .filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit)))
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::mpsc;
+
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    use super::*;
+
+    /// Whether tests may make namespaces; says why not.
+    pub(crate) fn privileged() -> bool {
+        let root = rustix::process::geteuid().is_root();
+        if !root {
+            eprintln!("skipped: making network namespaces needs root");
+        }
+        root
+    }
+
+    /// A network namespace that lives as long as this value, held by a descriptor only.
+    pub(crate) fn new_netns() -> OwnedFd {
+        thread::spawn(|| {
+            // SAFETY: CLONE_NEWNET changes this thread's network namespace only; no descriptor table is unshared.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap().into()
+        })
+        .join()
+        .unwrap()
+    }
+
+    fn has(all: &[Netns], inum: NetnsInum) -> bool {
+        all.iter().any(|netns| netns.inum == inum)
+    }
+
+    #[test]
+    fn the_own_namespace_is_found_and_opens() {
+        let own = Netns::current().unwrap();
+        let all = enumerate(Depth::Processes).unwrap();
+        assert!(has(&all, own.inum));
+        assert_eq!(all.iter().filter(|netns| netns.inum == own.inum).count(), 1);
+        own.open().unwrap();
+    }
+
+    #[test]
+    fn a_namespace_held_by_a_descriptor_is_found_by_search_only() {
+        if !privileged() {
+            return;
+        }
+        let fd = new_netns();
+        let inum = Netns::of(fd.as_fd()).unwrap().inum;
+        assert!(!has(&enumerate(Depth::Threads).unwrap(), inum));
+        assert!(has(&enumerate(Depth::Descriptors).unwrap(), inum));
+        let found = search(&BTreeSet::from([inum])).unwrap();
+        assert_eq!(found.iter().map(|netns| netns.inum).collect::<Vec<_>>(), [inum]);
+        found[0].open().unwrap();
+        drop(fd);
+        assert_eq!(search(&BTreeSet::from([inum])).unwrap(), []);
+    }
+
+    #[test]
+    fn a_thread_in_a_namespace_of_its_own_is_found() {
+        if !privileged() {
+            return;
+        }
+        let fd = new_netns();
+        let inum = Netns::of(fd.as_fd()).unwrap().inum;
+        let ((inside, entered), (leave, left)) = (mpsc::channel(), mpsc::channel::<()>());
+        let thread = thread::spawn(move || {
+            in_netns(fd.as_fd(), move || {
+                inside.send(()).unwrap();
+                left.recv().unwrap();
+            })
+        });
+        entered.recv().unwrap();
+        assert!(has(&enumerate(Depth::Threads).unwrap(), inum));
+        assert!(!has(&enumerate(Depth::Processes).unwrap(), inum));
+        leave.send(()).unwrap();
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn entering_leaves_the_caller_where_it_was() {
+        if !privileged() {
+            return;
+        }
+        let before = Netns::current().unwrap().inum;
+        let fd = new_netns();
+        let inside = in_netns(fd.as_fd(), || Netns::current().unwrap().inum).unwrap();
+        assert_eq!(inside, Netns::of(fd.as_fd()).unwrap().inum);
+        assert_ne!(inside, before);
+        assert_eq!(Netns::current().unwrap().inum, before);
+    }
+
+    #[test]
+    fn what_is_no_network_namespace_is_refused() {
+        let file = File::open("/proc/self/ns/mnt").unwrap();
+        assert!(in_netns(file.as_fd(), || ()).is_err());
+    }
+
+    #[test]
+    fn another_namespace_at_the_same_place_is_not_opened() {
+        let own = Netns::current().unwrap();
+        let other = Netns { inum: NetnsInum(own.inum.0 ^ 1), path: own.path };
+        assert_eq!(other.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
