@@ -11,3 +11,5 @@ pub mod output;
 pub mod owner;
 pub mod probe;
 pub mod race;
+pub mod session;
+pub mod summary;

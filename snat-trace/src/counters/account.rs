@@ -80,16 +80,8 @@ impl Account {
 ///   one `clash_resolve` while that does, and else an `insert_failed` and a `drop` after all, so that it never vanishes.
 /// * What is left is unexplained, a `drop` for a full table included: no event of ours tells of it.
 #[must_use]
-pub fn close_account(deltas: &[Delta], races: &[Race]) -> Vec<Account> {
-    let mut seen: BTreeMap<Option<NetnsInum>, Seen> = BTreeMap::new();
-    for race in races {
-        let seen = seen.entry(race.netns).or_default();
-        match race.verdict {
-            Some(Verdict::Dropped) => seen.dropped += 1,
-            Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => seen.resolved += 1,
-            None => seen.unknown += 1,
-        }
-    }
+pub fn close_account(deltas: &[Delta], races: &RaceCounts) -> Vec<Account> {
+    let mut seen = races.0.clone();
     let mut accounts = Vec::new();
     for delta in deltas {
         let seen = seen.remove(&Some(delta.netns));
@@ -109,6 +101,27 @@ pub fn close_account(deltas: &[Delta], races: &[Race]) -> Vec<Account> {
     }
     accounts.sort_by_key(|account| account.netns);
     accounts
+}
+
+/// How many races there were, by namespace and verdict.
+#[derive(Clone, Debug, Default)]
+pub struct RaceCounts(BTreeMap<Option<NetnsInum>, Seen>);
+
+impl RaceCounts {
+    /// Counts one in.
+    pub fn add(&mut self, race: &Race) {
+        let seen = self.0.entry(race.netns).or_default();
+        match race.verdict {
+            Some(Verdict::Dropped) => seen.dropped += 1,
+            Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => seen.resolved += 1,
+            None => seen.unknown += 1,
+        }
+    }
+
+    /// The namespaces that had any.
+    pub fn involved(&self) -> impl Iterator<Item = NetnsInum> {
+        self.0.keys().copied().flatten()
+    }
 }
 
 /// Races of one namespace by verdict.
@@ -205,6 +218,12 @@ mod tests {
             .collect()
     }
 
+    fn count(races: &[Race]) -> RaceCounts {
+        let mut counts = RaceCounts::default();
+        races.iter().for_each(|race| counts.add(race));
+        counts
+    }
+
     /// In the order of [`Tally::named`].
     fn tally<T>([insert_failed, drop, clash_resolve, chaintoolong, early_drop]: [T; 5]) -> Tally<T> {
         Tally { insert_failed, drop, clash_resolve, chaintoolong, early_drop }
@@ -236,7 +255,7 @@ mod tests {
             ([0, 0, 0, 0, 0], (0, 0, 1), [1, 1, 0, 0, 0], false),
         ];
         for (counters, (dropped, resolved, unknown), explained, closes) in table {
-            let accounts = close_account(&[counted(counters)], &races(dropped, resolved, unknown));
+            let accounts = close_account(&[counted(counters)], &count(&races(dropped, resolved, unknown)));
             let [account] = accounts.as_slice() else { panic!("{accounts:?}") };
             assert_eq!(account.explained, tally(explained), "{counters:?}");
             assert_eq!(account.closes(), closes, "{account:?}");
@@ -246,7 +265,7 @@ mod tests {
     #[test]
     fn a_kernel_that_counts_no_resolutions_counts_them_as_failed_inserts() {
         let counters = Ok(tally([Some(3), Some(1), None, None, Some(0)]));
-        let accounts = close_account(&[Delta { netns: HERE, counters, caveat: None }], &races(1, 2, 0));
+        let accounts = close_account(&[Delta { netns: HERE, counters, caveat: None }], &count(&races(1, 2, 0)));
         assert_eq!(accounts[0].explained, tally([3, 1, 0, 0, 0]));
         assert!(accounts[0].closes());
         assert_eq!(accounts[0].unexplained.clash_resolve, None);
@@ -254,10 +273,10 @@ mod tests {
 
     #[test]
     fn quiet_namespaces_are_left_out() {
-        assert_eq!(close_account(&[counted([0; 5])], &[]), []);
+        assert_eq!(close_account(&[counted([0; 5])], &RaceCounts::default()), []);
         let unreadable = Delta { netns: HERE, counters: Err("why".into()), caveat: None };
-        assert_eq!(close_account(std::slice::from_ref(&unreadable), &[]), []);
-        let accounts = close_account(&[unreadable], &races(1, 0, 0));
+        assert_eq!(close_account(std::slice::from_ref(&unreadable), &RaceCounts::default()), []);
+        let accounts = close_account(&[unreadable], &count(&races(1, 0, 0)));
         assert_eq!(accounts[0].counters, Err("why".into()));
         assert_eq!(accounts[0].explained.insert_failed, 1);
         assert!(!accounts[0].closes());
@@ -267,7 +286,7 @@ mod tests {
     fn races_without_a_known_namespace_stay_visible() {
         let elsewhere = NetnsInum(7);
         let races = [race(None, Some(Verdict::Dropped)), race(Some(elsewhere), Some(Verdict::Dropped))];
-        let accounts = close_account(&[counted([1, 1, 0, 0, 0])], &races);
+        let accounts = close_account(&[counted([1, 1, 0, 0, 0])], &count(&races));
         let of: Vec<_> = accounts.iter().map(|account| (account.netns, account.counters.is_ok())).collect();
         assert_eq!(of, [(None, false), (Some(elsewhere), false), (Some(HERE), true)]);
         assert_eq!(accounts[2].unexplained.insert_failed, Some(1));
@@ -275,12 +294,12 @@ mod tests {
 
     #[test]
     fn a_negative_difference_never_goes_without_a_note() {
-        let accounts = close_account(&[counted([1, 1, 0, 0, 0])], &races(2, 0, 0));
+        let accounts = close_account(&[counted([1, 1, 0, 0, 0])], &count(&races(2, 0, 0)));
         assert_eq!(accounts[0].unexplained.insert_failed, Some(-1));
         assert_eq!(accounts[0].note, Some(AHEAD));
         let ended = Delta { caveat: Some(Caveat::Ended), ..counted([1, 1, 0, 0, 0]) };
-        assert_eq!(close_account(&[ended], &races(2, 0, 0))[0].note, Some(Caveat::Ended.text()));
-        assert_eq!(close_account(&[counted([1, 1, 0, 0, 0])], &races(1, 0, 0))[0].note, None);
+        assert_eq!(close_account(&[ended], &count(&races(2, 0, 0)))[0].note, Some(Caveat::Ended.text()));
+        assert_eq!(close_account(&[counted([1, 1, 0, 0, 0])], &count(&races(1, 0, 0)))[0].note, None);
     }
 
     proptest! {
@@ -293,7 +312,7 @@ mod tests {
             let known = [Some(Verdict::Dropped), Some(Verdict::Resolved), Some(Verdict::ResolvedReplyOnly), None];
             let mut races: Vec<_> = verdicts.iter().map(|&verdict| race(Some(HERE), known[verdict])).collect();
             let delta = Delta { netns: HERE, counters: Ok(tally(figures)), caveat: None };
-            let accounts = close_account(std::slice::from_ref(&delta), &races);
+            let accounts = close_account(std::slice::from_ref(&delta), &count(&races));
             for account in &accounts {
                 let explained = account.explained.named();
                 let unexplained = account.unexplained.named();
@@ -310,7 +329,7 @@ mod tests {
             }
             let turn = rotation.min(races.len());
             races.rotate_left(turn);
-            prop_assert_eq!(close_account(&[delta], &races), accounts);
+            prop_assert_eq!(close_account(&[delta], &count(&races)), accounts);
         }
     }
 }

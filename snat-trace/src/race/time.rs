@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Nanoseconds of `CLOCK_MONOTONIC`, as `bpf_ktime_get_ns` gives them.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct KernelTime(u64);
@@ -11,6 +13,13 @@ impl KernelTime {
     #[must_use]
     pub fn from_record(nanoseconds: u64) -> Option<Self> {
         (nanoseconds != 0).then_some(Self(nanoseconds))
+    }
+
+    /// The clock now.
+    #[must_use]
+    pub fn now() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        Self(now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs())
     }
 
     /// Nanoseconds of `CLOCK_MONOTONIC`.
@@ -37,7 +46,6 @@ impl WallClock {
     /// Reads both clocks now.
     #[must_use]
     pub fn now() -> Self {
-        use rustix::time::{ClockId, clock_gettime};
         let nanoseconds = |clock| {
             let time = clock_gettime(clock);
             i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)

@@ -1,0 +1,44 @@
+//! Text from outside, made harmless for a terminal.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// The text with everything that could steer a terminal or reorder a line written as `\u{..}`: control characters of
+/// both sets, line and paragraph separators, and the bidirectional and other invisible formatting characters.
+#[must_use]
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if steers(character) {
+            // Writing to a string does not fail.
+            let _ = write!(escaped, "{}", character.escape_unicode());
+        } else {
+            escaped.push(character);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+fn steers(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_stays() {
+        assert!(matches!(escape("nginx: wörker [5]"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn nothing_that_steers_gets_through() {
+        assert_eq!(escape("a\x1b[31mb\nc\u{9b}d\u{202e}e"), "a\\u{1b}[31mb\\u{a}c\\u{9b}d\\u{202e}e");
+    }
+}

@@ -1,0 +1,340 @@
+//! One JSON object per line.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::Sink;
+use crate::counters::account::Account;
+use crate::counters::figures::Tally;
+use crate::owner::Owner;
+use crate::probe::HookState;
+use crate::race::event::{Flow, Race};
+use crate::race::time::{KernelTime, WallClock};
+use crate::race::tuple::{Ends, Protocol};
+use crate::session::Session;
+use crate::summary::Summary;
+
+/// Version of the records; grows only when a field changes its meaning.
+const SCHEMA: u32 = 1;
+
+/// Writes JSON lines.
+#[derive(Debug)]
+pub struct JsonSink<W> {
+    out: W,
+}
+
+impl<W: Write> JsonSink<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out }
+    }
+
+    fn line(&mut self, record: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, record)?;
+        self.out.write_all(b"\n")?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Sink for JsonSink<W> {
+    fn session(&mut self, session: &Session) -> io::Result<()> {
+        let hooks = session
+            .hooks
+            .iter()
+            .map(|hook| {
+                let (attached, reason) = match &hook.state {
+                    HookState::Attached => (true, None),
+                    HookState::NotAttached { reason, cost: _ } => (false, Some(reason.as_str())),
+                };
+                HookRecord { role: hook.role.name(), symbol: hook.symbol, mechanism: "kprobe", attached, reason }
+            })
+            .collect();
+        self.line(&SessionRecord {
+            r#type: "session",
+            schema: SCHEMA,
+            tool: concat!("snat-trace ", env!("CARGO_PKG_VERSION")),
+            time: wall(session.clock, session.started),
+            kernel: &session.kernel,
+            machine: &session.machine,
+            boot_id: session.boot_id.as_deref(),
+            hooks,
+            options: OptionsRecord { detail: session.detail.name() },
+        })
+    }
+
+    fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
+        self.line(&RaceRecord::new(race, clock))
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.line(&SummaryRecord::new(summary))
+    }
+}
+
+#[derive(Serialize)]
+struct SessionRecord<'a> {
+    r#type: &'static str,
+    schema: u32,
+    tool: &'static str,
+    time: String,
+    kernel: &'a str,
+    machine: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    boot_id: Option<&'a str>,
+    hooks: Vec<HookRecord<'a>>,
+    options: OptionsRecord,
+}
+
+#[derive(Serialize)]
+struct HookRecord<'a> {
+    role: &'static str,
+    symbol: &'static str,
+    mechanism: &'static str,
+    attached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct OptionsRecord {
+    detail: &'static str,
+}
+
+#[derive(Serialize)]
+struct RaceRecord<'a> {
+    r#type: &'static str,
+    time: String,
+    class: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<&'static str>,
+    protocol: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    zone: u16,
+    contested: EndsRecord,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlap_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nat: Option<NatRecord>,
+    winner: FlowRecord<'a>,
+    loser: FlowRecord<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<String>,
+}
+
+impl<'a> RaceRecord<'a> {
+    fn new(race: &'a Race, clock: WallClock) -> Self {
+        let flow = |flow: &'a Flow| FlowRecord {
+            original: EndsRecord::new(flow.original.ends(), race.protocol),
+            allocated: flow.allocated.map(|time| wall(clock, time)),
+            inserted: flow.inserted.map(|time| wall(clock, time)),
+            cpu: flow.cpu,
+            owner: flow.owner.as_ref().map(OwnerRecord::new),
+        };
+        Self {
+            r#type: "race",
+            time: wall(clock, race.time),
+            class: race.class.name(),
+            verdict: race.verdict.map(|verdict| verdict.name()),
+            protocol: race.protocol.to_string(),
+            netns: race.netns.map(|netns| netns.0),
+            zone: race.zone,
+            contested: EndsRecord::new(race.contested.ends(), race.protocol),
+            overlap_ns: race.overlap.map(nanoseconds),
+            nat: race.nat.map(|rule| NatRecord {
+                random: rule.random,
+                min_port: rule.ports.map(|(min, _)| min),
+                max_port: rule.ports.map(|(_, max)| max),
+            }),
+            winner: flow(&race.winner),
+            loser: flow(&race.loser),
+            packet: (!race.packet.is_empty()).then(|| hex(&race.packet)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct EndsRecord {
+    src: IpAddr,
+    sport: u16,
+    dst: IpAddr,
+    /// ICMP has no ports; its id stands in `sport`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dport: Option<u16>,
+}
+
+impl EndsRecord {
+    fn new(Ends { source, destination }: Ends, protocol: Protocol) -> Self {
+        Self {
+            src: source.ip(),
+            sport: source.port(),
+            dst: destination.ip(),
+            dport: (!protocol.is_icmp()).then(|| destination.port()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct NatRecord {
+    random: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_port: Option<u16>,
+}
+
+#[derive(Serialize)]
+struct FlowRecord<'a> {
+    original: EndsRecord,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocated: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inserted: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<OwnerRecord<'a>>,
+}
+
+#[derive(Serialize)]
+struct OwnerRecord<'a> {
+    pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tid: Option<u32>,
+    comm: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<ContainerRecord<'a>>,
+    source: &'static str,
+}
+
+impl<'a> OwnerRecord<'a> {
+    fn new(owner: &'a Owner) -> Self {
+        let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, source } = owner;
+        Self {
+            pid: *pid,
+            tid: *tid,
+            comm,
+            netns: netns.map(|netns| netns.0),
+            cgroup_id: *cgroup_id,
+            cgroup: cgroup.as_deref(),
+            container: container
+                .as_ref()
+                .map(|container| ContainerRecord { runtime: container.runtime, id: &container.id }),
+            source: source.name(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ContainerRecord<'a> {
+    runtime: &'static str,
+    id: &'a str,
+}
+
+/// RFC 3339, UTC, nine digits of a second.
+fn wall(clock: WallClock, time: KernelTime) -> String {
+    format!("{:.9}", clock.wall(time))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[derive(Serialize)]
+struct SummaryRecord<'a> {
+    r#type: &'static str,
+    time: String,
+    duration_ns: u64,
+    races: RacesRecord,
+    classes: Map<u64>,
+    accounts: Vec<AccountRecord<'a>>,
+    lost: Map<u64>,
+    /// Facts absent from events, by reason.
+    incomplete: Map<u64>,
+    closes: bool,
+    advice: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RacesRecord {
+    dropped: u64,
+    resolved: u64,
+    undecided: u64,
+}
+
+#[derive(Serialize)]
+struct AccountRecord<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counters: Option<Map<u64>>,
+    /// Why there are no counters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    explained: Map<u64>,
+    unexplained: Map<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
+}
+
+impl<'a> SummaryRecord<'a> {
+    fn new(summary: &'a Summary) -> Self {
+        Self {
+            r#type: "summary",
+            time: wall(summary.span.clock, summary.span.ended),
+            duration_ns: nanoseconds(summary.span.duration()),
+            races: RacesRecord { dropped: summary.dropped, resolved: summary.resolved, undecided: summary.undecided },
+            classes: Map(summary.classes.iter().map(|&(class, count)| (class.name(), count)).collect()),
+            accounts: summary.accounts.iter().map(AccountRecord::new).collect(),
+            lost: Map(summary.lost.clone()),
+            incomplete: Map(summary.incomplete.clone()),
+            closes: summary.closes(),
+            advice: summary.advice(),
+        }
+    }
+}
+
+impl<'a> AccountRecord<'a> {
+    fn new(account: &'a Account) -> Self {
+        Self {
+            netns: account.netns.map(|netns| netns.0),
+            counters: account.counters.as_ref().ok().map(|&counters| Map(known(counters))),
+            error: account.counters.as_ref().err().map(String::as_str),
+            explained: Map(account.explained.named().to_vec()),
+            unexplained: Map(known(account.unexplained)),
+            note: account.note,
+        }
+    }
+}
+
+/// The counters this kernel has.
+fn known<V>(tally: Tally<Option<V>>) -> Vec<(&'static str, V)> {
+    tally.named().into_iter().filter_map(|(name, value)| value.map(|value| (name, value))).collect()
+}
+
+/// Pairs as a JSON object, in their order.
+struct Map<V>(Vec<(&'static str, V)>);
+
+impl<V: Serialize> Serialize for Map<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

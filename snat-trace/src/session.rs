@@ -1,0 +1,40 @@
+//! What a run of the tracer is: where, since when, with which hooks.
+
+use crate::kernel::{Detail, KernelFacts};
+use crate::probe::AttachedHook;
+use crate::race::time::{KernelTime, WallClock};
+
+/// The head of every output.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Turns kernel times of this run into wall times.
+    pub clock: WallClock,
+    /// When the last hook was attached.
+    pub started: KernelTime,
+    /// As `uname -r`.
+    pub kernel: String,
+    /// As `uname -m`.
+    pub machine: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: Option<String>,
+    /// What was asked for.
+    pub detail: Detail,
+    /// What came of it.
+    pub hooks: Vec<AttachedHook>,
+}
+
+impl Session {
+    /// A session that starts now.
+    #[must_use]
+    pub fn start(facts: &KernelFacts, detail: Detail, hooks: Vec<AttachedHook>) -> Self {
+        Self {
+            clock: WallClock::now(),
+            started: KernelTime::now(),
+            kernel: facts.release.clone(),
+            machine: facts.machine.clone(),
+            boot_id: facts.boot_id.clone(),
+            detail,
+            hooks,
+        }
+    }
+}
