@@ -6,14 +6,17 @@ mod elf;
 mod progress;
 mod project;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use project::Project;
 use toolchain::Toolchain;
+use vm::{Payload, Series, VmRun};
 
 /// Set-up, builds, virtual machines and tests of snat-trace
 #[derive(Debug, Parser)]
@@ -29,7 +32,46 @@ enum Command {
     Setup,
     /// Build one static binary: target/dist/snat-trace
     Build,
+    /// Run a command in a virtual machine with a Debian kernel, and end with its exit code
+    ///
+    /// The command's working folder, which is also in its PATH, holds a static snat-trace and the files given. What it
+    /// says comes as it says it. Exit code 125: the guest hung, panicked, or never said how the command ended.
+    Vm(VmArguments),
 }
+
+#[derive(Args, Debug)]
+struct VmArguments {
+    /// Kernel series: 6.12, or 7 for the newest 7.x
+    #[arg(long, value_name = "SERIES")]
+    kernel: Series,
+    /// Look for a newer kernel of the series than the one found last time
+    #[arg(long)]
+    refresh: bool,
+    /// Guest processors
+    #[arg(long, default_value_t = 2)]
+    smp: u32,
+    /// Guest memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u32,
+    /// Kill the guest after this many seconds
+    #[arg(long, value_name = "SECS", default_value_t = 300)]
+    timeout: u64,
+    /// Put a file into the guest's working folder, under another name if one is given
+    #[arg(long = "file", value_name = "HOST[:GUESTNAME]", value_parser = vm::parse_payload)]
+    files: Vec<Payload>,
+    /// Load no kernel modules: they lie in /mods, to be loaded in the order of /mods/order
+    #[arg(long)]
+    no_modules: bool,
+    /// Neither build nor take snat-trace along
+    #[arg(long)]
+    bare: bool,
+    /// The command and its arguments (for a shell's line: sh -c 'LINE')
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Exit code of `vm` when the guest gave none.
+const NO_EXIT_CODE: u8 = 125;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -47,12 +89,33 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup => {
             Toolchain::ensure(&project)?;
+            vm::setup(&project)?;
         }
         Command::Build => {
             let toolchain = Toolchain::ensure(&project)?;
             let binary = dist::build(&project, &toolchain, dist::SNAT_TRACE)?;
             eprintln!("built {}", binary.display());
         }
+        Command::Vm(arguments) => return run_vm(&project, arguments),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_vm(project: &Project, arguments: VmArguments) -> Result<ExitCode> {
+    let mut payload = arguments.files;
+    if !arguments.bare {
+        let toolchain = Toolchain::ensure(project)?;
+        payload.push(Payload::plain(dist::build(project, &toolchain, dist::SNAT_TRACE)?)?);
+    }
+    vm::setup(project)?;
+    let kernel = vm::ensure_kernel(project, &arguments.kernel, arguments.refresh)?;
+    let mut run = VmRun::new(arguments.command, payload, Duration::from_secs(arguments.timeout));
+    run.smp = arguments.smp;
+    run.memory = arguments.memory;
+    run.load_modules = !arguments.no_modules;
+    let code = vm::run(project, &kernel, &run).and_then(|outcome| outcome.exit_code());
+    Ok(ExitCode::from(code.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        NO_EXIT_CODE
+    })))
 }
