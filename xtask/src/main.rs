@@ -1,10 +1,13 @@
 //! Set-up, builds, virtual machines and tests of snat-trace.
 
 mod debian;
+mod demo;
 mod dist;
 mod elf;
 mod progress;
 mod project;
+mod selftest;
+mod test;
 mod toolchain;
 mod vm;
 
@@ -32,6 +35,10 @@ enum Command {
     Setup,
     /// Build one static binary: target/dist/snat-trace
     Build,
+    /// Set up, build, and show snat-trace catching real races, here or in a virtual machine
+    Demo,
+    /// Set up and run every test: format, lints, tests, and scenarios on Debian kernels in virtual machines
+    Test,
     /// Run a command in a virtual machine with a Debian kernel, and end with its exit code
     ///
     /// The command's working folder, which is also in its PATH, holds a static snat-trace and the files given. What it
@@ -96,6 +103,8 @@ fn run(command: Command) -> Result<ExitCode> {
             let binary = dist::build(&project, &toolchain, dist::SNAT_TRACE)?;
             eprintln!("built {}", binary.display());
         }
+        Command::Demo => return demo::run(&project),
+        Command::Test => return test::run(&project),
         Command::Vm(arguments) => return run_vm(&project, arguments),
     }
     Ok(ExitCode::SUCCESS)

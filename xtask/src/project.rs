@@ -21,11 +21,6 @@ impl Project {
         Ok(Self { root: root.to_path_buf() })
     }
 
-    /// Its root folder.
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Everything xtask makes is below here, and nowhere else.
     pub(crate) fn target(&self) -> PathBuf {
         self.root.join("target")

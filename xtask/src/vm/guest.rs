@@ -68,7 +68,10 @@ impl Outcome {
         let what = match self.end {
             End::Exited(code) => return Ok(code),
             End::TimedOut(limit) => format!("the guest did not finish within {} s and was killed", limit.as_secs()),
-            End::Panicked => "the guest's kernel panicked".to_owned(),
+            End::Panicked => {
+                let words = self.console.lines().find(|line| line.contains(PANICKED)).unwrap_or_default();
+                format!("the guest's kernel panicked: {words}")
+            }
             End::Silent(status) => format!("the guest ended without saying how the command did (qemu: {status})"),
         };
         bail!("{what}; the console's last lines:\n{}", last_lines(&self.console, SHOWN_LINES))
