@@ -10,8 +10,7 @@ use btf_rs::{Backend, Btf, BtfType, Member, Struct, Type};
 use rustix::fs::{MemfdFlags, memfd_create};
 use snat_trace_common::{ABSENT, OFFSETS, Offset, Tuple};
 
-/// The module whose structures may be missing from the BTF of the kernel image.
-const MODULE: &str = "nf_conntrack";
+use super::hooks::CONNTRACK_MODULE;
 
 /// Every offset of [`OFFSETS`] on one kernel, in bytes; [`ABSENT`] for an optional field it does not have.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -113,10 +112,10 @@ impl Offsets {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(OffsetsError::NoBtf),
             Err(error) => return Err(OffsetsError::Unreadable { file: "vmlinux", error: error.to_string() }),
         };
-        let module = || match fs::read(directory.join(MODULE)) {
+        let module = || match fs::read(directory.join(CONNTRACK_MODULE)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(OffsetsError::Unreadable { file: MODULE, error: error.to_string() }),
+            Err(error) => Err(OffsetsError::Unreadable { file: CONNTRACK_MODULE, error: error.to_string() }),
         };
         Self::parse(&vmlinux, module)
     }
@@ -186,7 +185,7 @@ impl Types {
     }
 
     fn add_module(&mut self, bytes: &[u8]) -> Result<(), OffsetsError> {
-        let invalid = |error| OffsetsError::Invalid { file: MODULE, error };
+        let invalid = |error| OffsetsError::Invalid { file: CONNTRACK_MODULE, error };
         check_sections(bytes).map_err(|error| invalid(error.to_owned()))?;
         self.module = Some(Btf::from_split_bytes(bytes, &self.base).map_err(|error| invalid(error.to_string()))?);
         self.known.retain(|(_, found)| !found.structures.is_empty());

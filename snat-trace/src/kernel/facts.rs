@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::btf::{Offsets, OffsetsError};
 use super::capability::Capabilities;
-use super::hooks::HOOKS;
+use super::hooks::{CONNTRACK_MODULE, HOOKS, Hook, NAT_MODULE};
 use super::symbols::Symbols;
 
 /// Everything a [`plan`](super::plan()) depends on.
@@ -107,8 +107,8 @@ struct Part {
     function: &'static str,
 }
 
-const CONNTRACK: Part = Part { module: "nf_conntrack", function: "nf_conntrack_in" };
-const NAT: Part = Part { module: "nf_nat", function: "nf_nat_packet" };
+const CONNTRACK: Part = Part { module: CONNTRACK_MODULE, function: "nf_conntrack_in" };
+const NAT: Part = Part { module: NAT_MODULE, function: "nf_nat_packet" };
 const CONNTRACK_NETLINK: Part = Part { module: "nf_conntrack_netlink", function: "ctnetlink_stat_ct_cpu" };
 
 impl KernelFacts {
@@ -124,7 +124,7 @@ impl KernelFacts {
         let modules = optional(root, "proc/modules")?.unwrap_or_default();
 
         let kallsyms = root.join("proc/kallsyms");
-        let wanted = HOOKS.iter().flat_map(|hook| hook.candidates).map(|candidate| candidate.symbol);
+        let wanted = HOOKS.iter().flat_map(Hook::candidates).map(|candidate| candidate.symbol);
         let wanted = wanted.chain([CONNTRACK, NAT, CONNTRACK_NETLINK].map(|part| part.function));
         let symbols = File::open(&kallsyms)
             .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted))
@@ -208,4 +208,106 @@ fn optional(root: &Path, path: &str) -> Result<Option<String>, FactsError> {
 /// A file that some kernels do not have and that an unprivileged process may not read.
 fn text(root: &Path, path: &str) -> Option<String> {
     read(root, path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fixture::{Root, SERIES};
+
+    #[test]
+    fn facts_of_known_kernels() {
+        for series in SERIES {
+            let facts = Root::new(series).facts();
+            assert!(facts.release.starts_with(series), "{}", facts.release);
+            assert_eq!(facts.boot_id.as_deref(), Some("0f6b2a44-8d0a-4b27-9a55-3a1de5b7c0de"));
+            assert_eq!(facts.kprobes, Kprobes::Available);
+            assert_eq!(facts.lockdown, Some(Lockdown::None));
+            assert_eq!(
+                [facts.conntrack, facts.nat, facts.conntrack_netlink],
+                [Presence::Module; 3],
+                "on {series} all three are modules"
+            );
+            for (symbol, module) in [
+                ("nf_ct_resolve_clash", Some("nf_conntrack")),
+                ("__nf_conntrack_hash_insert", Some("nf_conntrack")),
+                ("nf_nat_setup_info", Some("nf_nat")),
+                ("tcp_connect", None),
+                ("ip6_send_skb", None),
+            ] {
+                let modules: Vec<_> = facts.symbols.locations(symbol).iter().map(|found| found.module()).collect();
+                assert_eq!(modules, [module], "{symbol} on {series}");
+            }
+        }
+    }
+
+    #[test]
+    fn presence() {
+        let root = Root::new("6.12");
+        root.unload("nf_nat");
+        assert_eq!(root.facts().nat, Presence::Absent);
+
+        let root = Root::new("6.12");
+        root.edit("proc/modules", |line| Some(line.replace("Live", "Loading")));
+        assert_eq!(root.facts().conntrack, Presence::Absent);
+
+        // CONFIG_MODULES=n
+        let root = Root::new("6.12");
+        root.remove("proc/modules");
+        assert_eq!(root.facts().conntrack, Presence::Absent);
+        root.edit("proc/kallsyms", |line| line.split('\t').next().map(str::to_owned));
+        let facts = root.facts();
+        assert_eq!([facts.conntrack, facts.nat, facts.conntrack_netlink], [Presence::BuiltIn; 3]);
+    }
+
+    #[test]
+    fn kprobes() {
+        let root = Root::new("6.12");
+        root.write("sys/kernel/debug/kprobes/enabled", b"1\n");
+        assert_eq!(root.facts().kprobes, Kprobes::Available);
+        root.write("sys/kernel/debug/kprobes/enabled", b"0\n");
+        assert_eq!(root.facts().kprobes, Kprobes::Disarmed);
+        root.remove("sys/bus/event_source/devices/kprobe/type");
+        assert_eq!(root.facts().kprobes, Kprobes::Absent);
+        root.remove("sys/kernel/debug/kprobes/enabled");
+        root.write("sys/kernel/tracing/kprobe_events", b"");
+        assert_eq!(root.facts().kprobes, Kprobes::Available);
+    }
+
+    #[test]
+    fn lockdown_levels() {
+        assert_eq!(lockdown("none [integrity] confidentiality\n"), Some(Lockdown::Integrity));
+        assert_eq!(lockdown("none integrity [confidentiality]\n"), Some(Lockdown::Confidentiality));
+        assert_eq!(lockdown("\n"), None);
+        let root = Root::new("6.12");
+        root.remove("sys/kernel/security/lockdown");
+        assert_eq!(root.facts().lockdown, None);
+    }
+
+    #[test]
+    fn user_namespace() {
+        let root = Root::new("6.12");
+        assert!(initial_user_namespace(root.path()));
+        let link = root.path().join("proc/self/ns/user");
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("user:[4026531837]", &link).unwrap();
+        assert!(initial_user_namespace(root.path()));
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("user:[4026532201]", &link).unwrap();
+        assert!(!initial_user_namespace(root.path()));
+    }
+
+    #[test]
+    fn a_missing_proc_is_named() {
+        let root = Root::new("6.12");
+        root.remove("proc/kallsyms");
+        let error = KernelFacts::gather(root.path()).unwrap_err().to_string();
+        assert!(error.contains("proc/kallsyms"), "{error}");
+    }
+
+    #[test]
+    fn this_machine_has_facts() {
+        let facts = KernelFacts::gather(Path::new("/")).unwrap();
+        assert_eq!(facts.release, rustix::system::uname().release().to_str().unwrap());
+    }
 }

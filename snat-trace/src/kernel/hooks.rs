@@ -84,7 +84,7 @@ pub(super) struct Candidate {
     pub(super) symbol: &'static str,
     /// Program of the BPF object.
     pub(super) program: &'static str,
-    /// What is worse than with the first candidate.
+    /// What is worse than with the preferred one.
     pub(super) drawback: Option<&'static str>,
 }
 
@@ -95,20 +95,28 @@ pub(super) struct Hook {
     /// Least detail that has it.
     pub(super) from: Detail,
     pub(super) home: Home,
-    /// In order of preference.
-    pub(super) candidates: &'static [Candidate],
+    pub(super) preferred: Candidate,
+    /// Where the preferred function is not to be had.
+    pub(super) fallback: Option<Candidate>,
     /// What is not known without it.
     pub(super) cost: &'static str,
 }
 
 impl Hook {
+    /// In order of preference.
+    pub(super) fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        [&self.preferred].into_iter().chain(&self.fallback)
+    }
+
     /// Whether tracing at `detail` has this hook.
     pub(super) fn wanted(&self, detail: Detail) -> bool {
         self.from == Detail::Minimal || detail == Detail::Full
     }
 }
 
-/// A module without which there is nothing to race for.
+/// The module that tracks connections.
+pub(super) const CONNTRACK_MODULE: &str = "nf_conntrack";
+/// The module that translates them.
 pub(super) const NAT_MODULE: &str = "nf_nat";
 
 /// Every hook, in the order they are printed. The clash hook is the only one tracing cannot do without.
@@ -117,49 +125,52 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::Clash,
         from: Detail::Minimal,
         home: Home::Conntrack,
-        candidates: &[Candidate { symbol: "nf_ct_resolve_clash", program: "clash", drawback: None }],
+        preferred: Candidate { symbol: "nf_ct_resolve_clash", program: "clash", drawback: None },
+        fallback: None,
         cost: "clashes cannot be seen",
     },
     Hook {
         role: Role::Allocation,
         from: Detail::Full,
         home: Home::Nat,
-        candidates: &[Candidate { symbol: "nf_nat_setup_info", program: "allocation", drawback: None }],
+        preferred: Candidate { symbol: "nf_nat_setup_info", program: "allocation", drawback: None },
+        fallback: None,
         cost: "allocation times, port ranges and the overlap are absent, and a race cannot be told from an exhausted range",
     },
     Hook {
         role: Role::Insertion,
         from: Detail::Full,
         home: Home::Conntrack,
-        candidates: &[
-            Candidate { symbol: "__nf_conntrack_hash_insert", program: "insertion", drawback: None },
-            Candidate {
-                symbol: "__nf_conntrack_confirm",
-                program: "insertion_at_confirm",
-                drawback: Some("insertion times are taken before the check for a clash, so they are a little early"),
-            },
-        ],
+        preferred: Candidate { symbol: "__nf_conntrack_hash_insert", program: "insertion", drawback: None },
+        fallback: Some(Candidate {
+            symbol: "__nf_conntrack_confirm",
+            program: "insertion_at_confirm",
+            drawback: Some("insertion times are taken before the check for a clash, so they are a little early"),
+        }),
         cost: "insertion times and the overlap are absent, and a race cannot be told from an exhausted range",
     },
     Hook {
         role: Role::OwnerTcp,
         from: Detail::Full,
         home: Home::Image,
-        candidates: &[Candidate { symbol: "tcp_connect", program: "owner_tcp", drawback: None }],
+        preferred: Candidate { symbol: "tcp_connect", program: "owner_tcp", drawback: None },
+        fallback: None,
         cost: "owners of TCP flows are looked up after the clash, so a process that has ended is not named",
     },
     Hook {
         role: Role::OwnerIpv4,
         from: Detail::Full,
         home: Home::Image,
-        candidates: &[Candidate { symbol: "ip_send_skb", program: "owner_ipv4", drawback: None }],
+        preferred: Candidate { symbol: "ip_send_skb", program: "owner_ipv4", drawback: None },
+        fallback: None,
         cost: "owners of IPv4 flows other than TCP are looked up after the clash, so a process that has ended is not named",
     },
     Hook {
         role: Role::OwnerIpv6,
         from: Detail::Full,
         home: Home::Image,
-        candidates: &[Candidate { symbol: "ip6_send_skb", program: "owner_ipv6", drawback: None }],
+        preferred: Candidate { symbol: "ip6_send_skb", program: "owner_ipv6", drawback: None },
+        fallback: None,
         cost: "owners of IPv6 flows other than TCP are looked up after the clash, so a process that has ended is not named",
     },
 ];

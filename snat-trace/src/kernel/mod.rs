@@ -5,14 +5,17 @@
 
 mod btf;
 mod capability;
-
+mod doctor;
 mod facts;
+#[cfg(test)]
+mod fixture;
 mod hooks;
 mod plan;
 mod symbols;
 
 pub use btf::{Offsets, OffsetsError};
 pub use capability::{Capabilities, Capability, Missing};
+pub use doctor::Report;
 pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
 pub use hooks::{Detail, Role, programs};
 pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};

@@ -5,7 +5,8 @@ use std::fmt;
 use super::btf::{Offsets, OffsetsError};
 use super::capability::{Capability, Missing};
 use super::facts::{KernelFacts, Kprobes, Lockdown, Presence};
-use super::hooks::{Detail, HOOKS, Home, Hook, NAT_MODULE, Role};
+use super::hooks::{CONNTRACK_MODULE, Candidate, Detail, HOOKS, Home, Hook, NAT_MODULE, Role};
+use super::symbols::Location;
 
 /// What to load and where to attach it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -185,45 +186,236 @@ pub fn plan(facts: &KernelFacts, detail: Detail) -> Result<Plan, CannotTrace> {
     }
 
     let mut plan = Plan { detail, hooks: Vec::new(), missing: Vec::new(), missing_capabilities, offsets };
-    for hook in HOOKS.iter().filter(|hook| hook.wanted(detail)) {
-        match find(facts, hook) {
-            Ok(planned) => plan.hooks.push(planned),
-            Err(reason) if hook.role == Role::Clash => {
+    for surveyed in survey(facts, detail) {
+        match surveyed {
+            Ok(hook) => plan.hooks.push(hook),
+            Err(MissingHook { role: Role::Clash, reason, .. }) => {
                 return Err(CannotTrace::NoClashSymbol { release: release(), reason });
             }
-            Err(reason) => plan.missing.push(MissingHook {
-                role: hook.role,
-                tried: hook.candidates.iter().map(|candidate| candidate.symbol).collect(),
-                reason,
-                cost: hook.cost,
-            }),
+            Err(missing) => plan.missing.push(missing),
         }
     }
     Ok(plan)
 }
 
-/// The first candidate that is one function.
+/// Every hook wanted at `detail`, whether or not anything can be attached.
+pub(super) fn survey(facts: &KernelFacts, detail: Detail) -> impl Iterator<Item = Result<PlannedHook, MissingHook>> {
+    HOOKS.iter().filter(move |hook| hook.wanted(detail)).map(|hook| {
+        find(facts, hook).map_err(|reason| MissingHook {
+            role: hook.role,
+            tried: hook.candidates().map(|candidate| candidate.symbol).collect(),
+            reason,
+            cost: hook.cost,
+        })
+    })
+}
+
+/// The first candidate that is one function, or what is wrong with the preferred one.
 fn find(facts: &KernelFacts, hook: &Hook) -> Result<PlannedHook, MissingReason> {
-    if hook.home == Home::Nat && facts.nat == Presence::Absent {
-        return Err(MissingReason::NotLoaded { module: NAT_MODULE });
+    match hook.home {
+        Home::Conntrack if facts.conntrack == Presence::Absent => {
+            return Err(MissingReason::NotLoaded { module: CONNTRACK_MODULE });
+        }
+        Home::Nat if facts.nat == Presence::Absent => return Err(MissingReason::NotLoaded { module: NAT_MODULE }),
+        Home::Conntrack | Home::Nat | Home::Image => {}
     }
-    let mut reason = None;
-    for candidate in hook.candidates {
-        let symbol = candidate.symbol;
-        match facts.symbols.locations(symbol) {
-            [location] => {
-                return Ok(PlannedHook {
-                    role: hook.role,
-                    program: candidate.program,
-                    symbol,
-                    module: location.module().map(str::to_owned),
-                    drawback: candidate.drawback,
-                    cost: hook.cost,
-                });
-            }
-            [] => reason = reason.or(Some(MissingReason::NoSymbol { symbol })),
-            several => reason = reason.or(Some(MissingReason::Ambiguous { symbol, count: several.len() })),
+    let planned = |candidate: &Candidate| {
+        let location = only_location(facts, candidate.symbol)?;
+        Ok(PlannedHook {
+            role: hook.role,
+            program: candidate.program,
+            symbol: candidate.symbol,
+            module: location.module().map(str::to_owned),
+            drawback: candidate.drawback,
+            cost: hook.cost,
+        })
+    };
+    planned(&hook.preferred).or_else(|reason| match &hook.fallback {
+        Some(fallback) => planned(fallback).map_err(|_| reason),
+        None => Err(reason),
+    })
+}
+
+/// Where a function is, if there is one of that name and no other.
+fn only_location<'a>(facts: &'a KernelFacts, symbol: &'static str) -> Result<&'a Location, MissingReason> {
+    match facts.symbols.locations(symbol) {
+        [location] => Ok(location),
+        [] => Err(MissingReason::NoSymbol { symbol }),
+        several => Err(MissingReason::Ambiguous { symbol, count: several.len() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Offsets;
+    use crate::kernel::fixture::{Root, SERIES, data};
+
+    fn hooks(plan: &Plan) -> Vec<(Role, &'static str, &'static str, Option<&str>)> {
+        plan.hooks.iter().map(|hook| (hook.role, hook.program, hook.symbol, hook.module.as_deref())).collect()
+    }
+
+    #[test]
+    fn every_hook_on_every_known_kernel() {
+        for series in SERIES {
+            let facts = Root::new(series).facts();
+            let full = plan(&facts, Detail::Full).unwrap();
+            assert_eq!(
+                hooks(&full),
+                [
+                    (Role::Clash, "clash", "nf_ct_resolve_clash", Some("nf_conntrack")),
+                    (Role::Allocation, "allocation", "nf_nat_setup_info", Some("nf_nat")),
+                    (Role::Insertion, "insertion", "__nf_conntrack_hash_insert", Some("nf_conntrack")),
+                    (Role::OwnerTcp, "owner_tcp", "tcp_connect", None),
+                    (Role::OwnerIpv4, "owner_ipv4", "ip_send_skb", None),
+                    (Role::OwnerIpv6, "owner_ipv6", "ip6_send_skb", None),
+                ],
+                "{series}"
+            );
+            assert_eq!(full.missing, [], "{series}");
+            assert_eq!(full.missing_capabilities, [], "{series}");
+
+            let minimal = plan(&facts, Detail::Minimal).unwrap();
+            assert_eq!(hooks(&minimal), hooks(&full)[..1], "{series}");
+            assert_eq!(minimal.missing, [], "{series}");
         }
     }
-    Err(reason.unwrap_or(MissingReason::NoSymbol { symbol: hook.role.name() }))
+
+    #[test]
+    fn built_in_conntrack_has_no_module() {
+        let root = Root::new("6.12");
+        root.remove("proc/modules");
+        root.edit("proc/kallsyms", |line| line.split('\t').next().map(str::to_owned));
+        let plan = plan(&root.facts(), Detail::Full).unwrap();
+        assert_eq!(plan.missing, []);
+        assert!(plan.hooks.iter().all(|hook| hook.module.is_none()), "{:?}", plan.hooks);
+    }
+
+    /// What one thing missing does to a full plan, on every kernel: role, reason, and how many hooks are left.
+    #[test]
+    fn a_missing_function_costs_its_role() {
+        let no_symbol = |symbol| MissingReason::NoSymbol { symbol };
+        for (gone, role, reason) in [
+            ("nf_nat_setup_info", Role::Allocation, no_symbol("nf_nat_setup_info")),
+            ("tcp_connect", Role::OwnerTcp, no_symbol("tcp_connect")),
+            ("ip_send_skb", Role::OwnerIpv4, no_symbol("ip_send_skb")),
+            ("ip6_send_skb", Role::OwnerIpv6, no_symbol("ip6_send_skb")),
+        ] {
+            for series in SERIES {
+                let root = Root::new(series);
+                root.rename(gone, &format!("{gone}.isra.0"));
+                let plan = plan(&root.facts(), Detail::Full).unwrap();
+                let missing: Vec<_> =
+                    plan.missing.iter().map(|missing| (missing.role, missing.reason.clone())).collect();
+                assert_eq!(missing, [(role, reason.clone())], "{gone} on {series}");
+                assert_eq!(plan.missing[0].tried, [gone]);
+                assert_eq!(plan.hooks.len(), 5);
+            }
+        }
+    }
+
+    #[test]
+    fn insertion_falls_back_to_confirm() {
+        let root = Root::new("6.12");
+        root.rename("__nf_conntrack_hash_insert", "__nf_conntrack_hash_insert.isra.0");
+        let found = plan(&root.facts(), Detail::Full).unwrap();
+        let insertion = found.hooks.iter().find(|hook| hook.role == Role::Insertion).unwrap();
+        assert_eq!((insertion.program, insertion.symbol), ("insertion_at_confirm", "__nf_conntrack_confirm"));
+        assert!(insertion.drawback.is_some());
+        assert_eq!(found.missing, []);
+
+        root.rename("__nf_conntrack_confirm", "__nf_conntrack_confirm.constprop.0");
+        let found = plan(&root.facts(), Detail::Full).unwrap();
+        assert_eq!(found.missing[0].tried, ["__nf_conntrack_hash_insert", "__nf_conntrack_confirm"]);
+        assert_eq!(found.missing[0].reason, MissingReason::NoSymbol { symbol: "__nf_conntrack_hash_insert" });
+    }
+
+    #[test]
+    fn an_ambiguous_name_is_refused() {
+        let root = Root::new("6.12");
+        root.edit("proc/kallsyms", |line| Some(line.replace(" mptcp_connect", " tcp_connect")));
+        let found = plan(&root.facts(), Detail::Full).unwrap();
+        assert_eq!(found.missing[0].role, Role::OwnerTcp);
+        assert_eq!(found.missing[0].reason, MissingReason::Ambiguous { symbol: "tcp_connect", count: 2 });
+
+        root.edit("proc/kallsyms", |line| Some(line.replace(" __nf_ct_resolve_clash", " nf_ct_resolve_clash")));
+        let Err(CannotTrace::NoClashSymbol { reason, .. }) = plan(&root.facts(), Detail::Minimal) else { panic!() };
+        assert_eq!(reason, MissingReason::Ambiguous { symbol: "nf_ct_resolve_clash", count: 2 });
+    }
+
+    #[test]
+    fn no_nat_is_no_hindrance() {
+        let root = Root::new("6.12");
+        root.unload("nf_nat");
+        let plan = plan(&root.facts(), Detail::Full).unwrap();
+        assert_eq!(plan.missing[0].reason, MissingReason::NotLoaded { module: "nf_nat" });
+        assert_eq!(plan.hooks.len(), 5);
+    }
+
+    #[test]
+    fn capabilities_that_tracing_can_do_without() {
+        let root = Root::new("6.12");
+        // cap_bpf, cap_perfmon, cap_net_admin
+        root.write("proc/self/status", b"CapEff:\t000000c000001000\n");
+        let plan = plan(&root.facts(), Detail::Full).unwrap();
+        assert_eq!(plan.missing_capabilities, [Capability::SysAdmin, Capability::SysPtrace]);
+        assert_eq!(plan.hooks.len(), 6);
+    }
+
+    /// Each makes the kernel worse than the one before; the first thing to be seen to is always the one named.
+    #[test]
+    fn what_must_be_seen_to_first_comes_first() {
+        let root = Root::new("6.12");
+        let refused = |expected: &str, exit_code: u8| {
+            for detail in [Detail::Minimal, Detail::Full] {
+                let error = plan(&root.facts(), detail).unwrap_err();
+                assert!(error.to_string().contains(expected), "{error}\nhas no: {expected}");
+                assert_eq!(error.exit_code(), exit_code, "{error}");
+            }
+        };
+        assert!(plan(&root.facts(), Detail::Full).is_ok());
+
+        root.rename("nf_ct_resolve_clash", "nf_ct_resolve_clash.constprop.0");
+        refused("nf_ct_resolve_clash is not a function of this kernel", 4);
+        root.unload("nf_conntrack");
+        refused("nf_conntrack is not loaded", 4);
+        root.write("sys/kernel/btf/vmlinux", b"no BTF at all, but long enough");
+        refused("does not begin as BTF does", 4);
+        root.remove("sys/kernel/btf/vmlinux");
+        refused("CONFIG_DEBUG_INFO_BTF", 4);
+        root.write("sys/kernel/security/lockdown", b"none integrity [confidentiality]\n");
+        refused("lockdown", 4);
+        root.write("sys/kernel/debug/kprobes/enabled", b"0\n");
+        refused("kprobes are switched off", 4);
+        root.remove("sys/bus/event_source/devices/kprobe/type");
+        refused("CONFIG_KPROBE_EVENTS", 4);
+        root.write("proc/self/status", b"CapEff:\t0000000000000000\n");
+        refused("cap_bpf, cap_perfmon and cap_net_admin", 3);
+    }
+
+    #[test]
+    fn structures_only_the_module_knows() {
+        let split = |name: &str| std::fs::read(data("split").join(name)).unwrap();
+        let root = Root::new("6.12");
+        let whole: Offsets = root.facts().offsets.unwrap();
+        root.write("sys/kernel/btf/vmlinux", &split("vmlinux.btf"));
+        let error = plan(&root.facts(), Detail::Full).unwrap_err();
+        assert!(error.to_string().contains("struct nf_conntrack_tuple"), "{error}");
+
+        root.write("sys/kernel/btf/nf_conntrack", &split("nf_conntrack.btf"));
+        assert_eq!(plan(&root.facts(), Detail::Full).unwrap().offsets, whole);
+
+        // The module brings its type information with it, so it must not be blamed on the kernel.
+        root.remove("sys/kernel/btf/nf_conntrack");
+        root.unload("nf_conntrack");
+        assert_eq!(plan(&root.facts(), Detail::Full), Err(CannotTrace::ConntrackNotLoaded));
+    }
+
+    #[test]
+    fn a_kernel_that_takes_no_probes_is_told_what_still_works() {
+        let root = Root::new("6.12");
+        root.remove("sys/bus/event_source/devices/kprobe/type");
+        let error = plan(&root.facts(), Detail::Full).unwrap_err().to_string();
+        assert!(error.contains("conntrack -S"), "{error}");
+    }
 }
