@@ -19,7 +19,7 @@ pub struct Delta {
 /// Why figures may not cover exactly the time we watched.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Caveat {
-    /// The namespace went away: its figures are those of the last reading.
+    /// The namespace could not be read at the end: its figures are those of the last reading.
     Ended,
     /// The counters were zeroed, or the number went to a new namespace that was first read some time into its life.
     Restarted,
@@ -31,7 +31,7 @@ impl Caveat {
     pub fn text(self) -> &'static str {
         match self {
             Self::Ended => {
-                "the network namespace went away: its counters are those of the last reading, up to a second before"
+                "the network namespace was gone at the end: its counters are those of the last reading before that"
             }
             Self::Restarted => "the counters began again at zero: what they counted just before is not in them",
         }

@@ -1,6 +1,7 @@
 //! The other side of the account: conntrack statistics of each network namespace.
 
 pub mod account;
+pub mod accounts;
 pub mod figures;
 pub mod netlink;
 pub mod netns;

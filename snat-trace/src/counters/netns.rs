@@ -121,6 +121,29 @@ pub fn in_netns<T: Send>(fd: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io
     })
 }
 
+/// A number that the calling thread's network namespace shares with no other until the next boot; its inode number goes
+/// to another namespace soon after it has gone. `None` on kernels before 5.14.
+#[must_use]
+pub fn cookie() -> Option<u64> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    /// The option's number on every architecture but parisc and sparc (include/uapi/asm-generic/socket.h).
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `cookie`, and the length; both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0 && length as usize == size_of::<u64>() && cookie != 0).then_some(cookie)
+}
+
 /// What an enumeration gathers.
 struct Found {
     /// Device of the file system namespaces live in; tells a namespace from any other file.
@@ -180,19 +203,21 @@ fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::os::fd::AsFd;
-    use std::sync::mpsc;
+    use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     use super::*;
 
-    /// Whether tests may make namespaces; says why not.
-    pub(crate) fn privileged() -> bool {
-        let root = rustix::process::geteuid().is_root();
-        if !root {
+    /// The right to make network namespaces, for one test at a time: another test's enumeration would for a moment hold
+    /// open what this one expects to be gone. `None` says why not.
+    pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: making network namespaces needs root");
+            return None;
         }
-        root
+        Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A network namespace that lives as long as this value, held by a descriptor only.
@@ -221,9 +246,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_namespace_held_by_a_descriptor_is_found_by_search_only() {
-        if !privileged() {
-            return;
-        }
+        let Some(_alone) = alone() else { return };
         let fd = new_netns();
         let inum = Netns::of(fd.as_fd()).unwrap().inum;
         assert!(!has(&enumerate(Depth::Threads).unwrap(), inum));
@@ -237,9 +260,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_thread_in_a_namespace_of_its_own_is_found() {
-        if !privileged() {
-            return;
-        }
+        let Some(_alone) = alone() else { return };
         let fd = new_netns();
         let inum = Netns::of(fd.as_fd()).unwrap().inum;
         let ((inside, entered), (leave, left)) = (mpsc::channel(), mpsc::channel::<()>());
@@ -258,15 +279,25 @@ pub(crate) mod tests {
 
     #[test]
     fn entering_leaves_the_caller_where_it_was() {
-        if !privileged() {
-            return;
-        }
+        let Some(_alone) = alone() else { return };
         let before = Netns::current().unwrap().inum;
         let fd = new_netns();
         let inside = in_netns(fd.as_fd(), || Netns::current().unwrap().inum).unwrap();
         assert_eq!(inside, Netns::of(fd.as_fd()).unwrap().inum);
         assert_ne!(inside, before);
         assert_eq!(Netns::current().unwrap().inum, before);
+    }
+
+    #[test]
+    fn a_cookie_belongs_to_one_namespace() {
+        let Some(_alone) = alone() else { return };
+        let (first, second) = (new_netns(), new_netns());
+        let Some(one) = in_netns(first.as_fd(), cookie).unwrap() else {
+            eprintln!("skipped: this kernel has no SO_NETNS_COOKIE");
+            return;
+        };
+        assert_eq!(in_netns(first.as_fd(), cookie).unwrap(), Some(one));
+        assert_ne!(in_netns(second.as_fd(), cookie).unwrap(), Some(one));
     }
 
     #[test]

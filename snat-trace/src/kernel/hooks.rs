@@ -180,5 +180,5 @@ pub fn programs(detail: Detail) -> impl Iterator<Item = &'static str> {
     HOOKS
         .iter()
         .filter(move |hook| hook.wanted(detail))
-        .flat_map(|hook| hook.candidates.iter().map(|candidate| candidate.program))
+        .flat_map(|hook| hook.candidates().map(|candidate| candidate.program))
 }
