@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn what_explains_what() {
         // What was counted, races (dropped, resolved, unknown), what is explained, whether it closes.
-        let table: [([u64; 5], (usize, usize, usize), [u64; 5], bool); 11] = [
+        type Row = ([u64; 5], (usize, usize, usize), [u64; 5], bool);
+        let table: [Row; 11] = [
             ([2, 2, 3, 0, 0], (2, 3, 0), [2, 2, 3, 0, 0], true),
             ([3, 2, 0, 0, 0], (2, 0, 0), [2, 2, 0, 0, 0], false),
             // A chain too long counts in insert_failed and not in drop.

@@ -1,5 +1,15 @@
 //! Who is behind a flow: process, cgroup, container.
 
+mod cgroup;
+pub mod container;
+mod diag;
+mod lookup;
+mod owners;
+mod process;
+
+pub use lookup::Query;
+pub use owners::Owners;
+
 use crate::race::event::NetnsInum;
 
 /// How an owner was found.
@@ -25,7 +35,8 @@ impl OwnerSource {
 /// A container, as its cgroup path tells.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Container {
-    /// `docker`, `containerd`, `cri-o`, `podman` or `systemd`.
+    /// `docker`, `containerd`, `cri-o`, `podman`, `systemd-nspawn` or `systemd`; `cri` or `oci` where the path shows
+    /// a pod's or any runtime's container and not whose.
     pub runtime: &'static str,
     /// Its full id; for a systemd scope or service the unit's name.
     pub id: String,

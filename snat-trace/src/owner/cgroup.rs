@@ -1,0 +1,262 @@
+//! From a cgroup's id to its path, without walking the tree.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// Paths remembered before all are forgotten. A node of 500 pods has some 2000 cgroups.
+const CACHED: usize = 4096;
+
+/// Paths of cgroups in the unified hierarchy by id. An id is never used twice, so what is remembered stays right, also
+/// after the cgroup has gone.
+#[derive(Debug)]
+pub(crate) struct CgroupPaths {
+    /// Where cgroup2 is mounted, if it is.
+    mount: Option<PathBuf>,
+    cached: HashMap<u64, String>,
+}
+
+impl CgroupPaths {
+    /// Finds the mount.
+    pub(crate) fn new() -> Self {
+        /// Of the root of every kernfs. Inside a cgroup namespace another cgroup looks like the root.
+        const ROOT_ID: u64 = 1;
+        let mount = fs::read("/proc/self/mountinfo")
+            .ok()
+            .and_then(|mountinfo| unified_mount(&mountinfo))
+            .filter(|mount| fs::metadata(mount).is_ok_and(|root| root.st_ino() == ROOT_ID));
+        Self { mount, cached: HashMap::new() }
+    }
+
+    /// Whether there is a unified hierarchy to be in at all.
+    pub(crate) fn is_mounted(&self) -> bool {
+        self.mount.is_some()
+    }
+
+    /// The path of the cgroup below the hierarchy's root; `None` when it has gone or cannot be seen from here.
+    pub(crate) fn path(&mut self, id: u64) -> Option<String> {
+        if let Some(path) = self.cached.get(&id) {
+            return Some(path.clone());
+        }
+        let path = resolve(self.mount.as_deref()?, id)?;
+        if self.cached.len() >= CACHED {
+            self.cached.clear();
+        }
+        self.cached.insert(id, path.clone());
+        Some(path)
+    }
+
+    /// The id of the cgroup at a path below the hierarchy's root: the inode number of its directory, on kernels since
+    /// 5.5 (fs/kernfs/dir.c, `kernfs_id`).
+    pub(crate) fn id(&self, path: &str) -> Option<u64> {
+        let directory = self.mount.as_ref()?.join(path.strip_prefix('/')?);
+        fs::metadata(directory).ok().map(|metadata| metadata.st_ino())
+    }
+}
+
+/// Opens the cgroup by its handle and asks where that is.
+fn resolve(mount: &Path, id: u64) -> Option<String> {
+    let mount_fd = File::open(mount).ok()?;
+    let cgroup = open_by_id(&mount_fd, id).ok()?;
+    let path = fs::read_link(format!("/proc/self/fd/{}", cgroup.as_raw_fd())).ok()?;
+    // A cgroup outside of what is mounted here is `(unreachable)/...` and has no such prefix.
+    below(mount, &path)
+}
+
+/// `path` relative to the mount, beginning with `/`.
+fn below(mount: &Path, path: &Path) -> Option<String> {
+    let path = format!("/{}", path.strip_prefix(mount).ok()?.to_string_lossy());
+    (!path.ends_with(DELETED)).then_some(path)
+}
+
+/// What the kernel puts after the path of something removed.
+const DELETED: &str = " (deleted)";
+
+/// Opens a cgroup's directory by its id (fs/kernfs/mount.c, `kernfs_fh_to_dentry`); needs `CAP_DAC_READ_SEARCH`.
+fn open_by_id(mount: &File, id: u64) -> io::Result<OwnedFd> {
+    /// `FILEID_KERNFS` (include/linux/exportfs.h), since 5.5.
+    const FILEID_KERNFS: libc::c_int = 0xfe;
+    /// `struct file_handle` with the eight bytes of a kernfs handle.
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        id: [u8; 8],
+    }
+    let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id: id.to_ne_bytes() };
+    // SAFETY: the call reads `handle`, which has the layout of `struct file_handle` and as many bytes behind its header
+    // as it says; it outlives the call.
+    let fd =
+        unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), libc::O_PATH | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nothing else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Where the whole of cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1.
+fn unified_mount(mountinfo: &[u8]) -> Option<PathBuf> {
+    mountinfo.split(|&byte| byte == b'\n').find_map(|line| {
+        // ID PARENT MAJOR:MINOR ROOT MOUNT OPTIONS [OPTIONAL...] - TYPE SOURCE SUPER-OPTIONS
+        let mut fields = line.split(|&byte| byte == b' ');
+        let (root, mount) = (fields.nth(3)?, fields.next()?);
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        (kind == b"cgroup2" && root == b"/").then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(mount))))
+    })
+}
+
+/// Undoes `\ooo`, which stands for blanks and backslashes in mountinfo.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
+        match tail.get(..3).and_then(octal) {
+            Some(byte) if first == b'\\' => {
+                plain.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                plain.push(first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+/// The cgroups of a process, as `/proc/PID/cgroup` names them.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct ProcessCgroups {
+    /// Its path in the unified hierarchy.
+    pub(crate) unified: Option<String>,
+    /// Its path in the hierarchy of version 1 that says most: the first in which it is not in the root.
+    pub(crate) legacy: Option<String>,
+}
+
+impl ProcessCgroups {
+    /// Of the process that has this pid now.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        let text = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        Some(parse_cgroups(&String::from_utf8_lossy(&text)))
+    }
+}
+
+/// Hierarchies of version 1 in which containers have groups of their own, the surest first.
+const LEGACY: [&str; 8] = ["name=systemd", "pids", "memory", "cpu", "cpuacct", "devices", "freezer", "blkio"];
+
+/// Lines `ID:CONTROLLER,...:PATH`; the unified hierarchy has id 0 and no controllers (kernel/cgroup/cgroup.c,
+/// `proc_cgroup_show`). A path outside of the reader's cgroup namespace begins with `/..` and is no path to give.
+fn parse_cgroups(text: &str) -> ProcessCgroups {
+    let mut cgroups = ProcessCgroups::default();
+    let mut best = usize::MAX;
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        if !path.starts_with('/') || path == "/.." || path.starts_with("/../") || path.ends_with(DELETED) {
+            continue;
+        }
+        if id == "0" && controllers.is_empty() {
+            cgroups.unified = Some(path.to_owned());
+        } else if path != "/" {
+            let rank = |controller| LEGACY.iter().position(|&known| known == controller).unwrap_or(LEGACY.len());
+            let rank = controllers.split(',').map(rank).min().unwrap_or(LEGACY.len());
+            if rank < best {
+                best = rank;
+                cgroups.legacy = Some(path.to_owned());
+            }
+        }
+    }
+    cgroups
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_mount_is_found() {
+        let unified = "23 30 0:21 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+                      37 31 0:34 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
+                      38 31 0:35 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        let legacy = "37 31 0:34 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n";
+        // In a container: only a part is mounted.
+        let part = "99 90 0:21 /../.. /sys/fs/cgroup ro - cgroup2 cgroup rw\n98 90 0:21 /x /mnt ro - cgroup2 c rw\n";
+        let blank = "5 4 0:9 / /mnt/c\\040g\\134 rw shared:1 master:2 - cgroup2 none rw\n";
+        let of = |mountinfo: &str| unified_mount(mountinfo.as_bytes());
+        assert_eq!(of(unified), Some("/sys/fs/cgroup".into()));
+        assert_eq!(of(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(of(blank), Some("/mnt/c g\\".into()));
+        for none in [legacy, part, "", "1 2 3\n", "1 2 0:1 / /x rw - \n", "1 2 0:1 / /x rw cgroup2\n"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_hierarchy_that_says_most_is_taken() {
+        let of = |text: &str| {
+            let ProcessCgroups { unified, legacy } = parse_cgroups(text);
+            (unified.unwrap_or_default(), legacy.unwrap_or_default())
+        };
+        let pair = |unified: &str, legacy: &str| (unified.to_owned(), legacy.to_owned());
+        assert_eq!(of("0::/system.slice/a.service\n"), pair("/system.slice/a.service", ""));
+        let hybrid = "9:name=systemd:/\n8:pids:/\n4:memory:/docker/x\n3:cpu,cpuacct:/other\n0::/\n";
+        assert_eq!(of(hybrid), pair("/", "/docker/x"));
+        assert_eq!(of("5:perf_event:/p\n2:cpu,cpuacct:/c\n"), pair("", "/c"));
+        assert_eq!(of("5:perf_event:/p\n2:rdma:/r\n"), pair("", "/p"));
+        // A name may hold colons; one outside of our namespace or gone is no name.
+        assert_eq!(of("0::/s.slice:cri-containerd:x\n"), pair("/s.slice:cri-containerd:x", ""));
+        assert_eq!(of("0::/../../x\n1:pids:/..\n2:cpu:/y (deleted)\n"), pair("", ""));
+        assert_eq!(of("0::/..x\n"), pair("/..x", ""));
+        assert_eq!(of("nonsense\n0:\n:::\n"), pair("", ""));
+    }
+
+    #[test]
+    fn a_path_is_told_below_the_mount() {
+        let mount = Path::new("/sys/fs/cgroup");
+        assert_eq!(below(mount, mount).as_deref(), Some("/"));
+        assert_eq!(below(mount, Path::new("/sys/fs/cgroup/a/b")).as_deref(), Some("/a/b"));
+        assert_eq!(below(mount, Path::new("/sys/fs/cgroup/a (deleted)")), None);
+        assert_eq!(below(mount, Path::new("(unreachable)/a")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "(0|:|/|-|\n| |\\PC){0,60}") {
+            let _ = (unified_mount(&bytes), unified_mount(text.as_bytes()), parse_cgroups(&text));
+            prop_assert!(unescape(&bytes).len() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn an_id_leads_to_the_path_until_the_cgroup_goes() {
+        let mut paths = CgroupPaths::new();
+        let Some(mount) = paths.mount.clone() else {
+            eprintln!("skipped: cgroup2 is not mounted");
+            return;
+        };
+        let name = format!("snat-trace-test-{}", std::process::id());
+        let directory = mount.join(&name);
+        if let Err(error) = fs::create_dir(&directory) {
+            eprintln!("skipped: no cgroup can be made: {error}");
+            return;
+        }
+        let path = format!("/{name}");
+        let id = fs::metadata(&directory).unwrap().st_ino();
+        let found = (paths.id(&path), resolve(&mount, id), paths.path(id), paths.path(1));
+        fs::remove_dir(&directory).unwrap();
+        assert_eq!(found, (Some(id), Some(path.clone()), Some(path.clone()), Some("/".to_owned())));
+        assert_eq!(resolve(&mount, id), None);
+        // What was resolved in time is still known.
+        assert_eq!(paths.path(id), Some(path));
+        assert_eq!(paths.path(u64::MAX), None);
+    }
+}

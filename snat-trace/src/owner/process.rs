@@ -1,0 +1,142 @@
+//! What `/proc` says of one process.
+
+use std::fs;
+use std::os::linux::fs::MetadataExt;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::race::time::KernelTime;
+
+/// Inode number of the root pid namespace (include/uapi/linux/nsfs.h, `PID_NS_INIT_INO`; include/linux/proc_ns.h
+/// before 6.18).
+const ROOT_PID_NAMESPACE: u64 = 0xeffffffc;
+
+/// Clock ticks from boot to the start of a process: with the pid, what tells one process from a later one.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct StartTime(u64);
+
+impl StartTime {
+    /// Of the process that has this pid now.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        parse_start(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Whether the process was there at `time`.
+    ///
+    /// Both are compared in ticks, a hundredth of a second: a process that started in the very tick counts as there.
+    /// To be wrong, every other pid would have to be given out within that tick.
+    pub(crate) fn was_there_at(self, time: KernelTime) -> bool {
+        let (boot, monotonic) = (clock(ClockId::Boottime), clock(ClockId::Monotonic));
+        self.not_after(time, boot.saturating_sub(monotonic), rustix::param::clock_ticks_per_second())
+    }
+
+    /// `suspended` nanoseconds are in the time since boot and not in kernel time.
+    fn not_after(self, time: KernelTime, suspended: u128, ticks_per_second: u64) -> bool {
+        let since_boot = u128::from(time.nanoseconds()) + suspended;
+        u128::from(self.0) <= since_boot * u128::from(ticks_per_second) / 1_000_000_000
+    }
+}
+
+fn clock(clock: ClockId) -> u128 {
+    let time = clock_gettime(clock);
+    let part = |value: i64| u128::try_from(value).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
+/// Field 22 of `/proc/PID/stat`. Field 2, the name, is in parentheses and may hold anything, parentheses included, so
+/// counting begins after the last one.
+fn parse_start(stat: &[u8]) -> Option<StartTime> {
+    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+    let fields = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
+    fields.split_ascii_whitespace().nth(22 - 3)?.parse().ok().map(StartTime)
+}
+
+/// The name of a process, without the newline that ends the file.
+pub(crate) fn comm(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned())
+}
+
+/// A `task_struct.comm` as a record has it: up to its NUL.
+pub(crate) fn comm_from_record(comm: &[u8]) -> String {
+    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
+    String::from_utf8_lossy(comm.get(..end).unwrap_or_default()).into_owned()
+}
+
+/// Whether the pids in `/proc` are those of the root pid namespace, as a record has them. In a container without the
+/// host's pids they are not, and mean other processes.
+pub(crate) fn proc_has_root_pids() -> bool {
+    let root = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.st_ino() == ROOT_PID_NAMESPACE);
+    let own = fs::read_link("/proc/self").is_ok_and(|pid| pid.as_os_str() == std::process::id().to_string().as_str());
+    root && own
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A process of a 6.18 kernel; `{}` is its name.
+    const STAT: &str = "4711 ({}) S 1 4711 4711 0 -1 4194560 1158 0 0 0 3 1 0 0 20 0 1 0 218437 8179712 1024 \
+                        18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
+
+    #[test]
+    fn the_name_cannot_shift_the_fields() {
+        for name in ["curl", "a b", ") S 1 2 3", "((", "\n)", ""] {
+            assert_eq!(parse_start(STAT.replace("{}", name).as_bytes()), Some(StartTime(218_437)), "{name:?}");
+        }
+        let not_utf8: Vec<u8> =
+            STAT.replace("{}", "\u{1}").into_bytes().into_iter().map(|b| if b == 1 { 0xff } else { b }).collect();
+        assert_eq!(parse_start(&not_utf8), Some(StartTime(218_437)));
+    }
+
+    #[test]
+    fn what_is_cut_short_has_no_start() {
+        for stat in ["", "4711 (curl", "4711 (curl) S 1", "no parenthesis at all"] {
+            assert_eq!(parse_start(stat.as_bytes()), None, "{stat:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(stat in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse_start(&stat);
+            let _ = comm_from_record(&stat);
+        }
+    }
+
+    #[test]
+    fn a_later_process_was_not_there() {
+        let time = KernelTime::from_record(2_345_000_000).unwrap();
+        let there = |ticks, suspended| StartTime(ticks).not_after(time, suspended, 100);
+        assert!(there(0, 0) && there(233, 0) && there(234, 0));
+        assert!(!there(235, 0));
+        // An hour of sleep between boot and then.
+        assert!(there(360_234, 3_600_000_000_000) && !there(360_235, 3_600_000_000_000));
+    }
+
+    #[test]
+    fn a_child_is_there_now_and_was_not_at_boot() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let start = StartTime::of(child.id()).unwrap();
+        let time = clock_gettime(ClockId::Monotonic);
+        let now = u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap();
+        assert!(start.was_there_at(KernelTime::from_record(now).unwrap()));
+        assert!(!start.was_there_at(KernelTime::from_record(1).unwrap()));
+        assert_eq!(comm(child.id()).as_deref(), Some("cat"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(StartTime::of(child.id()), None);
+    }
+
+    #[test]
+    fn a_recorded_name_ends_at_its_nul() {
+        assert_eq!(comm_from_record(b"curl\0\0\0rest"), "curl");
+        assert_eq!(comm_from_record(b"sixteen-bytes-xx"), "sixteen-bytes-xx");
+        assert_eq!(comm_from_record(b"a\xffb\0"), "a\u{fffd}b");
+        assert_eq!(comm_from_record(b""), "");
+    }
+}
