@@ -159,3 +159,272 @@ fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, paths: &Cg
     let source = OwnerSource::SocketLookup;
     Some(Owner { pid, tid: None, comm, netns: Some(netns), cgroup_id, cgroup, container, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read};
+    use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::process::{Child, Command, Stdio};
+
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+    use super::*;
+    use crate::counters::netns::tests::{alone, new_netns};
+    use crate::race::tuple::Ends;
+
+    const ROLE: &str = "SNAT_TRACE_TEST_SENDER";
+    const REMOTE: &str = "198.51.100.7:53";
+    const REMOTE6: &str = "[2001:db8::7]:53";
+
+    /// Local ports, and what is bound to each by [`hold`].
+    const WILDCARD: u16 = 40001;
+    const CONNECTED: u16 = 40002;
+    const DUAL: u16 = 40003;
+    const SYN_SENT: u16 = 40004;
+    const MAPPED: u16 = 40005;
+    const V6ONLY: u16 = 40006;
+    const SHARED: u16 = 40007;
+    const BOUND_AND_CONNECTED: u16 = 40008;
+    const V6: u16 = 40009;
+
+    /// A namespace with two addresses and a way out that leads nowhere.
+    struct Pod {
+        netns: OwnedFd,
+        address: &'static str,
+        address6: &'static str,
+    }
+
+    impl Pod {
+        fn new(address: &'static str, address6: &'static str) -> Self {
+            let netns = new_netns();
+            let made = in_netns(netns.as_fd(), || {
+                let script = format!(
+                    "ip link set lo up && ip link add va type veth peer name vb && ip link set vb up && ip link set va up &&
+                     ip addr add {address}/24 dev va && ip route add default via 192.0.2.1 &&
+                     ip neigh replace 192.0.2.1 lladdr 02:00:00:00:00:09 dev va &&
+                     ip addr add {address6}/64 dev va nodad && ip -6 route add default dev va"
+                );
+                Command::new("sh").args(["-c", &script]).status()
+            });
+            assert!(made.unwrap().unwrap().success());
+            Self { netns, address, address6 }
+        }
+
+        fn inum(&self) -> NetnsInum {
+            netns::Netns::of(self.netns.as_fd()).unwrap().inum
+        }
+
+        /// Starts a process in the pod that holds the sockets of `role`, and waits until it does.
+        fn sender(&self, role: &str) -> Sender {
+            let exe = std::env::current_exe().unwrap();
+            let started = in_netns(self.netns.as_fd(), || {
+                Command::new(exe)
+                    .args(["--exact", "owner::lookup::tests::hold", "--nocapture", "--test-threads=1"])
+                    .env(ROLE, format!("{role} {} {}", self.address, self.address6))
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+            });
+            let mut child = started.unwrap().unwrap();
+            let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+            let ready = lines.map(Result::unwrap).any(|line| line.ends_with("holding"));
+            assert!(ready, "the sender ended early");
+            Sender(child)
+        }
+
+        fn query(&self, protocol: Protocol, port: u16) -> Query {
+            let (address, remote) = if port == V6 { (self.address6, REMOTE6) } else { (self.address, REMOTE) };
+            let source = SocketAddr::new(address.parse().unwrap(), port);
+            let original = OriginalTuple::from_ends(Ends { source, destination: remote.parse().unwrap() });
+            Query { protocol, original, time: now() }
+        }
+    }
+
+    struct Sender(Child);
+
+    impl Drop for Sender {
+        fn drop(&mut self) {
+            // The end of its standard input ends it.
+            drop(self.0.stdin.take());
+            let _ = self.0.wait();
+        }
+    }
+
+    fn now() -> KernelTime {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let part = |value: i64| u64::try_from(value).unwrap();
+        KernelTime::from_record(part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)).unwrap()
+    }
+
+    /// Binds a socket of any kind, not connected yet.
+    fn bind(kind: SocketType, local: &str, options: impl Fn(&OwnedFd)) -> OwnedFd {
+        let local: SocketAddr = local.parse().unwrap();
+        let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, kind, flags, None).unwrap();
+        options(&socket);
+        rustix::net::bind(&socket, &local).unwrap();
+        socket
+    }
+
+    fn start_connecting(socket: &OwnedFd, remote: &str) {
+        let remote: SocketAddr = remote.parse().unwrap();
+        match rustix::net::connect(socket, &remote) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Not a test of its own: the process that [`Pod::sender`] starts.
+    #[test]
+    fn hold() {
+        let Ok(role) = std::env::var(ROLE) else { return };
+        let [role, address, address6]: [&str; 3] = role.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let plain = |_: &OwnedFd| {};
+        let share = |socket: &OwnedFd| sockopt::set_socket_reuseport(socket, true).unwrap();
+        let mut held = vec![bind(SocketType::DGRAM, &format!("0.0.0.0:{SHARED}"), share)];
+        if role == "all" {
+            let udp = |local: String| bind(SocketType::DGRAM, &local, plain);
+            held.push(udp(format!("0.0.0.0:{WILDCARD}")));
+            held.push(udp(format!("[::]:{DUAL}")));
+            held.push(bind(SocketType::DGRAM, &format!("[::]:{V6ONLY}"), |socket| {
+                sockopt::set_ipv6_v6only(socket, true).unwrap();
+            }));
+            let connected = [
+                (udp(format!("0.0.0.0:{CONNECTED}")), REMOTE),
+                (bind(SocketType::DGRAM, &format!("{address}:{BOUND_AND_CONNECTED}"), plain), REMOTE),
+                (bind(SocketType::DGRAM, &format!("[{address6}]:{V6}"), plain), REMOTE6),
+                (bind(SocketType::STREAM, &format!("{address}:{SYN_SENT}"), plain), REMOTE),
+                (bind(SocketType::STREAM, &format!("[{address6}]:{V6}"), plain), REMOTE6),
+                (bind(SocketType::STREAM, &format!("[::]:{MAPPED}"), plain), "[::ffff:198.51.100.7]:53"),
+            ];
+            for (socket, remote) in connected {
+                start_connecting(&socket, remote);
+                held.push(socket);
+            }
+        }
+        println!("\nholding");
+        io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        drop(held);
+    }
+
+    fn pids(queries: &[Query]) -> Vec<Option<u32>> {
+        look_up(queries, &CgroupPaths::new()).into_iter().map(|owner| owner.map(|owner| owner.pid)).collect()
+    }
+
+    /// Two pods with the same ports, and one sender in each.
+    fn two_pods() -> Option<[(Pod, Sender); 2]> {
+        if !process::proc_has_root_pids() {
+            eprintln!("skipped: not in the root pid namespace");
+            return None;
+        }
+        if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
+            eprintln!("skipped: ip is not installed");
+            return None;
+        }
+        let pods = [Pod::new("192.0.2.10", "2001:db8:1::10"), Pod::new("192.0.2.11", "2001:db8:1::11")];
+        Some(pods.map(|pod| {
+            let sender = pod.sender("all");
+            (pod, sender)
+        }))
+    }
+
+    #[test]
+    fn two_pods_with_the_same_ports_are_told_apart() {
+        let Some(_alone) = alone() else { return };
+        let Some(pods) = two_pods() else { return };
+        let kinds = [
+            (Protocol::UDP, WILDCARD),
+            (Protocol::UDP, CONNECTED),
+            (Protocol::UDP, BOUND_AND_CONNECTED),
+            (Protocol::UDP, DUAL),
+            (Protocol::UDP, SHARED),
+            (Protocol::UDP, V6),
+            (Protocol::TCP, SYN_SENT),
+            (Protocol::TCP, MAPPED),
+            (Protocol::TCP, V6),
+        ];
+        for (protocol, port) in kinds {
+            let queries = [1, 0].map(|pod: usize| pods[pod].0.query(protocol, port));
+            let found = look_up(&queries, &CgroupPaths::new());
+            for (owner, pod) in found.into_iter().zip([1, 0]) {
+                let (pod, sender) = &pods[pod];
+                let owner = owner.unwrap_or_else(|| panic!("{protocol} {port}: not found"));
+                assert_eq!((owner.pid, owner.netns), (sender.0.id(), Some(pod.inum())), "{protocol} {port}");
+                assert_eq!(Some(owner.comm), process::comm(sender.0.id()));
+                assert!(owner.cgroup.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn doubt_gives_nothing() {
+        let Some(_alone) = alone() else { return };
+        let Some(pods) = two_pods() else { return };
+        let [(pod, sender), _] = &pods;
+        // No such socket; one that cannot send IPv4; another remote; another protocol.
+        assert_eq!(pids(&[pod.query(Protocol::UDP, 40999)]), [None]);
+        assert_eq!(pids(&[pod.query(Protocol::UDP, V6ONLY)]), [None]);
+        assert_eq!(pids(&[pod.query(Protocol::TCP, WILDCARD)]), [None]);
+        assert_eq!(pids(&[pod.query(Protocol::ICMP, WILDCARD)]), [None]);
+        let elsewhere = |port, source: &str| {
+            let source = SocketAddr::new(source.parse().unwrap(), port);
+            let ends = Ends { source, destination: "203.0.113.1:53".parse().unwrap() };
+            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() }
+        };
+        assert_eq!(pids(&[elsewhere(CONNECTED, "192.0.2.10")]), [None]);
+        // The same port is open, but no namespace has this address.
+        assert_eq!(
+            pids(&[elsewhere(WILDCARD, "192.0.2.99"), elsewhere(WILDCARD, "192.0.2.10")]),
+            [None, Some(sender.0.id())]
+        );
+        // The process started after the flow was seen.
+        let early = Query { time: KernelTime::from_record(1).unwrap(), ..pod.query(Protocol::UDP, WILDCARD) };
+        assert_eq!(pids(&[early]), [None]);
+        // A second process shares the port.
+        let query = pod.query(Protocol::UDP, SHARED);
+        assert_eq!(pids(&[query]), [Some(sender.0.id())]);
+        let second = pod.sender("shared");
+        assert_eq!(pids(&[query]), [None]);
+        drop(second);
+        assert_eq!(pids(&[query]), [Some(sender.0.id())]);
+        // A second namespace has the same address and port.
+        let twin = Pod::new("192.0.2.10", "2001:db8:1::99");
+        assert_eq!(pids(&[query]), [Some(sender.0.id())]);
+        let second = twin.sender("shared");
+        assert_eq!(pids(&[query]), [None]);
+        drop(second);
+    }
+
+    #[test]
+    fn a_socket_held_by_two_processes_has_no_owner() {
+        let socket = |inode, holders: &[u32]| (inode, BTreeSet::from_iter(holders.iter().copied()));
+        let holders = BTreeMap::from([socket(1, &[10]), socket(2, &[10]), socket(3, &[10, 11]), socket(4, &[11])]);
+        let (here, there) = (NetnsInum(1), NetnsInum(2));
+        assert_eq!(only_holder(&[(here, 1), (here, 2)], &holders), Some((here, 1, 10)));
+        for doubt in [
+            &[][..],
+            &[(here, 3)],
+            &[(here, 1), (here, 4)],
+            &[(here, 1), (there, 2)],
+            &[(here, 1), (here, 9)],
+            &[(here, 9)],
+        ] {
+            assert_eq!(only_holder(doubt, &holders), None, "{doubt:?}");
+        }
+    }
+
+    #[test]
+    fn the_caller_stays_in_its_namespace() {
+        let Some(_alone) = alone() else { return };
+        let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let before = netns::Netns::current().unwrap().inum;
+        let source = ours.local_addr().unwrap();
+        let ends = Ends { source, destination: "127.0.0.1:9".parse().unwrap() };
+        let query = Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() };
+        let _ = look_up(&[query], &CgroupPaths::new());
+        assert_eq!(netns::Netns::current().unwrap().inum, before);
+    }
+}
