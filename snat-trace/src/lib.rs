@@ -13,3 +13,4 @@ pub mod probe;
 pub mod race;
 pub mod session;
 pub mod summary;
+pub mod watch;

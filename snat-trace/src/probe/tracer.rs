@@ -53,23 +53,27 @@ impl Tracer {
         &self.hooks
     }
 
-    /// Waits until the ring has records, then hands each to `take` until the ring is empty or `take` wants no more.
+    /// Waits until the ring has records. Whoever is told so must [`drain`](Self::drain) it.
     ///
     /// # Errors
     ///
     /// When the ring can no longer be waited for.
-    pub async fn read(&mut self, take: impl FnMut(&[u8]) -> bool) -> Result<(), ProbeError> {
-        let mut ready = self.ring.readable_mut().await?;
-        if drain(ready.get_inner_mut(), take) {
-            ready.clear_ready();
-        }
+    pub async fn readable(&mut self) -> Result<(), ProbeError> {
+        // Cleared before the ring is drained, so that what comes in meanwhile wakes us again.
+        self.ring.readable_mut().await?.clear_ready();
         Ok(())
     }
 
-    /// Detaches every hook and hands over what the ring still holds. After this no record comes.
-    pub fn finish(&mut self, take: impl FnMut(&[u8]) -> bool) {
+    /// Hands over every record of the ring.
+    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+        while let Some(record) = self.ring.get_mut().next() {
+            take(&record);
+        }
+    }
+
+    /// Detaches every hook. After this no record comes; the ring may still hold some.
+    pub fn detach(&mut self) {
         self.object = None;
-        drain(self.ring.get_mut(), take);
     }
 
     /// What the programs counted so far.
@@ -80,14 +84,4 @@ impl Tracer {
     pub fn counts(&self) -> Result<KernelCounts, ProbeError> {
         KernelCounts::read(&self.counters)
     }
-}
-
-/// Whether the ring was emptied.
-fn drain(ring: &mut RingBuf<MapData>, mut take: impl FnMut(&[u8]) -> bool) -> bool {
-    while let Some(record) = ring.next() {
-        if !take(&record) {
-            return false;
-        }
-    }
-    true
 }

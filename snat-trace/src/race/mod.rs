@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod decode;
 pub mod event;
+pub mod filter;
 pub mod order;
 pub mod time;
 pub mod tuple;

@@ -1,0 +1,63 @@
+//! The command `snat-trace`.
+
+mod cli;
+mod run;
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use snat_trace::kernel::CannotTrace;
+use snat_trace::probe::ProbeError;
+use snat_trace::watch::WatchError;
+
+use cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::from(cli.log_level))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false)
+        .without_time()
+        .init();
+    match run::run(cli) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("snat-trace: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+/// Whoever read our output has seen enough: a normal end.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = match cause.downcast_ref::<WatchError>() {
+            Some(WatchError::Output(error)) => Some(error),
+            _ => cause.downcast_ref::<io::Error>(),
+        };
+        io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// 3 not enough privilege, 4 this kernel cannot be traced, 1 anything else.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    const CANNOT_TRACE: u8 = 4;
+
+    for cause in error.chain() {
+        if let Some(cannot) = cause.downcast_ref::<CannotTrace>() {
+            return cannot.exit_code().into();
+        }
+        match cause.downcast_ref::<WatchError>() {
+            Some(WatchError::CannotTrace(cannot)) => return cannot.exit_code().into(),
+            Some(WatchError::Probe(ProbeError::Refused { .. } | ProbeError::Attach { .. })) => {
+                return CANNOT_TRACE.into();
+            }
+            _ => {}
+        }
+    }
+    ExitCode::FAILURE
+}

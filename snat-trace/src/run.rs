@@ -1,0 +1,124 @@
+//! What each command does.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use snat_trace::kernel::{CannotTrace, KernelFacts, Report, plan};
+use snat_trace::output::Sink;
+use snat_trace::output::json::JsonSink;
+use snat_trace::output::text::{Style, TextSink};
+use snat_trace::probe::Sizes;
+use snat_trace::watch::{Options, watch};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{Cli, Command, DoctorArgs, Format, TraceArgs, WatchArgs};
+
+/// Races were seen and `--fail-on-race` was given.
+const RACES_SEEN: u8 = 10;
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    let Cli { command, watch, log_level: _ } = cli;
+    match command.unwrap_or(Command::Watch(watch)) {
+        Command::Watch(args) => runtime()?.block_on(run_watch(&args)),
+        Command::Doctor(args) => doctor(args),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")
+}
+
+async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
+    let mut stop = std::pin::pin!(stopped()?);
+    let facts = if args.wait {
+        tokio::select! {
+            facts = conntrack_loaded() => facts?,
+            () = &mut stop => return Ok(ExitCode::SUCCESS),
+        }
+    } else {
+        KernelFacts::gather(Path::new("/"))?
+    };
+    let options = Options {
+        detail: args.trace.detail,
+        sizes: sizes(args.trace),
+        duration: args.duration,
+        count: args.count,
+        filter: args.filter.to_filter(),
+        ready_file: args.ready_file.as_deref(),
+        namespaces: &[],
+    };
+    let summary = watch(&facts, &options, sink(args.trace).as_mut(), stop).await?;
+    Ok(if args.fail_on_race && summary.races() > 0 { RACES_SEEN.into() } else { ExitCode::SUCCESS })
+}
+
+/// The facts of this kernel once connection tracking is loaded.
+async fn conntrack_loaded() -> Result<KernelFacts> {
+    let mut said = false;
+    loop {
+        let facts = KernelFacts::gather(Path::new("/"))?;
+        match plan(&facts, snat_trace::kernel::Detail::Minimal) {
+            Err(CannotTrace::ConntrackNotLoaded) => {}
+            _ => return Ok(facts),
+        }
+        if !said {
+            tracing::info!("nf_conntrack is not loaded yet; waiting for it");
+            said = true;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn doctor(args: DoctorArgs) -> Result<ExitCode> {
+    let facts = KernelFacts::gather(Path::new("/"))?;
+    let report = Report::new(&facts, args.detail);
+    let mut out = io::stdout().lock();
+    match args.format {
+        Format::Text => write!(out, "{report}")?,
+        Format::Json => {
+            serde_json::to_writer(&mut out, &report)?;
+            writeln!(out)?;
+        }
+    }
+    Ok(report.exit_code().into())
+}
+
+fn sizes(args: TraceArgs) -> Sizes {
+    Sizes { ring_bytes: args.ring_bytes, flows: args.flows }
+}
+
+/// Standard output in the format asked for.
+fn sink(args: TraceArgs) -> Box<dyn Sink> {
+    let out = io::stdout();
+    match args.format {
+        Format::Json => Box::new(JsonSink::new(out)),
+        Format::Text => {
+            let terminal = out.is_terminal();
+            let width = if terminal { rustix::termios::tcgetwinsize(&out).ok().map(|size| size.ws_col.into()) } else { None };
+            let style = Style {
+                width: width.filter(|&columns| columns > 0),
+                colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+                verbose: args.verbose,
+                zone: jiff::tz::TimeZone::system(),
+            };
+            Box::new(TextSink::new(out, style))
+        }
+    }
+}
+
+/// Resolves at the first signal that asks us to end.
+fn stopped() -> Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
