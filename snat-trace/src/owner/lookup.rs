@@ -407,6 +407,7 @@ mod tests {
         for doubt in [
             &[][..],
             &[(here, 3)],
+            &[(here, 1), (here, 3)],
             &[(here, 1), (here, 4)],
             &[(here, 1), (there, 2)],
             &[(here, 1), (here, 9)],
