@@ -8,7 +8,7 @@ use snat_trace_common::ABSENT;
 
 use super::facts::{KernelFacts, Kprobes};
 use super::hooks::Detail;
-use super::plan::{CannotTrace, plan, survey};
+use super::plan::{CannotTrace, MissingHook, PlannedHook, plan, survey};
 
 /// The facts and the plan in words. As text by [`fmt::Display`] in 80 columns, as JSON by [`Serialize`].
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -61,6 +61,7 @@ struct HookLine {
     mechanism: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     module: Option<String>,
+    /// Can be attached: a function that is there cannot where the kernel takes no kprobes.
     available: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -73,7 +74,7 @@ impl Report {
     #[must_use]
     pub fn new(facts: &KernelFacts, detail: Detail) -> Self {
         let plan = plan(facts, detail);
-        let hooks: Vec<_> = survey(facts, detail).map(HookLine::new).collect();
+        let hooks: Vec<_> = survey(facts, detail).map(|surveyed| HookLine::new(surveyed, plan.is_ok())).collect();
         let missing_capabilities: Vec<_> = plan.as_ref().map_or(&[][..], |plan| &plan.missing_capabilities).to_vec();
         let missing_capabilities: Vec<_> = missing_capabilities
             .into_iter()
@@ -127,14 +128,14 @@ impl Report {
 }
 
 impl HookLine {
-    fn new(surveyed: Result<super::PlannedHook, super::MissingHook>) -> Self {
+    fn new(surveyed: Result<PlannedHook, MissingHook>, traceable: bool) -> Self {
         match surveyed {
             Ok(hook) => Self {
                 role: hook.role.name(),
                 symbol: hook.symbol,
                 mechanism: "kprobe",
                 module: hook.module,
-                available: true,
+                available: traceable,
                 reason: None,
                 cost: hook.drawback,
             },
@@ -177,14 +178,22 @@ impl fmt::Display for Report {
 
         writeln!(f, "\n{:LABEL$}{:<28}{:<14}HOOK ({})", "ROLE", "SYMBOL", "WHERE", self.detail)?;
         for hook in &self.hooks {
-            let (place, state) = match (&hook.module, hook.available) {
-                (Some(module), _) => (module.escape_default().to_string(), "ok"),
-                (None, true) => ("kernel".to_owned(), "ok"),
-                (None, false) => ("-".to_owned(), "missing"),
+            let state = match &hook.reason {
+                Some(_) => "missing",
+                None if hook.available => "ok",
+                None => "found",
+            };
+            let place = match &hook.module {
+                Some(module) => module.escape_default().to_string(),
+                None if hook.reason.is_none() => "kernel".to_owned(),
+                None => "-".to_owned(),
             };
             writeln!(f, "{:LABEL$}{:<28}{place:<14}{state}", hook.role, hook.symbol)?;
-            for note in hook.reason.as_deref().into_iter().chain(hook.cost) {
-                field(f, "", note)?;
+            if let Some(reason) = &hook.reason {
+                field(f, "", reason)?;
+            }
+            if let Some(cost) = hook.cost {
+                field(f, "", &format!("cost: {cost}"))?;
             }
         }
 
@@ -194,7 +203,7 @@ impl fmt::Display for Report {
                 "This kernel can be traced; what is missing, and costs, stands above.".to_owned()
             }
             (Verdict::CannotTrace, reason) => {
-                format!("This kernel cannot be traced now: {}.", reason.as_deref().unwrap_or_default().escape_default())
+                format!("Nothing can be traced: {}.", reason.as_deref().unwrap_or_default().escape_default())
             }
         };
         writeln!(f)?;
@@ -224,4 +233,75 @@ fn wrapped(f: &mut fmt::Formatter<'_>, text: &str, indent: usize) -> fmt::Result
         f.write_str(word)?;
     }
     writeln!(f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fixture::{Root, SERIES};
+
+    /// The machine is the one the tests run on.
+    fn report(root: &Root, detail: Detail) -> Report {
+        Report { machine: "x86_64".to_owned(), ..Report::new(&root.facts(), detail) }
+    }
+
+    fn worse() -> Root {
+        let root = Root::new("6.12");
+        root.unload("nf_nat");
+        root.rename("__nf_conntrack_hash_insert", "__nf_conntrack_hash_insert.isra.0");
+        root.edit("proc/kallsyms", |line| Some(line.replace(" mptcp_connect", " tcp_connect")));
+        root.write("proc/self/status", b"CapEff:\t000000c000001000\n");
+        root
+    }
+
+    fn no_kprobes() -> Root {
+        let root = Root::new("6.12");
+        root.remove("sys/bus/event_source/devices/kprobe/type");
+        root
+    }
+
+    #[test]
+    fn text() {
+        insta::assert_snapshot!("traceable", report(&Root::new("6.12"), Detail::Full));
+        insta::assert_snapshot!("minimal", report(&Root::new("5.10"), Detail::Minimal));
+        insta::assert_snapshot!("with_less", report(&worse(), Detail::Full));
+        insta::assert_snapshot!("no_kprobes", report(&no_kprobes(), Detail::Full));
+    }
+
+    #[test]
+    fn json() {
+        let json = |root: &Root| serde_json::to_string_pretty(&report(root, Detail::Full)).unwrap();
+        insta::assert_snapshot!("json_with_less", json(&worse()));
+        insta::assert_snapshot!("json_no_kprobes", json(&no_kprobes()));
+    }
+
+    #[test]
+    fn exit_codes() {
+        assert_eq!(report(&Root::new("7.3"), Detail::Full).exit_code(), 0);
+        assert_eq!(report(&worse(), Detail::Full).exit_code(), 0);
+        assert_eq!(report(&no_kprobes(), Detail::Full).exit_code(), 4);
+        let root = no_kprobes();
+        root.write("proc/self/status", b"CapEff:\t0\n");
+        assert_eq!(report(&root, Detail::Full).exit_code(), 3);
+    }
+
+    #[test]
+    fn text_fits_80_columns_and_holds_no_control_characters() {
+        let mut roots: Vec<_> = SERIES.into_iter().map(Root::new).collect();
+        roots.extend([worse(), no_kprobes()]);
+        for root in &roots {
+            root.write("proc/sys/kernel/osrelease", b"6.12\x1b[2J\x07evil\n");
+            root.edit("proc/kallsyms", |line| Some(line.replace("[nf_conntrack]", "[nf\x1b[31m]")));
+            for missing in ["", "sys/kernel/btf/vmlinux"] {
+                if !missing.is_empty() {
+                    root.remove(missing);
+                }
+                let text = report(root, Detail::Full).to_string();
+                for line in text.lines() {
+                    assert!(line.chars().count() <= WIDTH, "{line}");
+                    assert!(!line.chars().any(char::is_control), "{line:?}");
+                }
+            }
+        }
+    }
 }

@@ -84,7 +84,7 @@ impl Structures {
 }
 
 /// Whether the sections that the header of a BTF file tells of are in the file (include/uapi/linux/btf.h,
-/// `struct btf_header`). `btf-rs` reads a mapped file in this trust.
+/// `struct btf_header`). `btf-rs` takes a mapped file that is cut off for one with less in it.
 fn check_sections(bytes: &[u8]) -> Result<(), &'static str> {
     const MAGIC: u16 = 0xeb9f;
     let word = |index: usize| -> Option<u32> {
@@ -345,5 +345,20 @@ pub(super) mod tests {
         btf.typedef("loop", alias);
         btf.structure("t", 8, false, &[("inner", alias, 0)]);
         assert_eq!(btf.offset("t", "inner.x"), Ok(None));
+    }
+
+    /// Types after the strings, and the last one cut off: for `btf-rs` alone this is a structure without fields.
+    #[test]
+    fn types_beyond_the_end_are_refused() {
+        let mut btf = Builder::new();
+        btf.structure("s", 8, false, &[("a", Builder::INT, 0)]);
+        let [types, strings] = [&btf.types, &btf.strings].map(|part| u32::try_from(part.len()).unwrap());
+        let mut bytes = [0xeb9f_u16.to_ne_bytes(), [1, 0]].concat();
+        bytes.extend([24, strings, types, 0, strings].iter().flat_map(|word| word.to_ne_bytes()));
+        bytes.extend(btf.strings.iter().chain(&btf.types));
+        assert_eq!(Structures::new(&bytes, ["s"]).unwrap().offset("s", "a"), Ok(Some(0)));
+        for len in 0..bytes.len() {
+            assert!(Structures::new(&bytes[..len], ["s"]).is_err(), "{len}");
+        }
     }
 }
