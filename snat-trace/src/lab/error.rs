@@ -1,0 +1,92 @@
+//! Why a lab could not be built or did not come to its end.
+
+use std::io;
+use std::time::Duration;
+
+/// Every failure is one sentence that says what to do, or what is missing.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// Namespaces and rules need privilege.
+    #[error("the lab needs {missing} for namespaces and NAT rules of its own: run it as root")]
+    NotPermitted {
+        /// Names of the missing capabilities.
+        missing: String,
+    },
+    /// A command the lab runs is not installed.
+    #[error("the lab needs the command `{tool}`, which is not on this machine: install the package {package}")]
+    MissingTool {
+        /// The command.
+        tool: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// The kernel cannot queue packets to user space, so a race cannot be forced.
+    #[error("this kernel has no nft queue ({reason}), so races cannot be forced on it: use --natural")]
+    NoQueue {
+        /// What refused it.
+        reason: String,
+    },
+    /// `ip` or `nft` failed.
+    #[error("`{tool}` failed in the lab's {place} namespace: {message}")]
+    Command {
+        /// The command.
+        tool: &'static str,
+        /// Which namespace.
+        place: String,
+        /// What it said.
+        message: String,
+    },
+    /// The setup asks for something the lab cannot do.
+    #[error("{0}")]
+    Setup(String),
+    /// A system call failed.
+    #[error("the lab could not {doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// A pod's process ended or failed before its work was done.
+    #[error("pod {pod} of the lab {what}")]
+    Pod {
+        /// Its number.
+        pod: usize,
+        /// What happened.
+        what: String,
+    },
+    /// Something that must happen did not.
+    #[error("the lab waited {} s in vain: {missing}", .after.as_secs())]
+    Deadline {
+        /// How long it was waited for.
+        after: Duration,
+        /// What is missing.
+        missing: String,
+    },
+    /// This kernel's conntrack statistics could not be read or understood.
+    #[error("the conntrack statistics in {path} cannot be used: {reason}")]
+    Counters {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A service thread of the lab ended early.
+    #[error("the lab's {0} ended early")]
+    Ended(&'static str),
+    /// The caller's stop flag was set.
+    #[error("the lab was stopped")]
+    Stopped,
+}
+
+/// Adds what was being done to a failed system call.
+pub(super) trait Doing<T> {
+    /// Names the act in the infinitive: "create a socket".
+    fn doing(self, what: &'static str) -> Result<T, LabError>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, what: &'static str) -> Result<T, LabError> {
+        self.map_err(|source| LabError::System { doing: what, source: source.into() })
+    }
+}

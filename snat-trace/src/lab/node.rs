@@ -1,0 +1,152 @@
+//! The thread that lives in the node's namespace: it starts the pods and, in a forced run, serves the queue.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::thread::gettid;
+
+use super::barrier::Barrier;
+use super::error::{Doing, LabError};
+use super::hold;
+use super::netns::enter;
+use super::pod::PodArguments;
+use super::queue::Queue;
+use super::topology::{QUEUE, Topology};
+use super::wire::pair;
+use super::{Mode, Setup};
+
+/// A pod's process as the lab holds it; dropped, it is killed and reaped.
+#[derive(Debug)]
+pub(super) struct Pod {
+    child: Child,
+    /// Orders go out here and reports come in.
+    pub(super) control: OwnedFd,
+}
+
+impl Pod {
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it is reaped.
+        let _ended = (self.child.kill(), self.child.wait());
+    }
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(super) struct Node {
+    tid: u32,
+    /// Closing it ends the thread; the thread's end closes its other end. `None` only while being dropped.
+    life: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Starts the thread, which starts one process per pod, each on the CPU given for it.
+    pub(super) fn start(
+        setup: &Setup,
+        topology: &Topology,
+        cpus: &[Option<usize>],
+    ) -> Result<(Self, Vec<Pod>), LabError> {
+        let (life, other_end) = pair().doing("make a socket pair")?;
+        let node = topology.node.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
+        let mut starts = Vec::with_capacity(topology.pods.len());
+        for (pod, (netns, cpu)) in topology.pods.iter().zip(cpus).enumerate() {
+            let netns = netns.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
+            let arguments = PodArguments { pod, scenario: setup.scenario, cpu: *cpu, lab: std::process::id() };
+            starts.push((netns, arguments));
+        }
+        let (mode, pods) = (setup.mode, setup.pods);
+        let (report, ready) = mpsc::channel();
+        let thread = thread::Builder::new().name("lab-node".to_owned()).spawn(move || {
+            let begun = begin(&starts, &node, mode);
+            let (queue, begun) = match begun {
+                Ok((queue, processes)) => (queue, Ok((tid(), processes))),
+                Err(error) => (None, Err(error)),
+            };
+            let failed = begun.is_err();
+            if report.send(begun).is_err() || failed {
+                return;
+            }
+            // Ending closes `other_end`, which the lab sees and names.
+            let _ended = match queue {
+                Some(queue) => hold::serve(&queue, pods, other_end.as_fd()),
+                None => wait_for_close(&other_end),
+            };
+        });
+        let thread = thread.doing("start the node's thread")?;
+        let (tid, processes) = ready.recv().map_err(|_| LabError::Ended("node's thread"))??;
+        Ok((Self { tid, life: Some(life), thread: Some(thread) }, processes))
+    }
+
+    /// Its thread id.
+    pub(super) fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// Whether the thread still runs, as something to poll for a close.
+    pub(super) fn life(&self) -> Result<&OwnedFd, LabError> {
+        self.life.as_ref().ok_or(LabError::Ended("node's thread"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.life.take());
+        // A panic of the thread has been printed by then.
+        let _ended = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn tid() -> u32 {
+    gettid().as_raw_pid().cast_unsigned()
+}
+
+/// Starts every pod, then settles in the node's namespace. Pods die with the thread that started them
+/// (`PR_SET_PDEATHSIG` means the thread), and this one lives as long as the lab.
+fn begin(
+    starts: &[(OwnedFd, PodArguments)],
+    node: &OwnedFd,
+    mode: Mode,
+) -> Result<(Option<Queue>, Vec<Pod>), LabError> {
+    let barrier = Barrier::memory().doing("make the barrier's memory")?;
+    let mut pods = Vec::with_capacity(starts.len());
+    for (netns, arguments) in starts {
+        enter(netns.as_fd())?;
+        let (control, pods_end) = pair().doing("make a socket pair")?;
+        let memory: File = barrier.try_clone().doing("duplicate the barrier's fd")?.into();
+        let child = Command::new("/proc/self/exe")
+            .arg0("snat-trace")
+            .arg("lab-pod")
+            .args(arguments.to_words())
+            .stdin(Stdio::from(pods_end))
+            .stdout(Stdio::from(memory))
+            // A Ctrl-C at the terminal is for the lab, which then ends its pods.
+            .process_group(0)
+            .spawn()
+            .doing("start a pod's process")?;
+        pods.push(Pod { child, control });
+    }
+    enter(node.as_fd())?;
+    let queue = match mode {
+        Mode::Forced => Some(Queue::bind(QUEUE).map_err(|error| LabError::NoQueue { reason: error.to_string() })?),
+        Mode::Natural | Mode::Control(_) => None,
+    };
+    Ok((queue, pods))
+}
+
+fn wait_for_close(end: &OwnedFd) -> std::io::Result<()> {
+    let mut fds = [PollFd::new(end, PollFlags::empty())];
+    rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+    Ok(())
+}

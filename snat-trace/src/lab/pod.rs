@@ -1,0 +1,275 @@
+//! A pod: a process of its own in a namespace and cgroup of its own, sending when it is told to.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::io;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, send, socket_with, sockopt};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::thread::{CpuSet, gettid, sched_setaffinity};
+
+use super::barrier::Barrier;
+use super::error::{Doing, LabError};
+use super::topology::{EXTERNAL, EXTERNAL_PORT, PLAIN_TTL, mark_ttl, pod_address};
+use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
+use super::{KEPT_ROUNDS, MAX_PODS, Scenario};
+
+/// Source port of pod 0's probes, below every test port.
+const PROBE_PORT: u16 = 9000;
+
+/// What a pod is told at its start, as arguments; its standard input is the control socket, its standard output the
+/// barrier's memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct PodArguments {
+    pub(super) pod: usize,
+    pub(super) scenario: Scenario,
+    /// The CPU to send from; any when `None`.
+    pub(super) cpu: Option<usize>,
+    /// The lab's process id.
+    pub(super) lab: u32,
+}
+
+impl PodArguments {
+    /// As words of a command line.
+    pub(super) fn to_words(self) -> [String; 4] {
+        let cpu = self.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
+        [self.pod.to_string(), self.scenario.name().to_owned(), cpu, self.lab.to_string()]
+    }
+
+    fn from_words(words: &[String]) -> Option<Self> {
+        let [pod, scenario, cpu, lab] = words else { return None };
+        Some(Self {
+            pod: pod.parse().ok().filter(|pod| *pod < MAX_PODS)?,
+            scenario: Scenario::from_name(scenario)?,
+            cpu: if cpu == "any" { None } else { Some(cpu.parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU)?) },
+            lab: lab.parse().ok()?,
+        })
+    }
+}
+
+/// The hidden subcommand `lab-pod`; `words` is what follows it. Returns when the lab closes the control socket.
+///
+/// # Errors
+/// When it was not started by a lab, or a system call fails.
+pub fn pod_main(words: &[String]) -> Result<(), LabError> {
+    let arguments = PodArguments::from_words(words)
+        .ok_or_else(|| LabError::Setup("lab-pod is started by `snat-trace lab` and by nothing else".to_owned()))?;
+    set_parent_process_death_signal(Some(Signal::KILL)).doing("tie a pod to the lab's life")?;
+    // The lab may have died before the line above.
+    if getppid().map(Pid::as_raw_pid) != i32::try_from(arguments.lab).ok() {
+        return Err(LabError::Stopped);
+    }
+    super::raise_file_limit();
+    // Started as /proc/self/exe, its name would be "exe".
+    let name = format!("pod-{}", arguments.pod);
+    let c_name = CString::new(name.clone()).map_err(io::Error::other).doing("name a pod")?;
+    rustix::thread::set_name(&c_name).doing("name a pod")?;
+    // On a thread of its own, so that the thread id of a send is not the process id.
+    let sender = thread::Builder::new().name(name).spawn(move || Sender::new(arguments)?.serve());
+    sender.doing("start a pod's sender")?.join().map_err(|_| LabError::Ended("sender"))?
+}
+
+/// A socket that stays open, so that a look-up after the clash still finds it.
+#[derive(Debug)]
+struct Open {
+    round: u32,
+    socket: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Sender {
+    arguments: PodArguments,
+    control: OwnedFd,
+    barrier: Barrier,
+    probe: UdpSocket,
+    /// TCP sockets that are not connected yet.
+    connecting: Vec<Open>,
+    open: VecDeque<Open>,
+}
+
+impl Sender {
+    fn new(arguments: PodArguments) -> Result<Self, LabError> {
+        if let Some(cpu) = arguments.cpu {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu);
+            sched_setaffinity(None, &cpus).doing("pin a pod's sender to its CPU")?;
+        }
+        let duplicate = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+        let address = pod_address(arguments.pod);
+        let port = PROBE_PORT + u16::try_from(arguments.pod).unwrap_or(0);
+        Ok(Self {
+            arguments,
+            control: duplicate(io::stdin().as_fd()).doing("use a pod's control socket")?,
+            barrier: Barrier::map(io::stdout().as_fd()).doing("map a pod's barrier")?,
+            probe: UdpSocket::bind((address, port)).doing("open a pod's probe socket")?,
+            connecting: Vec::new(),
+            open: VecDeque::new(),
+        })
+    }
+
+    fn serve(mut self) -> Result<(), LabError> {
+        let tid = u32::try_from(gettid().as_raw_pid()).unwrap_or(0);
+        self.report(Report::Ready { tid })?;
+        loop {
+            if self.wait()? {
+                match hear(&self.control).doing("read a pod's orders")? {
+                    None => return Ok(()),
+                    Some(Order::Probe) => self.send_probe(),
+                    Some(Order::Round { round, port, barrier }) => {
+                        self.close_old(round);
+                        let sent = match self.arguments.scenario {
+                            Scenario::SnatUdp => self.send_udp(round, port, barrier),
+                            Scenario::SnatTcp => self.send_tcp(round, port, barrier),
+                        };
+                        let errno = sent.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
+                        self.report(Report::Sent { round, errno: errno.cast_unsigned() })?;
+                    }
+                }
+            }
+            self.finish_connects()?;
+        }
+    }
+
+    fn report(&self, report: Report) -> Result<(), LabError> {
+        tell(&self.control, report).doing("report from a pod")
+    }
+
+    /// Waits for an order or for any connect to end; whether there is an order (or the lab is gone).
+    fn wait(&self) -> Result<bool, LabError> {
+        let mut fds = vec![PollFd::new(&self.control, PollFlags::IN)];
+        fds.extend(self.connecting.iter().map(|open| PollFd::new(&open.socket, PollFlags::OUT)));
+        rustix::io::retry_on_intr(|| poll(&mut fds, None)).doing("wait for a pod's orders")?;
+        Ok(!fds[0].revents().is_empty())
+    }
+
+    /// The way may not be open yet; the lab asks again until a probe arrives.
+    fn send_probe(&self) {
+        let _unanswered = self.probe.send_to(&self.stamp(PROBE), (EXTERNAL, EXTERNAL_PORT));
+    }
+
+    fn stamp(&self, round: u32) -> [u8; Stamp::LENGTH] {
+        Stamp { round, pod: u32::try_from(self.arguments.pod).unwrap_or(u32::MAX) }.encode()
+    }
+
+    fn send_udp(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
+        let pod = self.arguments.pod;
+        let prepared = UdpSocket::bind((pod_address(pod), port)).and_then(|socket| {
+            socket.connect((EXTERNAL, EXTERNAL_PORT))?;
+            socket.set_ttl(mark_ttl(pod).into())?;
+            Ok(socket)
+        });
+        let stamp = self.stamp(round);
+        // Also after an error: the other pods wait for this one.
+        self.barrier.arrive(barrier);
+        let socket = prepared?;
+        socket.send(&stamp)?;
+        self.open.push_back(Open { round, socket: socket.into() });
+        Ok(())
+    }
+
+    fn send_tcp(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
+        let pod = self.arguments.pod;
+        let prepare = || -> io::Result<OwnedFd> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+            bind(&socket, &SocketAddrV4::new(pod_address(pod), port))?;
+            sockopt::set_ip_ttl(&socket, mark_ttl(pod).into())?;
+            // Closed by a reset: no farewell packets among the test traffic.
+            sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO))?;
+            Ok(socket)
+        };
+        let prepared = prepare();
+        self.barrier.arrive(barrier);
+        let socket = prepared?;
+        match connect(&socket, &SocketAddrV4::new(EXTERNAL, EXTERNAL_PORT)) {
+            // The SYN left inside connect(); whatever follows is unmarked.
+            Ok(()) | Err(Errno::INPROGRESS) => sockopt::set_ip_ttl(&socket, PLAIN_TTL.into())?,
+            Err(error) => return Err(error.into()),
+        }
+        self.connecting.push(Open { round, socket });
+        Ok(())
+    }
+
+    /// Reports every connect that has ended.
+    fn finish_connects(&mut self) -> Result<(), LabError> {
+        let mut still = Vec::with_capacity(self.connecting.len());
+        for open in std::mem::take(&mut self.connecting) {
+            let mut fds = [PollFd::new(&open.socket, PollFlags::OUT)];
+            poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).doing("look at a connect")?;
+            if fds[0].revents().is_empty() {
+                still.push(open);
+                continue;
+            }
+            let round = open.round;
+            match sockopt::socket_error(&open.socket).doing("read a connect's end")? {
+                Ok(()) => {
+                    let retransmits = total_retransmits(&open.socket).doing("read TCP_INFO")?;
+                    send(&open.socket, &self.stamp(round), SendFlags::NOSIGNAL).doing("send a pod's hello")?;
+                    self.report(Report::Connected { round, retransmits })?;
+                    self.open.push_back(open);
+                }
+                Err(error) => {
+                    self.report(Report::Refused { round, errno: error.raw_os_error().cast_unsigned() })?;
+                }
+            }
+        }
+        self.connecting = still;
+        Ok(())
+    }
+
+    /// A socket that connected late may stand behind younger ones and live a little longer.
+    fn close_old(&mut self, round: u32) {
+        while self.open.front().is_some_and(|open| open.round + KEPT_ROUNDS < round) {
+            self.open.pop_front();
+        }
+    }
+}
+
+/// Segments sent again over the life of a connection (`tcp_info.tcpi_total_retrans`, net/ipv4/tcp.c).
+fn total_retransmits(socket: &OwnedFd) -> io::Result<u32> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all of it is integers, zero where the kernel wrote nothing.
+    Ok(unsafe { info.assume_init() }.tcpi_total_retrans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_survive_the_command_line() {
+        for cpu in [None, Some(1)] {
+            let arguments = PodArguments { pod: 7, scenario: Scenario::SnatTcp, cpu, lab: 4711 };
+            assert_eq!(PodArguments::from_words(&arguments.to_words()), Some(arguments));
+        }
+    }
+
+    #[test]
+    fn a_command_line_of_others_is_refused() {
+        for words in
+            [vec![], vec!["8", "snat-udp", "any", "1"], vec!["0", "x", "any", "1"], vec!["0", "snat-udp", "any"]]
+        {
+            let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+            assert!(matches!(pod_main(&words), Err(LabError::Setup(_))), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The external host: who arrives here has not lost. It is the truth that tracing is compared with.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::error::{Doing, LabError};
+use super::netns::{Netns, enter};
+use super::topology::{EXTERNAL, EXTERNAL_PORT};
+use super::wire::{Arrival, Stamp, pair, tell};
+use super::{KEPT_ROUNDS, MAX_PODS};
+
+/// Connections kept open after their hello: as many as the pods keep.
+const KEPT_CONNECTIONS: usize = KEPT_ROUNDS as usize * MAX_PODS;
+
+/// A thread that lives in the external namespace.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    /// Arrivals are heard here; closing it ends the thread. `None` only while being dropped.
+    arrivals: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Receiver {
+    /// Opens the sockets and starts the thread.
+    pub(super) fn start(external: &Netns) -> Result<Self, LabError> {
+        let (arrivals, log) = pair().doing("make a socket pair")?;
+        let netns = external.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
+        let sockets = external.inside(|| {
+            let address = (EXTERNAL, EXTERNAL_PORT);
+            let open = || -> io::Result<_> {
+                let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
+                udp.set_nonblocking(true)?;
+                tcp.set_nonblocking(true)?;
+                Ok((udp, tcp))
+            };
+            open().doing("open the receiver's sockets")
+        })?;
+        let thread = thread::Builder::new().name("lab-receiver".to_owned()).spawn(move || {
+            let (udp, tcp) = sockets;
+            // Ending closes `log`, which the lab sees and names.
+            let _ended = enter(netns.as_fd()).is_ok()
+                && Sink { udp, tcp, log, waiting: Vec::new(), greeted: VecDeque::new() }.serve().is_ok();
+        });
+        Ok(Self { arrivals: Some(arrivals), thread: Some(thread.doing("start the receiver")?) })
+    }
+
+    /// Where to hear [`Arrival`]s.
+    pub(super) fn arrivals(&self) -> Result<BorrowedFd<'_>, LabError> {
+        self.arrivals.as_ref().map(AsFd::as_fd).ok_or(LabError::Ended("receiver"))
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        drop(self.arrivals.take());
+        // A panic of the thread has been printed by then.
+        let _ended = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+#[derive(Debug)]
+struct Sink {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    log: OwnedFd,
+    /// Accepted, hello not read yet.
+    waiting: Vec<(TcpStream, SocketAddrV4)>,
+    greeted: VecDeque<TcpStream>,
+}
+
+impl Sink {
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            let mut fds = vec![
+                PollFd::new(&self.log, PollFlags::empty()),
+                PollFd::new(&self.udp, PollFlags::IN),
+                PollFd::new(&self.tcp, PollFlags::IN),
+            ];
+            fds.extend(self.waiting.iter().map(|(stream, _)| PollFd::new(stream, PollFlags::IN)));
+            rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+            // Nothing is ever written to this end's other side: any event is its close.
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+            self.datagrams()?;
+            self.hellos()?;
+            self.accept()?;
+        }
+    }
+
+    fn datagrams(&self) -> io::Result<()> {
+        let mut bytes = [0; Stamp::LENGTH + 1];
+        while let Some((length, source)) = ready(self.udp.recv_from(&mut bytes))? {
+            self.arrived(&bytes[..length], source)?;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        while let Some((stream, source)) = ready(self.tcp.accept())? {
+            stream.set_nonblocking(true)?;
+            if let Some(source) = version_4(source) {
+                self.waiting.push((stream, source));
+            }
+        }
+        Ok(())
+    }
+
+    fn hellos(&mut self) -> io::Result<()> {
+        for (mut stream, source) in std::mem::take(&mut self.waiting) {
+            let mut bytes = [0; Stamp::LENGTH];
+            // A hello is one segment: it is there whole or not at all.
+            match stream.read(&mut bytes) {
+                Ok(length) => {
+                    self.arrived(&bytes[..length], source.into())?;
+                    self.greeted.push_back(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.waiting.push((stream, source)),
+                // The pod closed it before its hello.
+                Err(_) => {}
+            }
+        }
+        while self.greeted.len() > KEPT_CONNECTIONS {
+            self.greeted.pop_front();
+        }
+        Ok(())
+    }
+
+    fn arrived(&self, bytes: &[u8], source: SocketAddr) -> io::Result<()> {
+        match (Stamp::decode(bytes), version_4(source)) {
+            (Some(stamp), Some(source)) => tell(&self.log, Arrival { stamp, source }),
+            // Not from a pod: nobody else can reach this namespace, so it was cut short on its way.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn version_4(address: SocketAddr) -> Option<SocketAddrV4> {
+    match address.ip() {
+        IpAddr::V4(ip) => Some(SocketAddrV4::new(ip, address.port())),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// `None` when there is nothing more to read.
+fn ready<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,349 @@
+//! The rounds: orders go out, arrivals and reports come in, and a round is over when every packet is accounted for.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::error::{Doing, LabError};
+use super::stat::Stat;
+use super::topology::{EXTERNAL, EXTERNAL_PORT, pod_address};
+use super::truth::{FlowTruth, RoundTruth, Truth};
+use super::wire::{Arrival, Order, PROBE, Report, hear_now, tell};
+use super::{Control, Lab, Mode, Scenario, Setup};
+use crate::race::tuple::{Ends, OriginalTuple, Protocol};
+
+/// How long anything may take before it is an error.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long to wait for news before the counters and the stop flag are read again.
+const LOOK: Duration = Duration::from_millis(1);
+/// How many connections may wait for their retransmission before no new round begins.
+const MAX_WAITING: usize = 256;
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Progress {
+    /// Rounds that are over.
+    pub rounds: u32,
+    /// Packets lost in them.
+    pub lost: usize,
+}
+
+/// What is known of one flow so far.
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    original: OriginalTuple,
+    sent: bool,
+    arrived_as: Option<SocketAddr>,
+    /// TCP only: connected, after so many retransmits.
+    retransmits: Option<u32>,
+}
+
+impl Flow {
+    /// Arrived, as far as this scenario can tell.
+    fn arrived(&self, scenario: Scenario) -> bool {
+        self.arrived_as.is_some() && (scenario == Scenario::SnatUdp || self.retransmits.is_some())
+    }
+
+    fn first_try(&self, scenario: Scenario) -> bool {
+        self.arrived(scenario) && self.retransmits.unwrap_or(0) == 0
+    }
+}
+
+/// Everything heard in a run.
+#[derive(Debug)]
+struct Log {
+    setup: Setup,
+    rounds: Vec<Vec<Flow>>,
+    /// Pods whose probe has arrived.
+    probed: Vec<bool>,
+    /// Thread ids of pods that are ready.
+    ready: Vec<Option<u32>>,
+    /// How many rounds are over.
+    closed: usize,
+    /// Flows of closed rounds that have not arrived: lost for good (UDP), or waiting for a retransmission (TCP).
+    missing: usize,
+}
+
+impl Log {
+    fn new(setup: Setup) -> Self {
+        let pods = setup.pods;
+        Self { setup, rounds: Vec::new(), probed: vec![false; pods], ready: vec![None; pods], closed: 0, missing: 0 }
+    }
+
+    fn begin(&mut self, round: u32) {
+        let flow = |pod| {
+            let source = SocketAddrV4::new(pod_address(pod), self.setup.port(round, pod)).into();
+            let destination = SocketAddrV4::new(EXTERNAL, EXTERNAL_PORT).into();
+            let original = OriginalTuple::from_ends(Ends { source, destination });
+            Flow { original, sent: false, arrived_as: None, retransmits: None }
+        };
+        self.rounds.push((0..self.setup.pods).map(flow).collect());
+    }
+
+    fn flow(&mut self, round: u32, pod: usize) -> Option<&mut Flow> {
+        self.rounds.get_mut(usize::try_from(round).ok()?)?.get_mut(pod)
+    }
+
+    fn arrival(&mut self, Arrival { stamp, source }: Arrival) {
+        let Ok(pod) = usize::try_from(stamp.pod) else { return };
+        if stamp.round == PROBE {
+            if let Some(probed) = self.probed.get_mut(pod) {
+                *probed = true;
+            }
+        } else {
+            self.update(stamp.round, pod, |flow| flow.arrived_as = Some(source.into()));
+        }
+    }
+
+    fn report(&mut self, pod: usize, report: Report) -> Result<(), LabError> {
+        let failed = |what: String| Err(LabError::Pod { pod, what });
+        match report {
+            Report::Ready { tid } => {
+                if let Some(slot) = self.ready.get_mut(pod) {
+                    *slot = Some(tid);
+                }
+            }
+            Report::Sent { round, errno: 0 } => self.update(round, pod, |flow| flow.sent = true),
+            Report::Sent { round, errno } => {
+                return failed(format!("could not send in round {round}: {}", os_error(errno)));
+            }
+            Report::Connected { round, retransmits } => {
+                self.update(round, pod, |flow| flow.retransmits = Some(retransmits));
+            }
+            Report::Refused { round, errno } => {
+                return failed(format!("could not connect in round {round}: {}", os_error(errno)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the latest round; how many of its packets were lost.
+    fn close(&mut self) -> usize {
+        self.closed = self.rounds.len();
+        let scenario = self.setup.scenario;
+        let flows = self.rounds.last().map(Vec::as_slice).unwrap_or_default();
+        self.missing += flows.iter().filter(|flow| !flow.arrived(scenario)).count();
+        flows.iter().filter(|flow| !flow.first_try(scenario)).count()
+    }
+
+    /// Changes a flow; a flow of a closed round that arrives thereby is no longer missing.
+    fn update(&mut self, round: u32, pod: usize, change: impl FnOnce(&mut Flow)) {
+        let scenario = self.setup.scenario;
+        let closed = usize::try_from(round).is_ok_and(|round| round < self.closed);
+        let Some(flow) = self.flow(round, pod) else { return };
+        let before = flow.arrived(scenario);
+        change(flow);
+        if closed && !before && flow.arrived(scenario) {
+            self.missing = self.missing.saturating_sub(1);
+        }
+    }
+
+    /// Sent and first-try arrivals of the latest round.
+    fn latest(&self) -> (usize, usize) {
+        let flows = self.rounds.last().map(Vec::as_slice).unwrap_or_default();
+        let arrived = flows.iter().filter(|flow| flow.first_try(self.setup.scenario)).count();
+        (flows.iter().filter(|flow| flow.sent).count(), arrived)
+    }
+}
+
+fn os_error(errno: u32) -> io::Error {
+    io::Error::from_raw_os_error(errno.cast_signed())
+}
+
+impl Lab {
+    /// Runs every round and returns what happened in them. Blocks; `stop` is looked at all the time.
+    ///
+    /// # Errors
+    /// When something that must happen has not after ten seconds, a pod ends early, or `stop` was set.
+    pub fn run(&mut self, stop: &AtomicBool, mut progress: impl FnMut(Progress)) -> Result<Truth, LabError> {
+        let mut log = Log::new(self.setup);
+        let before = Stat::read(self.node.tid())?;
+        let mut barrier = 0;
+        let mut lost = 0;
+        for round in 0..self.setup.rounds {
+            let round_before = Stat::read(self.node.tid())?;
+            log.begin(round);
+            let groups: Vec<Vec<usize>> = match self.setup.mode {
+                Mode::Control(Control::Sequential) => (0..self.setup.pods).map(|pod| vec![pod]).collect(),
+                _ => vec![(0..self.setup.pods).collect()],
+            };
+            let mut sent = 0;
+            for group in groups {
+                sent += group.len();
+                barrier = self.order(round, &group, barrier)?;
+                self.settle(&mut log, stop, round, sent, round_before)?;
+            }
+            lost += log.close();
+            progress(Progress { rounds: round + 1, lost });
+            if self.setup.scenario == Scenario::SnatTcp {
+                self.wait_for_retransmissions(&mut log, stop, MAX_WAITING)?;
+            }
+        }
+        if self.setup.scenario == Scenario::SnatTcp {
+            self.wait_for_retransmissions(&mut log, stop, 0)?;
+        }
+        // Nothing more may come, but what has come is heard.
+        self.hear(&mut log, Duration::ZERO)?;
+        let counted = Stat::read(self.node.tid())?.since(before);
+        Ok(self.truth(&log, counted))
+    }
+
+    /// Orders a group of pods to send; `before` counts how often pods have come to the barrier so far.
+    fn order(&self, round: u32, group: &[usize], before: u32) -> Result<u32, LabError> {
+        let after = before.wrapping_add(u32::try_from(group.len()).unwrap_or(0));
+        // Where packets are held anyway, pods need not wait for each other: a barrier long reached.
+        let barrier = if self.setup.mode == Mode::Forced { before } else { after };
+        for pod in group {
+            self.tell(*pod, Order::Round { round, port: self.setup.port(round, *pod), barrier })?;
+        }
+        Ok(after)
+    }
+
+    fn tell(&self, pod: usize, order: Order) -> Result<(), LabError> {
+        let ended = |error: io::Error| LabError::Pod { pod, what: format!("takes no orders: {error}") };
+        self.pods.get(pod).map_or(Ok(()), |process| tell(&process.control, order).map_err(ended))
+    }
+
+    /// Waits until `sent` packets of the round have been sent and each has arrived or been counted as a failed insert.
+    fn settle(&self, log: &mut Log, stop: &AtomicBool, round: u32, sent: usize, before: Stat) -> Result<(), LabError> {
+        let began = Instant::now();
+        loop {
+            let (sent_now, arrived) = log.latest();
+            let mut failed = 0;
+            if sent_now == sent {
+                if arrived == sent {
+                    return Ok(());
+                }
+                failed = Stat::read(self.node.tid())?.since(before).insert_failed;
+                if usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
+                    return Ok(());
+                }
+            }
+            check(stop)?;
+            if began.elapsed() > DEADLINE {
+                let missing = format!(
+                    "of round {round}'s {sent} packets {sent_now} were sent, {arrived} arrived and {failed} were counted as failed inserts"
+                );
+                return Err(LabError::Deadline { after: DEADLINE, missing });
+            }
+            self.hear(log, LOOK)?;
+        }
+    }
+
+    /// Waits until at most `most` connections of closed rounds have not come up.
+    fn wait_for_retransmissions(&self, log: &mut Log, stop: &AtomicBool, most: usize) -> Result<(), LabError> {
+        let mut seen = log.missing;
+        let mut began = Instant::now();
+        while log.missing > most {
+            check(stop)?;
+            self.hear(log, LOOK)?;
+            if log.missing < seen {
+                (seen, began) = (log.missing, Instant::now());
+            }
+            if began.elapsed() > DEADLINE {
+                let missing = format!("{} connections whose first SYN was lost have not come up", log.missing);
+                return Err(LabError::Deadline { after: DEADLINE, missing });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in everything that was said, waiting for the first of it at most `wait`.
+    fn hear(&self, log: &mut Log, wait: Duration) -> Result<(), LabError> {
+        let arrivals = self.receiver.arrivals()?;
+        let mut fds =
+            vec![PollFd::new(self.node.life()?, PollFlags::empty()), PollFd::from_borrowed_fd(arrivals, PollFlags::IN)];
+        fds.extend(self.pods.iter().map(|pod| PollFd::new(&pod.control, PollFlags::IN)));
+        let wait = Timespec::try_from(wait).map_err(io::Error::other).doing("wait for the pods")?;
+        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&wait))).doing("wait for the pods")?;
+        if !fds[0].revents().is_empty() {
+            return Err(LabError::Ended("node's thread"));
+        }
+        let spoke: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        if spoke[0] {
+            while let Some(arrival) = next(arrivals, || LabError::Ended("receiver"))? {
+                log.arrival(arrival);
+            }
+        }
+        for ((pod, process), spoke) in self.pods.iter().enumerate().zip(&spoke[1..]) {
+            if *spoke {
+                let ended = || LabError::Pod { pod, what: "ended early".to_owned() };
+                while let Some(report) = next(&process.control, ended)? {
+                    log.report(pod, report)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every pod takes orders.
+    pub(super) fn wait_ready(&mut self) -> Result<(), LabError> {
+        let mut log = Log::new(self.setup);
+        let began = Instant::now();
+        while let Some(pod) = log.ready.iter().position(Option::is_none) {
+            if began.elapsed() > DEADLINE {
+                return Err(LabError::Deadline { after: DEADLINE, missing: format!("pod {pod} is not ready") });
+            }
+            self.hear(&mut log, LOOK)?;
+        }
+        for (truth, tid) in self.truths.iter_mut().zip(log.ready) {
+            truth.tid = tid.unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// Sends probes until one of every pod has arrived: links come up in their own time.
+    pub(super) fn probe(&self) -> Result<(), LabError> {
+        let mut log = Log::new(self.setup);
+        let began = Instant::now();
+        while let Some(pod) = log.probed.iter().position(|probed| !probed) {
+            if began.elapsed() > DEADLINE {
+                let missing = format!("nothing from pod {pod} reaches the external host");
+                return Err(LabError::Deadline { after: DEADLINE, missing });
+            }
+            self.tell(pod, Order::Probe)?;
+            self.hear(&mut log, 10 * LOOK)?;
+        }
+        Ok(())
+    }
+
+    fn truth(&self, log: &Log, counted: Stat) -> Truth {
+        let scenario = self.setup.scenario;
+        let flow = |flow: &Flow| FlowTruth {
+            original: flow.original,
+            arrived_as: flow.arrived_as,
+            first_try: flow.first_try(scenario),
+        };
+        let rounds = (0..).zip(&log.rounds);
+        Truth {
+            protocol: match scenario {
+                Scenario::SnatUdp => Protocol::UDP,
+                Scenario::SnatTcp => Protocol::TCP,
+            },
+            pods: self.truths.clone(),
+            rounds: rounds
+                .map(|(number, flows)| RoundTruth { number, flows: flows.iter().map(flow).collect() })
+                .collect(),
+            insert_failed: counted.insert_failed,
+            drop: counted.drop,
+        }
+    }
+}
+
+fn check(stop: &AtomicBool) -> Result<(), LabError> {
+    if stop.load(Ordering::Relaxed) { Err(LabError::Stopped) } else { Ok(()) }
+}
+
+/// The next message that is already there.
+fn next<W: super::wire::Wire>(from: impl AsFd, ended: impl FnOnce() -> LabError) -> Result<Option<W>, LabError> {
+    match hear_now(from) {
+        Ok(Some(message)) => Ok(Some(message)),
+        Ok(None) => Err(ended()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(_) => Err(ended()),
+    }
+}

@@ -1,0 +1,196 @@
+//! What the lab, its pods and its receiver say to each other: four words per message, one message per packet.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+/// Four little-endian words.
+type Message = [u8; 16];
+
+/// A pair of connected ends that keep message boundaries and show the other end's close as an end of file.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Lab to pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Order {
+    /// Send one datagram that is no test traffic, to see whether the way is open.
+    Probe,
+    /// Open a socket on `port`, wait until `barrier` pods have ever come to this point, send the first packet.
+    Round { round: u32, port: u16, barrier: u32 },
+}
+
+/// Pod to lab.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Report {
+    /// Ready for orders; sends come from this thread.
+    Ready { tid: u32 },
+    /// The first packet was given to the kernel, which answered with this errno, 0 for none.
+    Sent { round: u32, errno: u32 },
+    /// The connection is up, after this many retransmitted segments.
+    Connected { round: u32, retransmits: u32 },
+    /// The connection failed with this errno.
+    Refused { round: u32, errno: u32 },
+}
+
+/// Receiver to lab, and inside a datagram or hello to the receiver (without the source).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Arrival {
+    pub(super) stamp: Stamp,
+    /// Who sent it, as the external host sees it.
+    pub(super) source: SocketAddrV4,
+}
+
+/// What a datagram or hello says of itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Stamp {
+    /// [`PROBE`] or the round's number.
+    pub(super) round: u32,
+    pub(super) pod: u32,
+}
+
+/// The round of what is no test traffic.
+pub(super) const PROBE: u32 = u32::MAX;
+
+impl Stamp {
+    /// Bytes of a datagram or hello.
+    pub(super) const LENGTH: usize = 8;
+
+    pub(super) fn encode(self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..4].copy_from_slice(&self.round.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.pod.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let [a, b, c, d, e, f, g, h] = *bytes else { return None };
+        Some(Self { round: u32::from_le_bytes([a, b, c, d]), pod: u32::from_le_bytes([e, f, g, h]) })
+    }
+}
+
+/// A message of fixed size.
+pub(super) trait Wire: Sized {
+    fn words(self) -> [u32; 4];
+    fn from_words(words: [u32; 4]) -> Option<Self>;
+}
+
+impl Wire for Order {
+    fn words(self) -> [u32; 4] {
+        match self {
+            Self::Probe => [0, 0, 0, 0],
+            Self::Round { round, port, barrier } => [1, round, port.into(), barrier],
+        }
+    }
+
+    fn from_words(words: [u32; 4]) -> Option<Self> {
+        match words {
+            [0, 0, 0, 0] => Some(Self::Probe),
+            [1, round, port, barrier] => Some(Self::Round { round, port: u16::try_from(port).ok()?, barrier }),
+            _ => None,
+        }
+    }
+}
+
+impl Wire for Report {
+    fn words(self) -> [u32; 4] {
+        match self {
+            Self::Ready { tid } => [0, tid, 0, 0],
+            Self::Sent { round, errno } => [1, round, errno, 0],
+            Self::Connected { round, retransmits } => [2, round, retransmits, 0],
+            Self::Refused { round, errno } => [3, round, errno, 0],
+        }
+    }
+
+    fn from_words(words: [u32; 4]) -> Option<Self> {
+        match words {
+            [0, tid, 0, 0] => Some(Self::Ready { tid }),
+            [1, round, errno, 0] => Some(Self::Sent { round, errno }),
+            [2, round, retransmits, 0] => Some(Self::Connected { round, retransmits }),
+            [3, round, errno, 0] => Some(Self::Refused { round, errno }),
+            _ => None,
+        }
+    }
+}
+
+impl Wire for Arrival {
+    fn words(self) -> [u32; 4] {
+        [self.stamp.round, self.stamp.pod, u32::from(*self.source.ip()), self.source.port().into()]
+    }
+
+    fn from_words([round, pod, address, port]: [u32; 4]) -> Option<Self> {
+        let source = SocketAddrV4::new(Ipv4Addr::from(address), u16::try_from(port).ok()?);
+        Some(Self { stamp: Stamp { round, pod }, source })
+    }
+}
+
+/// Sends one message.
+pub(super) fn tell(to: impl AsFd, message: impl Wire) -> io::Result<()> {
+    let mut bytes: Message = [0; 16];
+    for (slot, word) in bytes.chunks_exact_mut(4).zip(message.words()) {
+        slot.copy_from_slice(&word.to_le_bytes());
+    }
+    // NOSIGNAL: an end that is gone is an error here, not a signal to the whole program.
+    send(to, &bytes, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message, waiting for it; `None` when the other end is gone.
+pub(super) fn hear<W: Wire>(from: impl AsFd) -> io::Result<Option<W>> {
+    hear_with(from, RecvFlags::empty())
+}
+
+/// Receives one message that is already there: [`io::ErrorKind::WouldBlock`] when none is.
+pub(super) fn hear_now<W: Wire>(from: impl AsFd) -> io::Result<Option<W>> {
+    hear_with(from, RecvFlags::DONTWAIT)
+}
+
+fn hear_with<W: Wire>(from: impl AsFd, flags: RecvFlags) -> io::Result<Option<W>> {
+    let mut bytes: Message = [0; 16];
+    let (length, _) = rustix::io::retry_on_intr(|| recv(&from, bytes.as_mut_slice(), flags))?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let mut words = [0; 4];
+    for (word, slot) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = slot.try_into().map_or(0, u32::from_le_bytes);
+    }
+    let whole = length == bytes.len();
+    whole.then(|| W::from_words(words)).flatten().map(Some).ok_or_else(|| io::Error::other("a message nobody sends"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_is_heard() {
+        let (one, other) = pair().unwrap();
+        let order = Order::Round { round: 7, port: 10_007, barrier: 16 };
+        tell(&one, order).unwrap();
+        assert_eq!(hear(&other).unwrap(), Some(order));
+        for report in [
+            Report::Ready { tid: 5 },
+            Report::Sent { round: 1, errno: 0 },
+            Report::Connected { round: 2, retransmits: 1 },
+            Report::Refused { round: 3, errno: 111 },
+        ] {
+            tell(&other, report).unwrap();
+            assert_eq!(hear(&one).unwrap(), Some(report));
+        }
+        assert_eq!(hear_now::<Report>(&one).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(other);
+        assert_eq!(hear::<Report>(&one).unwrap(), None);
+        tell(&one, Order::Probe).unwrap_err();
+    }
+
+    #[test]
+    fn a_stamp_is_eight_bytes() {
+        let stamp = Stamp { round: 3, pod: 1 };
+        assert_eq!(Stamp::decode(&stamp.encode()), Some(stamp));
+        assert_eq!(Stamp::decode(&[0; 7]), None);
+    }
+}
