@@ -1,0 +1,289 @@
+//! The lab itself, on this machine's kernel: are its races real, and does its truth agree with the kernel's counters?
+//!
+//! A program of its own rather than the usual harness, because a lab's pods are further processes of the same program.
+//! Arguments that are no options select cases by a part of their name. Needs root, `ip` and `nft`.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use snat_trace::lab::{Control, Lab, LabError, MAX_PODS, Mode, Scenario, Setup, Truth, compare, lab_cgroups, pod_main};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("lab-pod", words)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return match pod_main(words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if arguments.iter().any(|argument| argument == "build-and-wait") {
+        return exit(build_and_wait());
+    }
+    let wanted = |name: &str| {
+        let mut filters = arguments.iter().filter(|argument| !argument.starts_with("--")).peekable();
+        filters.peek().is_none() || filters.any(|filter| name.contains(filter.as_str()))
+    };
+    let mut failed = false;
+    for (name, case) in CASES.iter().filter(|(name, _)| wanted(name)) {
+        let began = Instant::now();
+        let outcome = case();
+        let skipped = outcome.as_ref().err().and_then(|error| error.downcast_ref::<LabError>()).filter(|error| {
+            matches!(error, LabError::NotPermitted { .. } | LabError::MissingTool { .. } | LabError::NoQueue { .. })
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        match (skipped, &outcome) {
+            (Some(reason), _) => println!("skipped {name}: {reason}"),
+            (None, Ok(said)) => println!("ok      {name}: {said} ({seconds:.1} s)"),
+            (None, Err(error)) => {
+                failed = true;
+                println!("FAILED  {name}: {error:#} ({seconds:.1} s)");
+            }
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn exit(result: Result<()>) -> ExitCode {
+    result.map_or_else(
+        |error| {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+type Case = fn() -> Result<String>;
+
+const CASES: &[(&str, Case)] = &[
+    ("natural-udp", || natural(Scenario::SnatUdp, 2000)),
+    ("natural-tcp", || natural(Scenario::SnatTcp, 500)),
+    ("natural-udp-eight-pods", || quiet_or_not(MAX_PODS, 200, Mode::Natural, false).map(|truth| text(&truth))),
+    ("different-ports", || control(Control::DifferentPorts)),
+    ("one-cpu", || control(Control::OneCpu)),
+    ("sequential", || control(Control::Sequential)),
+    ("natural-random-fully", random_fully),
+    ("forced-udp", || forced(Scenario::SnatUdp, 2, 200)),
+    ("forced-tcp", || forced(Scenario::SnatTcp, 2, 100)),
+    ("forced-udp-eight-pods", || forced(Scenario::SnatUdp, MAX_PODS, 50)),
+    ("forced-tcp-eight-pods", || forced(Scenario::SnatTcp, MAX_PODS, 50)),
+    ("forced-random-fully", forced_random_fully),
+    ("pods-are-where-the-truth-says", whereabouts),
+    ("two-labs-at-once", two_labs),
+    ("stop-flag", stop_flag),
+    ("a-pod-that-dies", pod_dies),
+    ("killed-in-the-middle", killed),
+];
+
+fn run(setup: &Setup) -> Result<Truth> {
+    let mut lab = Lab::build(setup)?;
+    let truth = lab.run(&AtomicBool::new(false), |_| {})?;
+    ensure!(truth.rounds.len() == usize::try_from(setup.rounds)?, "{} rounds", truth.rounds.len());
+    let lost = u64::try_from(truth.packets_lost())?;
+    ensure!(lost == truth.insert_failed, "{lost} packets lost, insert_failed {}", truth.insert_failed);
+    ensure!(lost == truth.drop, "{lost} packets lost, drop {}", truth.drop);
+    // Nobody traced: every loss must be named as missing, and nothing else.
+    let comparison = compare(&truth, &[]);
+    ensure!(comparison.differences.len() == truth.packets_lost(), "{comparison}");
+    ensure!(comparison.ok() == (lost == 0), "{comparison}");
+    Ok(truth)
+}
+
+fn text(truth: &Truth) -> String {
+    format!("{} rounds, {} packets lost, all of them counted", truth.rounds.len(), truth.packets_lost())
+}
+
+fn quiet_or_not(pods: usize, rounds: u32, mode: Mode, random_fully: bool) -> Result<Truth> {
+    run(&Setup { scenario: Scenario::SnatUdp, pods, rounds, mode, random_fully })
+}
+
+fn natural(scenario: Scenario, rounds: u32) -> Result<String> {
+    let truth = run(&Setup { scenario, pods: 2, rounds, mode: Mode::Natural, random_fully: false })?;
+    let cpus = std::thread::available_parallelism()?.get();
+    ensure!(truth.packets_lost() > 0 || cpus == 1, "no race in {rounds} rounds on {cpus} CPUs");
+    Ok(text(&truth))
+}
+
+fn control(control: Control) -> Result<String> {
+    for scenario in [Scenario::SnatUdp, Scenario::SnatTcp] {
+        let setup = Setup { scenario, pods: 2, rounds: 300, mode: Mode::Control(control), random_fully: false };
+        let truth = run(&setup)?;
+        ensure!(truth.packets_lost() == 0, "{scenario:?}: {}", text(&truth));
+    }
+    Ok("no packet lost over UDP and TCP".to_owned())
+}
+
+/// Two flows choose one port of 64 512 now and then, so one loss is no failure.
+fn random_fully() -> Result<String> {
+    let truth = quiet_or_not(2, 1000, Mode::Natural, true)?;
+    ensure!(truth.packets_lost() <= 1, "{}", text(&truth));
+    let remapped = truth
+        .rounds
+        .iter()
+        .flat_map(|round| &round.flows)
+        .filter(|flow| flow.arrived_as.is_some_and(|seen| seen.port() != flow.original.ends().source.port()));
+    ensure!(remapped.count() > 1900, "the rule is not random");
+    Ok(text(&truth))
+}
+
+fn forced(scenario: Scenario, pods: usize, rounds: u32) -> Result<String> {
+    let truth = run(&Setup { scenario, pods, rounds, mode: Mode::Forced, random_fully: false })?;
+    for round in &truth.rounds {
+        let winners: Vec<usize> = (0..pods).filter(|pod| round.flows[*pod].first_try).collect();
+        let expected = usize::try_from(round.number)? % pods;
+        ensure!(winners == [expected], "round {}: winners {winners:?}, not {expected}", round.number);
+    }
+    if scenario == Scenario::SnatTcp {
+        let arrived = truth.rounds.iter().flat_map(|round| &round.flows).all(|flow| flow.arrived_as.is_some());
+        ensure!(arrived, "a connection never came up");
+    }
+    Ok(text(&truth))
+}
+
+fn forced_random_fully() -> Result<String> {
+    let truth = quiet_or_not(2, 200, Mode::Forced, true)?;
+    ensure!(truth.packets_lost() <= 1, "{}", text(&truth));
+    Ok(text(&truth))
+}
+
+fn small() -> Setup {
+    Setup { scenario: Scenario::SnatTcp, pods: 2, rounds: 50, mode: Mode::Natural, random_fully: false }
+}
+
+fn whereabouts() -> Result<String> {
+    let lab = Lab::build(&small())?;
+    let node = fs::metadata(format!("/proc/self/fd/{}", lab.node_netns().as_raw_fd()))?;
+    let thread = fs::metadata(format!("/proc/self/task/{}/ns/net", lab.node_tid()))?;
+    let inode = std::os::unix::fs::MetadataExt::ino;
+    let node_inum = u64::from(lab.node_inum().0);
+    ensure!(inode(&node) == node_inum && inode(&thread) == node_inum, "the node's namespace");
+    let own = inode(&fs::metadata("/proc/self/ns/net")?);
+    let mut seen = vec![own, node_inum];
+    for pod in lab.pods() {
+        let netns = inode(&fs::metadata(format!("/proc/{}/ns/net", pod.pid))?);
+        ensure!(!seen.contains(&netns), "a pod shares its network namespace");
+        seen.push(netns);
+        ensure!(pod.tid != pod.pid, "a pod sends from its first thread");
+        ensure!(fs::exists(format!("/proc/{}/task/{}", pod.pid, pod.tid))?, "thread {} is not the pod's", pod.tid);
+        if let Some(cgroup) = &pod.cgroup {
+            let own = fs::read_to_string(format!("/proc/{}/cgroup", pod.pid))?;
+            ensure!(own.lines().any(|line| line == format!("0::{}", cgroup.path)), "{own}");
+        }
+    }
+    let note = lab.without_cgroups().map_or_else(String::new, |reason| format!(", no cgroups: {reason}"));
+    let pids: Vec<u32> = lab.pods().iter().map(|pod| pod.pid).collect();
+    drop(lab);
+    for pid in pids {
+        ensure!(!fs::exists(format!("/proc/{pid}"))?, "pod {pid} outlived its lab");
+    }
+    ensure_no_cgroup_of(std::process::id())?;
+    Ok(format!("namespaces, threads and cgroups{note}"))
+}
+
+fn ensure_no_cgroup_of(pid: u32) -> Result<()> {
+    let mine = format!("snat-trace-lab-{pid}-");
+    let left: Vec<_> = lab_cgroups()?.into_iter().filter(|path| path.to_string_lossy().contains(&mine)).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
+}
+
+fn two_labs() -> Result<String> {
+    let outcomes = std::thread::scope(|scope| {
+        // In a process of its own, as two users would.
+        let other = scope
+            .spawn(|| Command::new("/proc/self/exe").args(["natural-udp-eight-pods"]).stdout(Stdio::piped()).output());
+        (run(&small()), other.join())
+    });
+    let truth = outcomes.0?;
+    let other = outcomes.1.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    ensure!(other.status.success(), "{}", String::from_utf8_lossy(&other.stdout));
+    Ok(text(&truth))
+}
+
+fn stop_flag() -> Result<String> {
+    let mut lab = Lab::build(&Setup { scenario: Scenario::SnatUdp, rounds: 20_000, ..small() })?;
+    let stop = AtomicBool::new(false);
+    let outcome = lab.run(&stop, |progress| stop.store(progress.rounds >= 10, Ordering::Relaxed));
+    ensure!(matches!(outcome, Err(LabError::Stopped)), "{outcome:?}");
+    Ok("ended by the flag".to_owned())
+}
+
+/// The other pod waits for it at the barrier: that must end too.
+fn pod_dies() -> Result<String> {
+    let mut lab = Lab::build(&Setup { scenario: Scenario::SnatUdp, rounds: 20_000, ..small() })?;
+    let pids: Vec<u32> = lab.pods().iter().map(|pod| pod.pid).collect();
+    let victim = Pid::from_raw(pids[1].cast_signed()).context("no process id")?;
+    let outcome = lab.run(&AtomicBool::new(false), |progress| {
+        if progress.rounds == 10 {
+            // An error shows as a run that goes on to its end.
+            let _sent = kill_process(victim, Signal::KILL);
+        }
+    });
+    drop(lab);
+    let Err(LabError::Pod { pod: 1, what }) = outcome else { bail!("{outcome:?}") };
+    ensure!(!fs::exists(format!("/proc/{}", pids[0]))?, "the other pod outlived the lab");
+    Ok(format!("pod 1 {what}"))
+}
+
+/// Prints the pods' process ids and waits to be killed.
+fn build_and_wait() -> Result<()> {
+    let mut lab = Lab::build(&Setup { scenario: Scenario::SnatUdp, rounds: 20_000, ..small() })?;
+    for pod in lab.pods() {
+        println!("{}", pod.pid);
+    }
+    println!("node {}", lab.node_inum().0);
+    loop {
+        lab.run(&AtomicBool::new(false), |_| {})?;
+    }
+}
+
+fn killed() -> Result<String> {
+    // Skips where no lab can be.
+    drop(Lab::build(&small())?);
+    let mut child = Command::new("/proc/self/exe").arg("build-and-wait").stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let mut pods = Vec::new();
+    let node = loop {
+        let line = lines.next().context("the child ended early")??;
+        match line.strip_prefix("node ") {
+            Some(node) => break node.to_owned(),
+            None => pods.push(line.parse::<u32>()?),
+        }
+    };
+    child.kill()?;
+    child.wait()?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while pods.iter().any(|pid| is_alive(*pid)) {
+        if Instant::now() > deadline {
+            bail!("pods {pods:?} outlived their lab");
+        }
+        std::thread::yield_now();
+    }
+    ensure!(!netns_in_use(&node)?, "the node's namespace is still in use");
+    // The next lab removes the cgroups.
+    drop(Lab::build(&small())?);
+    ensure_no_cgroup_of(child.id())?;
+    Ok("its pods died with it and the next lab removed its cgroups".to_owned())
+}
+
+/// Neither gone nor a zombie nobody has reaped yet.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Whether any process lives in the namespace with this inode number.
+fn netns_in_use(inum: &str) -> Result<bool> {
+    let link = format!("net:[{inum}]");
+    let mut processes = fs::read_dir("/proc")?.flatten();
+    Ok(processes.any(|entry| fs::read_link(entry.path().join("ns/net")).is_ok_and(|own| *own == *link)))
+}
