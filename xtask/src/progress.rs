@@ -1,6 +1,7 @@
 //! What is being done and for how long, on stderr.
 
 use std::io::{IsTerminal, Read, Write, stderr};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -162,7 +163,8 @@ fn cannot_start(command: &Command) -> String {
 
 /// The command as a user would type it, without its environment.
 fn name(command: &Command) -> String {
-    let mut name = command.get_program().display().to_string();
+    let program = Path::new(command.get_program());
+    let mut name = program.file_name().unwrap_or(program.as_os_str()).display().to_string();
     for argument in command.get_args() {
         name.push(' ');
         name.push_str(&argument.to_string_lossy());

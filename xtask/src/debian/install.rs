@@ -7,6 +7,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::progress::{self, announce};
 
+/// What we need must never cost the user a package of theirs: apt would rather fail.
+const NO_REMOVE: &str = "--no-remove";
+
 /// Whether this machine's packages are Debian's.
 pub(crate) fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists() && Path::new("/usr/bin/apt-get").exists()
@@ -55,6 +58,12 @@ pub(crate) fn update_lists() -> Result<()> {
     Ok(())
 }
 
+/// Whether apt would install `package` without taking another one away.
+pub(crate) fn is_installable(package: &str) -> bool {
+    let arguments = ["-s", "-q", "--no-install-recommends", NO_REMOVE, "install", package];
+    progress::capture(apt_get().args(arguments)).is_ok()
+}
+
 /// Installs `packages`, which are needed for `purpose`.
 ///
 /// # Errors
@@ -84,7 +93,7 @@ pub(crate) fn install_with(
     let mut command = apt_get();
     command.env("DEBIAN_FRONTEND", "noninteractive");
     // Somebody else may be installing at this moment.
-    command.args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300", "--no-install-recommends"]);
+    command.args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300", "--no-install-recommends", NO_REMOVE]);
     command.args(arguments).arg("install").args(packages);
     progress::run(format!("installing {} packages", packages.len()), &mut command)?;
     Ok(())

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::compiler::Compiler;
 use crate::debian::install;
-use crate::progress::{announce, passthrough};
+use crate::progress::{announce, capture, passthrough};
 use crate::project::Project;
 
 const VERSION: &str = "0.13.0";
@@ -44,7 +44,9 @@ pub(super) fn ensure(project: &Project, compiler: &Compiler) -> Result<PathBuf> 
     let bin = root.join("bin");
     let stamp = root.join("bpf-linker.stamp");
     let wanted = format!("bpf-linker {VERSION} with LLVM {}\n", compiler.llvm);
-    if bin.join("bpf-linker").exists() && fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) {
+    // Its LLVM is a shared library: that it is there does not mean that it runs.
+    let runs = || capture(Command::new(bin.join("bpf-linker")).arg("--version")).is_ok();
+    if fs::read_to_string(&stamp).is_ok_and(|built| built == wanted) && runs() {
         return Ok(bin);
     }
     let prefix = ensure_llvm(compiler.llvm)?;

@@ -1,7 +1,6 @@
 //! The emulator: getting it, and what to ask of it on this machine.
 
 use std::fs::{self, OpenOptions};
-use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -31,10 +30,10 @@ pub(super) fn ensure(project: &Project) -> Result<()> {
     if install::candidate(PACKAGE)?.is_none() {
         install::update_lists()?;
     }
-    if installable() {
+    if install::is_installable(PACKAGE) {
         return install::install(&[PACKAGE], purpose);
     }
-    // Another package of qemu here may be newer than the release's, and breaks it: then the backports have its like.
+    // A package of qemu's that is here may come from the backports and break the release's: then its like is there too.
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let Some(codename) = parse_codename(&release) else {
         bail!("{PACKAGE} cannot be installed here; `apt-get install {PACKAGE}` says why");
@@ -47,10 +46,6 @@ pub(super) fn ensure(project: &Project) -> Result<()> {
     let archive = Archive::for_this_machine(&project.vm().join("apt").join(&backports), &sources)?;
     archive.update()?;
     install::install_with(|| archive.apt("apt-get"), &[PACKAGE], &["-t", &backports], purpose)
-}
-
-fn installable() -> bool {
-    progress::capture(Command::new("apt-get").args(["-s", "-q", "--no-install-recommends", "install", PACKAGE])).is_ok()
 }
 
 /// `VERSION_CODENAME` of os-release(5).
