@@ -42,7 +42,8 @@ enum Command {
     /// Run a command in a virtual machine with a Debian kernel, and end with its exit code
     ///
     /// The command's working folder, which is also in its PATH, holds a static snat-trace and the files given. What it
-    /// says comes as it says it. Exit code 125: the guest hung, panicked, or never said how the command ended.
+    /// says comes as it says it. Exit code 125: there was no guest, or it hung, panicked, or never said how the command
+    /// ended.
     Vm(VmArguments),
 }
 
@@ -97,6 +98,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Setup => {
             Toolchain::ensure(&project)?;
             vm::setup(&project)?;
+            eprintln!("set-up: everything is here");
         }
         Command::Build => {
             let toolchain = Toolchain::ensure(&project)?;
@@ -105,12 +107,20 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo => return demo::run(&project),
         Command::Test => return test::run(&project),
-        Command::Vm(arguments) => return run_vm(&project, arguments),
+        Command::Vm(arguments) => return Ok(run_vm(&project, arguments)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_vm(project: &Project, arguments: VmArguments) -> Result<ExitCode> {
+/// The guest's exit code, and never another one that could be taken for it.
+fn run_vm(project: &Project, arguments: VmArguments) -> ExitCode {
+    ExitCode::from(guest_exit_code(project, arguments).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        NO_EXIT_CODE
+    }))
+}
+
+fn guest_exit_code(project: &Project, arguments: VmArguments) -> Result<u8> {
     let mut payload = arguments.files;
     if !arguments.bare {
         let toolchain = Toolchain::ensure(project)?;
@@ -122,9 +132,5 @@ fn run_vm(project: &Project, arguments: VmArguments) -> Result<ExitCode> {
     run.smp = arguments.smp;
     run.memory = arguments.memory;
     run.load_modules = !arguments.no_modules;
-    let code = vm::run(project, &kernel, &run).and_then(|outcome| outcome.exit_code());
-    Ok(ExitCode::from(code.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        NO_EXIT_CODE
-    })))
+    vm::run(project, &kernel, &run)?.exit_code()
 }

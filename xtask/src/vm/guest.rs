@@ -252,7 +252,8 @@ fn terminal_size() -> Option<(u16, u16)> {
         return None;
     }
     let size = rustix::termios::tcgetwinsize(&out).ok()?;
-    Some((size.ws_col, size.ws_row))
+    // Some terminals do not know.
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 #[cfg(test)]
