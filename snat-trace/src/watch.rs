@@ -96,8 +96,7 @@ pub async fn watch(
     let session = Session::start(facts, options.detail, tracer.hooks().to_vec());
     sink.session(&session)?;
     if let Some(path) = options.ready_file {
-        std::fs::write(path, b"")
-            .map_err(|error| WatchError::ReadyFile { path: path.display().to_string(), error })?;
+        std::fs::write(path, b"").map_err(|error| WatchError::ReadyFile { path: path.display().to_string(), error })?;
     }
 
     let mut pipeline = Pipeline::new(options, &session);

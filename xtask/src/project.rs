@@ -44,7 +44,8 @@ impl Project {
     /// A cargo of this workspace, without arguments yet.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-        command.current_dir(&self.root);
+        // Set for the cargo inside the build script alone; see .cargo/config.toml.
+        command.current_dir(&self.root).env_remove("CARGO_TERM_QUIET");
         // Cargo set these for us; a cargo started by hand would not have them.
         for (name, _) in env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {

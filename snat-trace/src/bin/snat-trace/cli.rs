@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snat_trace::kernel::Detail;
+use snat_trace::lab::{Control, Mode, Scenario, Setup};
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
 use snat_trace::race::tuple::Protocol;
@@ -16,8 +17,10 @@ use snat_trace::race::tuple::Protocol;
 /// dropped, and the sender waits for a retransmit. snat-trace says so as it happens.
 #[derive(Debug, Parser)]
 #[command(name = "snat-trace", version, args_conflicts_with_subcommands = true)]
-#[command(after_long_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot \
-                             be traced; 10 races were seen and --fail-on-race was given.")]
+#[command(
+    after_long_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot \
+                             be traced; 10 races were seen and --fail-on-race was given."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -32,8 +35,16 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Print races as they happen, then a summary; what snat-trace does without a command
     Watch(WatchArgs),
+    /// Make real races in network namespaces of its own, trace them, and compare with what really happened
+    Lab(LabArgs),
     /// Say whether this node can be traced, by which hooks, and what is missing; changes nothing
     Doctor(DoctorArgs),
+    /// A pod of a lab; started by the lab only
+    #[command(hide = true)]
+    LabPod {
+        #[arg(hide = true)]
+        words: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -156,6 +167,59 @@ pub(crate) struct DoctorArgs {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LabArgs {
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
+    /// What the pods send: a datagram each (snat-udp) or a connection each (snat-tcp), all from one source port
+    #[arg(long, value_name = "NAME", default_value = "snat-udp", value_parser = scenario_parser())]
+    pub(crate) scenario: Scenario,
+    /// How many pods
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) pods: usize,
+    /// How many rounds, each with a new source port
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) rounds: u32,
+    /// Widen nothing: leave it to two CPUs whether they race
+    #[arg(long, conflicts_with = "control")]
+    pub(crate) natural: bool,
+    /// Change the one thing without which there is no race
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) control: Option<ControlArg>,
+    /// Show the fix: masquerade with fully-random
+    #[arg(long)]
+    pub(crate) random_fully: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ControlArg {
+    /// Every pod has a source port of its own
+    DifferentPorts,
+    /// All pods send from one CPU
+    OneCpu,
+    /// Each pod sends after the one before has arrived
+    Sequential,
+}
+
+impl LabArgs {
+    pub(crate) fn to_setup(&self) -> Setup {
+        let mode = match self.control {
+            Some(ControlArg::DifferentPorts) => Mode::Control(Control::DifferentPorts),
+            Some(ControlArg::OneCpu) => Mode::Control(Control::OneCpu),
+            Some(ControlArg::Sequential) => Mode::Control(Control::Sequential),
+            None if self.natural => Mode::Natural,
+            None => Mode::Forced,
+        };
+        Setup { scenario: self.scenario, pods: self.pods, rounds: self.rounds, mode, random_fully: self.random_fully }
+    }
+}
+
+fn scenario_parser() -> impl clap::builder::TypedValueParser<Value = Scenario> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+    PossibleValuesParser::new([Scenario::SnatUdp, Scenario::SnatTcp].map(Scenario::name))
+        .map(|name| Scenario::from_name(&name).unwrap_or(Scenario::SnatUdp))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use snat_trace::kernel::{CannotTrace, KernelFacts, Report, plan};
+use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, Report, plan};
+use snat_trace::lab::pod_main;
 use snat_trace::output::Sink;
 use snat_trace::output::json::JsonSink;
 use snat_trace::output::text::{Style, TextSink};
@@ -15,6 +16,7 @@ use snat_trace::watch::{Options, watch};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, TraceArgs, WatchArgs};
+use crate::lab;
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
@@ -24,7 +26,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let Cli { command, watch, log_level: _ } = cli;
     match command.unwrap_or(Command::Watch(watch)) {
         Command::Watch(args) => runtime()?.block_on(run_watch(&args)),
-        Command::Doctor(args) => doctor(args),
+        Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
+        Command::Doctor(args) => doctor(&args),
+        Command::LabPod { words } => pod_main(&words).map(|()| ExitCode::SUCCESS).map_err(Into::into),
     }
 }
 
@@ -60,7 +64,7 @@ async fn conntrack_loaded() -> Result<KernelFacts> {
     let mut said = false;
     loop {
         let facts = KernelFacts::gather(Path::new("/"))?;
-        match plan(&facts, snat_trace::kernel::Detail::Minimal) {
+        match plan(&facts, Detail::Minimal) {
             Err(CannotTrace::ConntrackNotLoaded) => {}
             _ => return Ok(facts),
         }
@@ -72,7 +76,7 @@ async fn conntrack_loaded() -> Result<KernelFacts> {
     }
 }
 
-fn doctor(args: DoctorArgs) -> Result<ExitCode> {
+fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     let facts = KernelFacts::gather(Path::new("/"))?;
     let report = Report::new(&facts, args.detail);
     let mut out = io::stdout().lock();
@@ -86,18 +90,19 @@ fn doctor(args: DoctorArgs) -> Result<ExitCode> {
     Ok(report.exit_code().into())
 }
 
-fn sizes(args: TraceArgs) -> Sizes {
+pub(crate) fn sizes(args: TraceArgs) -> Sizes {
     Sizes { ring_bytes: args.ring_bytes, flows: args.flows }
 }
 
 /// Standard output in the format asked for.
-fn sink(args: TraceArgs) -> Box<dyn Sink> {
+pub(crate) fn sink(args: TraceArgs) -> Box<dyn Sink> {
     let out = io::stdout();
     match args.format {
         Format::Json => Box::new(JsonSink::new(out)),
         Format::Text => {
             let terminal = out.is_terminal();
-            let width = if terminal { rustix::termios::tcgetwinsize(&out).ok().map(|size| size.ws_col.into()) } else { None };
+            let width =
+                if terminal { rustix::termios::tcgetwinsize(&out).ok().map(|size| size.ws_col.into()) } else { None };
             let style = Style {
                 width: width.filter(|&columns| columns > 0),
                 colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
@@ -110,7 +115,7 @@ fn sink(args: TraceArgs) -> Box<dyn Sink> {
 }
 
 /// Resolves at the first signal that asks us to end.
-fn stopped() -> Result<impl Future<Output = ()>> {
+pub(crate) fn stopped() -> Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;

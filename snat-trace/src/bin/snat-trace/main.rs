@@ -1,6 +1,7 @@
 //! The command `snat-trace`.
 
 mod cli;
+mod lab;
 mod run;
 
 use std::io::{self, IsTerminal as _};
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use snat_trace::kernel::CannotTrace;
+use snat_trace::lab::LabError;
 use snat_trace::probe::ProbeError;
 use snat_trace::watch::WatchError;
 
@@ -45,6 +47,7 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// 3 not enough privilege, 4 this kernel cannot be traced, 1 anything else.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
+    const NOT_PRIVILEGED: u8 = 3;
     const CANNOT_TRACE: u8 = 4;
 
     for cause in error.chain() {
@@ -57,6 +60,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
                 return CANNOT_TRACE.into();
             }
             _ => {}
+        }
+        if let Some(LabError::NotPermitted { .. }) = cause.downcast_ref::<LabError>() {
+            return NOT_PRIVILEGED.into();
         }
     }
     ExitCode::FAILURE

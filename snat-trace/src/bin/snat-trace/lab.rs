@@ -1,0 +1,161 @@
+//! `snat-trace lab`: races of our own, traced, and compared with what really happened.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use snat_trace::kernel::{KernelFacts, plan};
+use snat_trace::lab::{Comparison, Lab, LabError, Progress, Truth, compare};
+use snat_trace::output::Sink;
+use snat_trace::race::event::Race;
+use snat_trace::race::filter::Filter;
+use snat_trace::race::time::WallClock;
+use snat_trace::session::Session;
+use snat_trace::summary::Summary;
+use snat_trace::watch::{Options, watch};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use crate::cli::{Format, LabArgs};
+use crate::run::{sink, sizes, stopped};
+
+/// Runs the lab and says whether tracing told the truth.
+pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
+    let facts = KernelFacts::gather(Path::new("/"))?;
+    // Before anything is built: can it be traced at all?
+    plan(&facts, args.trace.detail)?;
+    let signal = stopped()?;
+    let setup = args.to_setup();
+    let mut lab = spawn_blocking(move || Lab::build(&setup)).await??;
+    tracing::info!(
+        "lab: {} pods, node namespace {}, {} rounds of {}",
+        setup.pods,
+        lab.node_inum().0,
+        setup.rounds,
+        setup.scenario.name()
+    );
+    if let Some(reason) = lab.without_cgroups() {
+        tracing::warn!("lab: the pods have no cgroups of their own: {reason}");
+    }
+
+    let node: OwnedFd = lab.node_netns().try_clone_to_owned().context("cannot keep the node's namespace")?;
+    let filter = Filter { netns: Some(lab.node_inum()), ..Filter::default() };
+    let halt = Arc::new(AtomicBool::new(false));
+    let (attached, ready) = mpsc::channel();
+    let (over, done) = oneshot::channel();
+    let stop_traffic = Arc::clone(&halt);
+    let traffic = spawn_blocking(move || {
+        let truth = run_traffic(&mut lab, &ready, &stop_traffic);
+        // Nobody listens any more when watching has ended for a reason of its own.
+        let _ = over.send(());
+        (lab, truth)
+    });
+
+    let mut sink = LabSink { inner: sink(args.trace), attached: Some(attached), races: Vec::new() };
+    let options = Options {
+        detail: args.trace.detail,
+        sizes: sizes(args.trace),
+        duration: None,
+        count: None,
+        filter,
+        ready_file: None,
+        namespaces: &[node.as_fd()],
+    };
+    let stop = async {
+        tokio::select! {
+            _ = done => {}
+            () = signal => {}
+        }
+    };
+    let summary = watch(&facts, &options, &mut sink, stop).await;
+    halt.store(true, Ordering::Relaxed);
+    drop(sink.attached.take());
+    // The lab is taken down only now: as long as races are named, the sockets of lost flows are looked for.
+    let (lab, truth) = traffic.await?;
+    drop(lab);
+    let summary = summary?;
+    let Some(truth) = truth? else { return Ok(ExitCode::FAILURE) };
+
+    let comparison = compare(&truth, &sink.races);
+    let closes = closes(&summary, options.filter);
+    report(args, &comparison, closes)?;
+    Ok(if comparison.ok() && closes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The lab's traffic, once the hooks are attached; `None` when they never were.
+fn run_traffic(lab: &mut Lab, attached: &mpsc::Receiver<()>, halt: &AtomicBool) -> Result<Option<Truth>, LabError> {
+    if attached.recv().is_err() {
+        return Ok(None);
+    }
+    let progress = |Progress { rounds, lost }| {
+        if rounds % 50 == 0 {
+            tracing::info!("lab: {rounds} rounds, {lost} packets lost");
+        }
+    };
+    lab.run(halt, progress).map(Some)
+}
+
+/// Whether everything the node's namespace counted is explained, and nothing was lost.
+fn closes(summary: &Summary, Filter { netns, .. }: Filter) -> bool {
+    summary.lost() == 0
+        && summary.accounts.iter().filter(|account| account.netns == netns).all(|account| account.closes())
+}
+
+/// Passes everything on, keeps the races, and says when the hooks are attached.
+struct LabSink {
+    inner: Box<dyn Sink>,
+    attached: Option<mpsc::Sender<()>>,
+    races: Vec<Race>,
+}
+
+impl Sink for LabSink {
+    fn session(&mut self, session: &Session) -> io::Result<()> {
+        self.inner.session(session)?;
+        if let Some(attached) = self.attached.take() {
+            // Gone only when the traffic has panicked, which is told when it is joined.
+            let _ = attached.send(());
+        }
+        Ok(())
+    }
+
+    fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
+        self.inner.race(race, clock)?;
+        self.races.push(race.clone());
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.inner.summary(summary)
+    }
+}
+
+/// The last record of a lab in JSON.
+#[derive(Serialize)]
+struct LabRecord<'a> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    comparison: &'a Comparison,
+    account_closes: bool,
+    ok: bool,
+}
+
+fn report(args: &LabArgs, comparison: &Comparison, account_closes: bool) -> io::Result<()> {
+    let ok = comparison.ok() && account_closes;
+    let mut out = io::stdout().lock();
+    match args.trace.format {
+        Format::Json => {
+            serde_json::to_writer(&mut out, &LabRecord { r#type: "lab", comparison, account_closes, ok })?;
+            writeln!(out)
+        }
+        Format::Text => {
+            let verdict = if ok { "tracing told the truth" } else { "tracing and truth DIFFER" };
+            writeln!(out, "Compared with what the senders, the receiver and the counters know: {verdict}.")?;
+            write!(out, "{comparison}")
+        }
+    }
+}
