@@ -17,7 +17,6 @@ const IMPATIENCE: Duration = Duration::from_secs(15);
 const LOAD: &str = "grep -q '^nf_conntrack ' /proc/modules && exit 1
 while read -r module; do insmod /mods/$module || exit 2; done < /mods/order
 grep -q '^nf_conntrack ' /proc/modules || exit 3
-stat -c '%t %T' -f /sys/fs/cgroup /sys/fs/bpf /sys/kernel/tracing > /dev/null
 grep -c -e ' /sys/fs/cgroup cgroup2 ' -e ' /sys/fs/bpf bpf ' -e ' /sys/kernel/tracing tracefs ' /proc/mounts
 nft list ruleset && iptables-nft -L -n > /dev/null && iptables-legacy -L -n > /dev/null && conntrack -L";
 

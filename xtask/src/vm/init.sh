@@ -14,6 +14,7 @@ mkdir -p /run/netns
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
+mount -t securityfs securityfs /sys/kernel/security
 ulimit -l unlimited
 
 if grep -qw snat-trace.modules=no /proc/cmdline; then
