@@ -121,7 +121,7 @@ fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
             flow.flags |= flow_flags::STALE_ALLOCATION;
         }
     }
-    if let Some(owner) = OWNERS.get_ptr(&original) {
+    if let Some(owner) = OWNERS.get_ptr(original) {
         flow.flags |= flow_flags::OWNER;
         // SAFETY: the pointer is into a map value.
         flow.owner = unsafe { *owner };
@@ -140,6 +140,7 @@ fn fill_packet(packet: &mut [u8; PACKET_LEN], skb: Address) -> Result<u16, Unrea
     if len == 0 || len > u64::from(u16::MAX) {
         return Err(Unreadable);
     }
+    // At most 128 from here on.
     let len = if len > PACKET_LEN as u64 { PACKET_LEN as u32 } else { len as u32 };
     // SAFETY: the helper writes at most `len` bytes, which `packet` has, and checks the address it reads.
     let failed = unsafe { bpf_probe_read_kernel(packet.as_mut_ptr().cast(), len, start.as_ptr()) };

@@ -55,10 +55,11 @@ fn keep(tuple: Result<Option<Tuple>, Unreadable>, sk: Result<Address, Unreadable
     let Some(tuple) = tuple else { return };
     // SAFETY: the helpers take no argument and touch no memory.
     let (task, now) = (bpf_get_current_pid_tgid(), unsafe { bpf_ktime_get_ns() });
+    // Two numbers of 32 bits in one of 64.
     let (tgid, tid) = ((task >> 32) as u32, task as u32);
 
     // A socket that sends again is told apart by one look-up: nothing else is read for it.
-    if let Some(known) = OWNERS.get_ptr_mut(&tuple) {
+    if let Some(known) = OWNERS.get_ptr_mut(tuple) {
         // SAFETY: the pointer is into a map value; a torn time costs nothing, the other fields are not written.
         unsafe {
             if (*known).tgid == tgid && (*known).tid == tid {

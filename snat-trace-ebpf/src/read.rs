@@ -47,6 +47,7 @@ impl Address {
     /// As the source of a read.
     #[inline(always)]
     pub(crate) fn as_ptr<T>(self) -> *const T {
+        // Addresses have 64 bits on this target.
         core::ptr::with_exposed_provenance(self.0 as usize)
     }
 

@@ -45,7 +45,7 @@ use crate::race::event::NetnsInum;
 pub const MAX_PODS: usize = 8;
 /// First source port of the test traffic; each round takes the next.
 const FIRST_PORT: u16 = 10_000;
-/// For how many rounds a pod keeps a socket open, as a client does that waits for its answer.
+/// For how many rounds at least a pod keeps a socket open, as a client does that waits for its answer.
 const KEPT_ROUNDS: u32 = 256;
 
 /// What the pods send.

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -18,6 +19,11 @@ use super::error::{Doing, LabError};
 use super::topology::{EXTERNAL, EXTERNAL_PORT, PLAIN_TTL, mark_ttl, pod_address};
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
 use super::{KEPT_ROUNDS, MAX_PODS, Scenario};
+
+/// For how long a pod keeps a socket open at least.
+const KEPT_TIME: Duration = Duration::from_secs(5);
+/// At most so many, within the hard limit of open files that kernels give by default (4096).
+const KEPT_SOCKETS: usize = 3000;
 
 /// Source port of pod 0's probes, below every test port.
 const PROBE_PORT: u16 = 9000;
@@ -79,6 +85,7 @@ pub fn pod_main(words: &[String]) -> Result<(), LabError> {
 struct Open {
     round: u32,
     socket: OwnedFd,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -168,7 +175,7 @@ impl Sender {
         self.barrier.arrive(barrier);
         let socket = prepared?;
         socket.send(&stamp)?;
-        self.open.push_back(Open { round, socket: socket.into() });
+        self.open.push_back(Open { round, socket: socket.into(), since: Instant::now() });
         Ok(())
     }
 
@@ -180,7 +187,7 @@ impl Sender {
             bind(&socket, &SocketAddrV4::new(pod_address(pod), port))?;
             sockopt::set_ip_ttl(&socket, mark_ttl(pod).into())?;
             // Closed by a reset: no farewell packets among the test traffic.
-            sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO))?;
+            sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
             Ok(socket)
         };
         let prepared = prepare();
@@ -191,7 +198,7 @@ impl Sender {
             Ok(()) | Err(Errno::INPROGRESS) => sockopt::set_ip_ttl(&socket, PLAIN_TTL.into())?,
             Err(error) => return Err(error.into()),
         }
-        self.connecting.push(Open { round, socket });
+        self.connecting.push(Open { round, socket, since: Instant::now() });
         Ok(())
     }
 
@@ -224,7 +231,8 @@ impl Sender {
 
     /// A socket that connected late may stand behind younger ones and live a little longer.
     fn close_old(&mut self, round: u32) {
-        while self.open.front().is_some_and(|open| open.round + KEPT_ROUNDS < round) {
+        let old = |open: &Open| open.round + KEPT_ROUNDS < round && open.since.elapsed() > KEPT_TIME;
+        while self.open.len() > KEPT_SOCKETS || self.open.front().is_some_and(old) {
             self.open.pop_front();
         }
     }

@@ -11,7 +11,7 @@ use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::owner::Owner;
 use crate::probe::HookState;
-use crate::race::event::{Flow, Race};
+use crate::race::event::{Flow, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, Protocol};
 use crate::session::Session;
@@ -138,7 +138,7 @@ impl<'a> RaceRecord<'a> {
             r#type: "race",
             time: wall(clock, race.time),
             class: race.class.name(),
-            verdict: race.verdict.map(|verdict| verdict.name()),
+            verdict: race.verdict.map(Verdict::name),
             protocol: race.protocol.to_string(),
             netns: race.netns.map(|netns| netns.0),
             zone: race.zone,

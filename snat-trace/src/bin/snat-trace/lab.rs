@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+use snat_trace::counters::account::Account;
 use snat_trace::kernel::{KernelFacts, plan};
 use snat_trace::lab::{Comparison, Lab, LabError, Progress, Truth, compare};
 use snat_trace::output::Sink;
@@ -103,7 +104,7 @@ fn run_traffic(lab: &mut Lab, attached: &mpsc::Receiver<()>, halt: &AtomicBool) 
 /// Whether everything the node's namespace counted is explained, and nothing was lost.
 fn closes(summary: &Summary, Filter { netns, .. }: Filter) -> bool {
     summary.lost() == 0
-        && summary.accounts.iter().filter(|account| account.netns == netns).all(|account| account.closes())
+        && summary.accounts.iter().filter(|account| account.netns == netns).all(Account::closes)
 }
 
 /// Passes everything on, keeps the races, and says when the hooks are attached.
