@@ -1,3 +1,8 @@
-//! Scenarios of snat-trace against real kernels.
+//! Scenarios of snat-trace against real kernels: each runs the real binary and holds what it says against what others
+//! know.
 
+pub mod loading;
+pub mod output;
+pub mod places;
+pub mod races;
 pub mod verifier;

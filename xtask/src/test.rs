@@ -60,19 +60,48 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
                 selftest::run(project, kernel.as_ref().context("no kernel")?)
             });
         }
-        stages.run(&format!("scenarios on {series}"), || {
-            let (Some(kernel), Some(snat_trace), Some(scenarios)) = (&kernel, &snat_trace, &scenarios) else {
-                bail!("not run: an earlier stage failed");
-            };
-            run_scenarios(project, kernel, &[snat_trace, scenarios])
-        });
+        for modules in [Modules::Loaded, Modules::Unloaded] {
+            stages.run(&format!("scenarios on {series}, {}", modules.describe()), || {
+                let (Some(kernel), Some(snat_trace), Some(scenarios)) = (&kernel, &snat_trace, &scenarios) else {
+                    bail!("not run: an earlier stage failed");
+                };
+                run_scenarios(project, kernel, modules, &[snat_trace, scenarios])
+            });
+        }
     }
     Ok(stages.close())
 }
 
-fn run_scenarios(project: &Project, kernel: &Kernel, binaries: &[&PathBuf]) -> Result<()> {
+/// Whether the guest tracks connections from the start.
+#[derive(Clone, Copy, Debug)]
+enum Modules {
+    Loaded,
+    Unloaded,
+}
+
+impl Modules {
+    /// The word the scenarios binary knows it by.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Loaded => "loaded",
+            Self::Unloaded => "unloaded",
+        }
+    }
+
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Loaded => "netfilter loaded",
+            Self::Unloaded => "netfilter not loaded yet",
+        }
+    }
+}
+
+fn run_scenarios(project: &Project, kernel: &Kernel, modules: Modules, binaries: &[&PathBuf]) -> Result<()> {
     let payload = binaries.iter().map(|binary| Payload::plain((*binary).clone())).collect::<Result<_>>()?;
-    let outcome = vm::run(project, kernel, &VmRun::new(vec!["scenarios".to_owned()], payload, TIMEOUT))?;
+    let command = ["scenarios", modules.word()].map(str::to_owned).to_vec();
+    let mut run = VmRun::new(command, payload, TIMEOUT);
+    run.load_modules = matches!(modules, Modules::Loaded);
+    let outcome = vm::run(project, kernel, &run)?;
     match outcome.exit_code()? {
         0 => Ok(()),
         code => bail!("the scenarios ended with exit code {code} on {}", kernel.release),

@@ -103,8 +103,7 @@ fn run_traffic(lab: &mut Lab, attached: &mpsc::Receiver<()>, halt: &AtomicBool) 
 
 /// Whether everything the node's namespace counted is explained, and nothing was lost.
 fn closes(summary: &Summary, Filter { netns, .. }: Filter) -> bool {
-    summary.lost() == 0
-        && summary.accounts.iter().filter(|account| account.netns == netns).all(Account::closes)
+    summary.lost() == 0 && summary.accounts.iter().filter(|account| account.netns == netns).all(Account::closes)
 }
 
 /// Passes everything on, keeps the races, and says when the hooks are attached.

@@ -1,0 +1,52 @@
+//! A node on which connection tracking is not loaded yet. The modules lie in `/mods`, in the order of `/mods/order`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::output::{Lines, SNAT_TRACE, start};
+
+/// Says so and ends with 4.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn not_loaded() -> Result<String> {
+    let output = Command::new(SNAT_TRACE).arg("watch").output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(4), "{}: {error}", output.status);
+    ensure!(error.contains("nf_conntrack is not loaded") && error.contains("--wait"), "said: {error}");
+    Ok("exit 4".to_owned())
+}
+
+/// `--wait` waits until it is, and then watches.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn wait() -> Result<String> {
+    let ready = Path::new("/tmp/ready-wait");
+    let path = ready.to_str().context("a path is text")?;
+    let mut watch = start(&["watch", "--wait", "--format", "json", "--ready-file", path])?;
+    ensure!(!ready.exists() && watch.try_wait()?.is_none(), "it did not wait");
+    for module in fs::read_to_string("/mods/order")?.lines().filter(|module| !module.is_empty()) {
+        let loaded = Command::new("insmod").arg(format!("/mods/{module}")).status()?;
+        ensure!(loaded.success(), "insmod {module}: {loaded}");
+    }
+    while !ready.exists() {
+        ensure!(watch.try_wait()?.is_none(), "watch ended early");
+        std::thread::yield_now();
+    }
+    let pid = Pid::from_raw(watch.id().cast_signed()).context("a process has a pid")?;
+    kill_process(pid, Signal::TERM)?;
+    let output = watch.wait_with_output()?;
+    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    let lines = Lines::parse(&output)?;
+    let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
+    let clash = hooks.iter().find(|hook| hook["role"] == "clash").context("no clash hook")?;
+    ensure!(clash["attached"] == true, "{clash}");
+    Ok("attached once loaded".to_owned())
+}

@@ -1,0 +1,103 @@
+//! What snat-trace printed, as JSON lines.
+
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+/// The binary under test, which lies in `PATH`.
+pub const SNAT_TRACE: &str = "snat-trace";
+
+/// Everything one run printed.
+#[derive(Debug)]
+pub struct Lines(Vec<Value>);
+
+impl Lines {
+    /// Runs snat-trace with `arguments` and `--format json`.
+    ///
+    /// # Errors
+    ///
+    /// It did not end with 0 (its standard error is in the error), or printed something that is no JSON.
+    pub fn of(arguments: &[&str]) -> Result<Self> {
+        let output = Command::new(SNAT_TRACE).args(arguments).args(["--format", "json"]).output();
+        let output = output.with_context(|| format!("cannot run {SNAT_TRACE}"))?;
+        let lines = Self::parse(&output)?;
+        ensure!(
+            output.status.success(),
+            "`snat-trace {}` ended with {}: {}\n{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim(),
+            lines.0.last().map(Value::to_string).unwrap_or_default()
+        );
+        Ok(lines)
+    }
+
+    /// The lines of a run's standard output.
+    ///
+    /// # Errors
+    ///
+    /// A line is no JSON.
+    pub fn parse(output: &Output) -> Result<Self> {
+        let text = std::str::from_utf8(&output.stdout).context("the output is not UTF-8")?;
+        let lines = text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("no JSON: {line}")));
+        lines.collect::<Result<_>>().map(Self)
+    }
+
+    /// Every record of a type.
+    pub fn all<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.0.iter().filter(move |line| line["type"] == kind)
+    }
+
+    /// The one record of a type.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or more than one.
+    pub fn only<'a>(&'a self, kind: &'a str) -> Result<&'a Value> {
+        let mut records = self.all(kind);
+        let record = records.next().with_context(|| format!("no {kind} record"))?;
+        ensure!(records.next().is_none(), "more than one {kind} record");
+        Ok(record)
+    }
+
+    /// How many races were printed.
+    #[must_use]
+    pub fn races(&self) -> u64 {
+        self.all("race").count() as u64
+    }
+
+    /// A count in the summary's `lost`; 0 when the reason does not stand there.
+    ///
+    /// # Errors
+    ///
+    /// There is no summary.
+    pub fn lost(&self, reason: &str) -> Result<u64> {
+        Ok(self.only("summary")?["lost"][reason].as_u64().unwrap_or(0))
+    }
+
+    /// Everything in the summary's `lost`.
+    ///
+    /// # Errors
+    ///
+    /// There is no summary.
+    pub fn lost_in_all(&self) -> Result<u64> {
+        let lost = self.only("summary")?["lost"].as_object().context("lost is no object")?;
+        Ok(lost.values().filter_map(Value::as_u64).sum())
+    }
+}
+
+/// snat-trace with both outputs caught, still running.
+///
+/// # Errors
+///
+/// It cannot be started.
+pub fn start(arguments: &[&str]) -> Result<std::process::Child> {
+    Command::new(SNAT_TRACE)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {SNAT_TRACE}"))
+}

@@ -1,0 +1,236 @@
+//! Bad places and bad moments.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::output::{Lines, SNAT_TRACE, start};
+
+/// How long anything may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Nobody's user id.
+const NOBODY: u32 = 65_534;
+
+fn signal(child: &Child, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(child.id().cast_signed()).context("a process has a pid")?;
+    kill_process(pid, signal).context("cannot send a signal")
+}
+
+/// Looks again and again until it holds: what is waited for leaves no event to wait for.
+fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !holds() {
+        ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// `watch` in JSON, attached.
+fn watching(arguments: &[&str], ready: &Path) -> Result<Child> {
+    let _absent = fs::remove_file(ready);
+    let ready_file = ready.to_str().context("a path is text")?;
+    let mut child = start(&[&["watch", "--format", "json", "--ready-file", ready_file], arguments].concat())?;
+    until("the ready file", || ready.exists() || child.try_wait().is_ok_and(|status| status.is_some()))?;
+    ensure!(ready.exists(), "watch ended early: {}", String::from_utf8_lossy(&child.wait_with_output()?.stderr));
+    Ok(child)
+}
+
+fn interrupted(child: Child) -> Result<Output> {
+    signal(&child, Signal::INT)?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok(output)
+}
+
+/// Functions that have a kprobe now. Needs debugfs.
+fn probed() -> Result<Vec<String>> {
+    let debugfs = Path::new("/sys/kernel/debug");
+    if !debugfs.join("kprobes").exists() {
+        let mounted = Command::new("mount").args(["-t", "debugfs", "none"]).arg(debugfs).status()?;
+        ensure!(mounted.success(), "cannot mount debugfs");
+    }
+    let list = fs::read_to_string(debugfs.join("kprobes/list"))?;
+    let function =
+        |line: &str| line.split_whitespace().nth(2).map(|name| name.split('+').next().unwrap_or(name).to_owned());
+    Ok(list.lines().filter_map(function).collect())
+}
+
+fn nothing_attached() -> Result<()> {
+    until("every kprobe gone", || probed().is_ok_and(|functions| functions.is_empty()))
+}
+
+/// Cgroups of labs.
+fn lab_cgroups() -> Result<usize> {
+    let entries = fs::read_dir("/sys/fs/cgroup")?.filter_map(Result::ok);
+    Ok(entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("snat-trace-lab-")).count())
+}
+
+/// Processes of pods.
+fn pods() -> usize {
+    let commands = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    commands
+        .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| contains(&line, b"lab-pod")))
+        .count()
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// Without privilege: 3, and the capabilities are named.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn not_root() -> Result<String> {
+    for command in ["watch", "lab"] {
+        let output = Command::new(SNAT_TRACE).arg(command).uid(NOBODY).gid(NOBODY).output()?;
+        let error = String::from_utf8_lossy(&output.stderr).to_lowercase();
+        ensure!(output.status.code() == Some(3), "{command} as nobody: {}: {error}", output.status);
+        ensure!(error.contains("cap_") && error.lines().count() == 1, "{command} as nobody said: {error}");
+    }
+    Ok("exit 3".to_owned())
+}
+
+/// `--duration` ends an idle watch with an account that closes, on nothing.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn idle() -> Result<String> {
+    let lines = Lines::of(&["watch", "--duration", "1s"])?;
+    ensure!(lines.races() == 0 && lines.only("summary")?["closes"] == true, "{lines:?}");
+    let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
+    ensure!(hooks.len() == 6 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
+    nothing_attached()?;
+    Ok("6 hooks, no event".to_owned())
+}
+
+/// A tracer of its own sees the races of a lab as well as the lab's tracer does.
+///
+/// # Errors
+///
+/// They differ.
+pub fn two_tracers() -> Result<String> {
+    let watch = watching(&[], Path::new("/tmp/ready-two"))?;
+    let lab = Lines::of(&["lab", "--rounds", "30"])?;
+    let watch = Lines::parse(&interrupted(watch)?)?;
+    let contested = |lines: &Lines| {
+        lines
+            .all("race")
+            .map(|race| (race["contested"].to_string(), race["loser"]["owner"]["pid"].to_string()))
+            .collect::<Vec<_>>()
+    };
+    ensure!(contested(&watch) == contested(&lab), "watch saw {} races, the lab {}", watch.races(), lab.races());
+    ensure!(watch.races() == 30 && watch.lost_in_all()? == 0, "{} races", watch.races());
+    nothing_attached()?;
+    Ok("30 races each".to_owned())
+}
+
+/// `--count` stops after so many, and shows no more.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn count() -> Result<String> {
+    let watch = watching(&["--count", "3"], Path::new("/tmp/ready-count"))?;
+    Lines::of(&["lab", "--rounds", "20"])?;
+    let output = watch.wait_with_output()?;
+    ensure!(output.status.success(), "{}", output.status);
+    let lines = Lines::parse(&output)?;
+    ensure!(lines.races() == 3, "{} races", lines.races());
+    Ok("3 races".to_owned())
+}
+
+/// A stopped reader and a ring of one page: what does not fit is counted, and seen = delivered + lost.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn ring_full() -> Result<String> {
+    const ROUNDS: u64 = 40;
+
+    let watch = watching(&["--ring-bytes", "4096"], Path::new("/tmp/ready-ring"))?;
+    signal(&watch, Signal::STOP)?;
+    Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
+    signal(&watch, Signal::CONT)?;
+    let lines = Lines::parse(&interrupted(watch)?)?;
+    let (races, lost) = (lines.races(), lines.lost("ring-full")?);
+    ensure!(races > 0 && lost > 0 && races + lost == ROUNDS, "{races} races and {lost} lost are not {ROUNDS}");
+    ensure!(lines.only("summary")?["closes"] == false, "an account with losses does not close");
+    Ok(format!("{races} races + {lost} lost"))
+}
+
+/// Whoever reads our output goes away: a normal end.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn closed_pipe() -> Result<String> {
+    let mut watch = watching(&[], Path::new("/tmp/ready-pipe"))?;
+    let mut first = String::new();
+    BufReader::new(watch.stdout.take().context("stdout is a pipe")?).read_line(&mut first)?;
+    Lines::of(&["lab", "--rounds", "3"])?;
+    let output = watch.wait_with_output()?;
+    ensure!(output.status.code() == Some(0), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok("exit 0".to_owned())
+}
+
+/// Ctrl-C in the middle of a lab: nothing remains.
+///
+/// # Errors
+///
+/// Something does.
+pub fn interrupted_lab() -> Result<String> {
+    let lab = lab_with_races()?;
+    signal(&lab, Signal::INT)?;
+    let output = lab.wait_with_output()?;
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    ensure!(pods() == 0 && lab_cgroups()? == 0, "{} pods and {} cgroups remain", pods(), lab_cgroups()?);
+    nothing_attached()?;
+    Ok("nothing remains".to_owned())
+}
+
+/// SIGKILL in the middle of a lab: nothing stays attached, and what the next lab leaves is nothing.
+///
+/// # Errors
+///
+/// Something remains.
+pub fn killed_lab() -> Result<String> {
+    let mut lab = lab_with_races()?;
+    signal(&lab, Signal::KILL)?;
+    lab.wait()?;
+    nothing_attached()?;
+    until("every pod gone", || pods() == 0)?;
+    let left = lab_cgroups()?;
+    Lines::of(&["lab", "--rounds", "2"])?;
+    ensure!(lab_cgroups()? == 0, "the next lab left {} cgroups", lab_cgroups()?);
+    Ok(format!("{left} cgroups left, removed by the next lab"))
+}
+
+/// A lab that has printed a race and has many more rounds to go.
+fn lab_with_races() -> Result<Child> {
+    let mut lab = start(&["lab", "--rounds", "5000", "--format", "json"])?;
+    let stdout = lab.stdout.take().context("stdout is a pipe")?;
+    let mut lines = BufReader::new(stdout);
+    let mut line = String::new();
+    while !line.contains("\"type\":\"race\"") {
+        line.clear();
+        if lines.read_line(&mut line)? == 0 {
+            let mut error = String::new();
+            lab.stderr.take().context("stderr is a pipe")?.read_to_string(&mut error)?;
+            bail!("the lab ended without a race: {error}");
+        }
+    }
+    // Goes on reading, so that the lab never waits for us.
+    std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
+    Ok(lab)
+}

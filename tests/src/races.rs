@@ -1,0 +1,114 @@
+//! Races, and the controls that must give none. The lab compares each race with its own truth; here the numbers of four
+//! independent places are compared: the races printed, the receiver's log, the kernel's counters as the lab reads them
+//! from /proc, and as snat-trace reads them over netlink.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::output::Lines;
+
+/// What to run, and what must come of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// Arguments of `snat-trace lab`.
+    pub arguments: &'a [&'a str],
+    /// `full` or `minimal`.
+    pub detail: &'a str,
+    /// How many races there must be.
+    pub races: Races,
+}
+
+/// How many races a run must have.
+#[derive(Clone, Copy, Debug)]
+pub enum Races {
+    /// Forced: just so many.
+    Exactly(u64),
+    /// Natural: some. How many is up to two CPUs, and a run without any is repeated.
+    Some,
+}
+
+/// How often a natural run is repeated until a race is seen.
+const TRIES: usize = 10;
+
+/// Runs it.
+///
+/// # Errors
+///
+/// A number or a fact differs.
+pub fn run(run: Run<'_>) -> Result<String> {
+    let arguments = [&["lab", "--detail", run.detail], run.arguments].concat();
+    for _ in 0..TRIES {
+        let lines = Lines::of(&arguments)?;
+        let races = judge(&lines, run.detail)?;
+        match run.races {
+            Races::Exactly(expected) => {
+                ensure!(races == expected, "{races} races, expected {expected}");
+                return Ok(format!("{races} races"));
+            }
+            Races::Some if races > 0 => return Ok(format!("{races} races")),
+            Races::Some => {}
+        }
+    }
+    bail!("no race in {TRIES} runs")
+}
+
+/// Holds one run's numbers and facts together; the number of races.
+fn judge(lines: &Lines, detail: &str) -> Result<u64> {
+    let (races, lab, summary) = (lines.races(), lines.only("lab")?, lines.only("summary")?);
+    let number = |value: &Value| value.as_u64().context("a number is missing");
+    ensure!(number(&lab["packets_lost"])? == races, "the receiver missed {}, races {races}", lab["packets_lost"]);
+    ensure!(number(&lab["insert_failed"])? == races, "/proc counted {}, races {races}", lab["insert_failed"]);
+    ensure!(number(&lab["pids_right"])? == races, "both processes right in {} of {races}", lab["pids_right"]);
+    ensure!(number(&lab["cgroups_right"])? == races, "both cgroups right in {} of {races}", lab["cgroups_right"]);
+    ensure!(lab["ok"] == true && lab["account_closes"] == true, "the lab is not content: {lab}");
+    ensure!(summary["closes"] == true && lines.lost_in_all()? == 0, "the account does not close: {summary}");
+    ensure!(number(&summary["races"]["dropped"])? == races, "the summary counts {}", summary["races"]);
+
+    let accounts = summary["accounts"].as_array().context("no accounts")?;
+    ensure!(accounts.len() == usize::from(races > 0), "{} accounts for {races} races", accounts.len());
+    for account in accounts {
+        ensure!(number(&account["counters"]["insert_failed"])? == races, "netlink counted {account}");
+        ensure!(number(&account["explained"]["insert_failed"])? == races, "explained {account}");
+        let unexplained = account["unexplained"].as_object().context("no unexplained")?;
+        ensure!(unexplained.values().all(|value| value == 0), "unexplained {account}");
+    }
+    lines.all("race").try_for_each(|race| judge_race(race, detail).with_context(|| race.to_string()))?;
+    Ok(races)
+}
+
+/// What every race of the lab must say at a level of detail.
+fn judge_race(race: &Value, detail: &str) -> Result<()> {
+    ensure!(race["class"] == "snat-port-collision", "class {}", race["class"]);
+    ensure!(race["verdict"] == "dropped", "verdict {}", race["verdict"]);
+    ensure!(race["loser"]["original"] != race["winner"]["original"], "loser and winner are one flow");
+    ensure!(race["loser"]["original"]["sport"] == race["contested"]["sport"], "the port was not kept");
+    let (loser, winner) = (&race["loser"], &race["winner"]);
+    ensure!(loser["owner"]["pid"] != winner["owner"]["pid"], "one process sent both");
+    ensure!(loser["inserted"].is_null(), "a loser never goes in");
+    // The packet is the loser's after translation: its source address is the contested one.
+    let packet = race["packet"].as_str().context("no packet")?;
+    let source = u32::from_str_radix(packet.get(24..32).context("a short packet")?, 16)?;
+    ensure!(std::net::Ipv4Addr::from(source).to_string() == race["contested"]["src"].as_str().unwrap_or(""), "packet");
+
+    let time = |value: &Value| value.as_str().map(str::to_owned);
+    match detail {
+        "full" => {
+            let order = [time(&loser["allocated"]), time(&winner["inserted"]), time(&race["time"])]
+                .map(Option::unwrap_or_default);
+            // RFC 3339 of one zone and one number of digits sorts as text.
+            ensure!(order.is_sorted() && !order[0].is_empty(), "not a race by its times: {order:?}");
+            ensure!(race["overlap_ns"].as_u64().is_some_and(|overlap| overlap > 0), "no overlap");
+            ensure!(race["nat"]["random"] == false, "the rule has no random flag");
+            for flow in [loser, winner] {
+                ensure!(flow["owner"]["source"] == "socket" && flow["owner"]["tid"] != flow["owner"]["pid"], "owner");
+            }
+        }
+        _ => {
+            ensure!(race["overlap_ns"].is_null() && race["nat"].is_null(), "known without a hook");
+            for flow in [loser, winner] {
+                ensure!(flow["allocated"].is_null() && flow["owner"]["source"] == "socket-lookup", "owner");
+            }
+        }
+    }
+    Ok(())
+}
