@@ -21,7 +21,12 @@ use crate::{
 fn owner_tcp(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg::<u64>(0) {
         let sk = Address::new(sk);
-        keep(tcp_tuple(sk), Ok(sk));
+        let mut tuple = Tuple::default();
+        match tcp_tuple(sk, &mut tuple) {
+            Ok(true) => keep(&tuple, sk),
+            Ok(false) => {}
+            Err(Unreadable) => count(Counter::OwnerUnreadable),
+        }
     }
     0
 }
@@ -30,8 +35,7 @@ fn owner_tcp(ctx: ProbeContext) -> u32 {
 #[kprobe]
 fn owner_ipv4(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(1) {
-        let skb = Address::new(skb);
-        keep(network_header(skb).and_then(ipv4_tuple), skb.field(&SK_BUFF_SK).follow());
+        sent(Address::new(skb), ipv4_tuple);
     }
     0
 }
@@ -40,26 +44,35 @@ fn owner_ipv4(ctx: ProbeContext) -> u32 {
 #[kprobe]
 fn owner_ipv6(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(0) {
-        let skb = Address::new(skb);
-        keep(network_header(skb).and_then(ipv6_tuple), skb.field(&SK_BUFF_SK).follow());
+        sent(Address::new(skb), ipv6_tuple);
     }
     0
 }
 
+/// Keeps the sender of a packet whose headers are made.
 #[inline(always)]
-fn keep(tuple: Result<Option<Tuple>, Unreadable>, sk: Result<Address, Unreadable>) {
-    let (Ok(tuple), Ok(sk)) = (tuple, sk) else {
+fn sent(skb: Address, fill: impl Fn(Address, &mut Tuple) -> Result<bool, Unreadable>) {
+    let (Ok(header), Ok(sk)) = (network_header(skb), skb.field(&SK_BUFF_SK).follow()) else {
         count(Counter::OwnerUnreadable);
         return;
     };
-    let Some(tuple) = tuple else { return };
+    let mut tuple = Tuple::default();
+    match fill(header, &mut tuple) {
+        Ok(true) => keep(&tuple, sk),
+        Ok(false) => {}
+        Err(Unreadable) => count(Counter::OwnerUnreadable),
+    }
+}
+
+#[inline(always)]
+fn keep(tuple: &Tuple, sk: Address) {
     // SAFETY: the helpers take no argument and touch no memory.
     let (task, now) = (bpf_get_current_pid_tgid(), unsafe { bpf_ktime_get_ns() });
     // Two numbers of 32 bits in one of 64.
     let (tgid, tid) = ((task >> 32) as u32, task as u32);
 
     // A socket that sends again is told apart by one look-up: nothing else is read for it.
-    if let Some(known) = OWNERS.get_ptr_mut(tuple) {
+    if let Some(known) = OWNERS.get_ptr_mut(*tuple) {
         // SAFETY: the pointer is into a map value; a torn time costs nothing, the other fields are not written.
         unsafe {
             if (*known).tgid == tgid && (*known).tid == tid {
@@ -78,7 +91,7 @@ fn keep(tuple: Result<Option<Tuple>, Unreadable>, sk: Result<Address, Unreadable
         reserved: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
-    if OWNERS.insert(tuple, owner, 0).is_err() {
+    if OWNERS.insert(*tuple, owner, 0).is_err() {
         count(Counter::OwnerNotKept);
     }
 }
@@ -92,34 +105,31 @@ fn netns_of(sk: Address) -> Result<u32, Unreadable> {
     netns_at(sk.field(&SOCK_NET))
 }
 
-/// Original tuple of a connecting TCP socket. A socket of IPv6 that connects to an IPv4-mapped address sends IPv4 and
-/// has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`).
+/// Writes the original tuple of a connecting TCP socket; `false` when it is neither IPv4 nor IPv6. A socket of IPv6 that
+/// connects to an IPv4-mapped address sends IPv4 and has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`).
 #[inline(always)]
-fn tcp_tuple(sk: Address) -> Result<Option<Tuple>, Unreadable> {
+fn tcp_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
     let family = sk.field(&SOCK_FAMILY).read::<u16>()?;
-    let mut tuple = Tuple {
-        src_port_be: sk.field(&SOCK_SPORT).read::<u16>()?.to_be(),
-        dst_port_be: sk.field(&SOCK_DPORT).read()?,
-        l3num: family,
-        protonum: TCP,
-        ..Tuple::default()
-    };
+    tuple.src_port_be = sk.field(&SOCK_SPORT).read::<u16>()?.to_be();
+    tuple.dst_port_be = sk.field(&SOCK_DPORT).read()?;
+    tuple.l3num = family;
+    tuple.protonum = TCP;
     if family == AF_INET6 {
         if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
-            return Ok(None);
+            return Ok(false);
         }
         tuple.dst = sk.field(&SOCK_DADDR6).read()?;
         if tuple.dst[..12] != MAPPED {
             tuple.src = sk.field(&SOCK_SADDR6).read()?;
-            return Ok(Some(tuple));
+            return Ok(true);
         }
         tuple.l3num = AF_INET;
     } else if family != AF_INET {
-        return Ok(None);
+        return Ok(false);
     }
     tuple.src = ipv4_address(sk.field(&SOCK_SADDR).read()?);
     tuple.dst = ipv4_address(sk.field(&SOCK_DADDR).read()?);
-    Ok(Some(tuple))
+    Ok(true)
 }

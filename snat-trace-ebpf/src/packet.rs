@@ -23,36 +23,29 @@ pub(crate) fn network_header(skb: Address) -> Result<Address, Unreadable> {
     Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
 }
 
-/// Original tuple of an outgoing IPv4 packet; `None` when its protocol starts no flow of interest.
+/// Writes the original tuple of an outgoing IPv4 packet; `false` when its protocol starts no flow of interest.
+///
+/// Into a tuple of the caller's, here and below: a large value handed back in an `Option` lies half uninitialised on the
+/// stack when it is `None`, and the verifier of 5.10 does not let the compiler copy that.
 #[inline(always)]
-pub(crate) fn ipv4_tuple(header: Address) -> Result<Option<Tuple>, Unreadable> {
-    let protonum = header.plus(9).read::<u8>()?;
+pub(crate) fn ipv4_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     let words = header.read::<u8>()? & 0x0f;
-    let Some((src_port_be, dst_port_be)) = ports(protonum, header.plus(u64::from(words) * 4))? else {
-        return Ok(None);
-    };
     let [src, dst] = header.plus(12).read::<[[u8; 4]; 2]>()?;
-    Ok(Some(Tuple {
-        src: ipv4_address(src),
-        src_port_be,
-        l3num: AF_INET,
-        dst: ipv4_address(dst),
-        dst_port_be,
-        protonum,
-        dir: 0,
-    }))
+    tuple.src = ipv4_address(src);
+    tuple.dst = ipv4_address(dst);
+    tuple.l3num = AF_INET;
+    tuple.protonum = header.plus(9).read::<u8>()?;
+    ports(header.plus(u64::from(words) * 4), tuple)
 }
 
-/// Original tuple of an outgoing IPv6 packet; `None` when its protocol starts no flow of interest or stands behind
-/// extension headers.
+/// Writes the original tuple of an outgoing IPv6 packet; `false` when its protocol starts no flow of interest or stands
+/// behind extension headers.
 #[inline(always)]
-pub(crate) fn ipv6_tuple(header: Address) -> Result<Option<Tuple>, Unreadable> {
-    let protonum = header.plus(6).read::<u8>()?;
-    let Some((src_port_be, dst_port_be)) = ports(protonum, header.plus(40))? else {
-        return Ok(None);
-    };
-    let [src, dst] = header.plus(8).read::<[[u8; 16]; 2]>()?;
-    Ok(Some(Tuple { src, src_port_be, l3num: AF_INET6, dst, dst_port_be, protonum, dir: 0 }))
+pub(crate) fn ipv6_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    [tuple.src, tuple.dst] = header.plus(8).read::<[[u8; 16]; 2]>()?;
+    tuple.l3num = AF_INET6;
+    tuple.protonum = header.plus(6).read::<u8>()?;
+    ports(header.plus(40), tuple)
 }
 
 /// An IPv4 address as it stands in a tuple.
@@ -61,21 +54,23 @@ pub(crate) fn ipv4_address([a, b, c, d]: [u8; 4]) -> [u8; 16] {
     [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
-/// The port fields of a tuple. TCP is left out: its senders are known from `tcp_connect`, and what TCP sends this way
-/// are resets in an unrelated task's context.
+/// Writes the port fields of a tuple. TCP is left out: its senders are known from `tcp_connect`, and what TCP sends this
+/// way are resets in an unrelated task's context.
 #[inline(always)]
-fn ports(protonum: u8, transport: Address) -> Result<Option<(u16, u16)>, Unreadable> {
-    match protonum {
+fn ports(transport: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    match tuple.protonum {
         UDP | UDPLITE => {
-            let [source, destination] = transport.read::<[u16; 2]>()?;
-            Ok(Some((source, destination)))
+            [tuple.src_port_be, tuple.dst_port_be] = transport.read::<[u16; 2]>()?;
+            Ok(true)
         }
         ICMP | ICMPV6 => {
             let [kind_and_code, _checksum, id] = transport.read::<[u16; 3]>()?;
             let [kind, _code] = kind_and_code.to_ne_bytes();
-            Ok(starts_flow(protonum, kind).then_some((id, kind_and_code)))
+            tuple.src_port_be = id;
+            tuple.dst_port_be = kind_and_code;
+            Ok(starts_flow(tuple.protonum, kind))
         }
-        _ => Ok(None),
+        _ => Ok(false),
     }
 }
 

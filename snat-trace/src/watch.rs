@@ -11,10 +11,10 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::counters::accounts::{Accounts, CountersError};
-use crate::kernel::{CannotTrace, Detail, KernelFacts, plan};
+use crate::kernel::{CannotTrace, Detail, KernelFacts, Plan, plan};
 use crate::output::Sink;
 use crate::owner::{Owners, Query};
-use crate::probe::{ProbeError, Sizes, Tracer};
+use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::classify::classify;
 use crate::race::decode::decode;
 use crate::race::event::Race;
@@ -94,6 +94,7 @@ pub async fn watch(
     // The counters are read while the hooks run, at both ends: what is counted was seen.
     let mut accounts = Some(Accounts::open_with(options.namespaces)?);
     let session = Session::start(facts, options.detail, tracer.hooks().to_vec());
+    say_what_is_missing(&plan, &session.hooks);
     sink.session(&session)?;
     if let Some(path) = options.ready_file {
         std::fs::write(path, b"").map_err(|error| WatchError::ReadyFile { path: path.display().to_string(), error })?;
@@ -141,6 +142,28 @@ pub async fn watch(
     let summary = pipeline.totals.close(span, tracer.counts()?, &deltas);
     sink.summary(&summary)?;
     Ok(summary)
+}
+
+/// No partial silence: what runs and what does not, and what that costs.
+fn say_what_is_missing(plan: &Plan, hooks: &[AttachedHook]) {
+    for capability in &plan.missing_capabilities {
+        tracing::warn!("without {}: {}", capability.name(), capability.cost());
+    }
+    for hook in &plan.hooks {
+        if let Some(drawback) = hook.drawback {
+            tracing::warn!("{} is hooked at {}: {drawback}", hook.role, hook.symbol);
+        }
+    }
+    let mut attached = 0;
+    for hook in hooks {
+        match &hook.state {
+            HookState::Attached => attached += 1,
+            HookState::NotAttached { reason, cost } => {
+                tracing::warn!("no {} hook: {reason}; {cost}", hook.role);
+            }
+        }
+    }
+    tracing::info!("watching with {attached} hooks ({}); Ctrl-C ends it", plan.detail);
 }
 
 /// Records on their way to the output.

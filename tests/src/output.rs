@@ -39,7 +39,16 @@ impl Lines {
     ///
     /// A line is no JSON.
     pub fn parse(output: &Output) -> Result<Self> {
-        let text = std::str::from_utf8(&output.stdout).context("the output is not UTF-8")?;
+        Self::parse_bytes(&output.stdout)
+    }
+
+    /// Lines as they are.
+    ///
+    /// # Errors
+    ///
+    /// A line is no JSON.
+    pub fn parse_bytes(printed: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(printed).context("the output is not UTF-8")?;
         let lines = text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("no JSON: {line}")));
         lines.collect::<Result<_>>().map(Self)
     }

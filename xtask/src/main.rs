@@ -1,5 +1,6 @@
 //! Set-up, builds, virtual machines and tests of snat-trace.
 
+mod btf_fixture;
 mod debian;
 mod demo;
 mod dist;
@@ -45,6 +46,8 @@ enum Command {
     /// says comes as it says it. Exit code 125: there was no guest, or it hung, panicked, or never said how the command
     /// ended.
     Vm(VmArguments),
+    /// Cut a kernel's BTF down to what snat-trace reads, for snat-trace/tests/data/kernels
+    BtfFixture(btf_fixture::Args),
 }
 
 #[derive(Args, Debug)]
@@ -107,6 +110,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo => return demo::run(&project),
         Command::Test => return test::run(&project),
+        Command::BtfFixture(arguments) => btf_fixture::run(&arguments)?,
         Command::Vm(arguments) => return Ok(run_vm(&project, arguments)),
     }
     Ok(ExitCode::SUCCESS)

@@ -13,8 +13,14 @@ use crate::selftest;
 use crate::toolchain::Toolchain;
 use crate::vm::{self, Kernel, Payload, Series, VmRun};
 
-/// The kernels scenarios run on.
-const KERNELS: [&str; 2] = ["6.1", "6.12"];
+/// The kernels scenarios run on, and how much of them: the whole set on two stable ones, the heart of it on the oldest
+/// and the newest.
+const KERNELS: [(&str, &[Scenarios]); 4] = [
+    ("6.1", &[Scenarios::Loaded, Scenarios::Unloaded]),
+    ("6.12", &[Scenarios::Loaded, Scenarios::Unloaded]),
+    ("5.10", &[Scenarios::Brief]),
+    ("7", &[Scenarios::Brief]),
+];
 
 /// For all scenarios on one kernel.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -52,7 +58,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     stages.run("tests", || cargo(&[&["test"], &WORKSPACE]));
 
     let scenarios = stages.run("build of the scenarios", || dist::build(project, &toolchain, dist::SCENARIOS));
-    for (index, series) in KERNELS.iter().enumerate() {
+    for (index, (series, sets)) in KERNELS.into_iter().enumerate() {
         let kernel =
             stages.run(&format!("kernel {series}"), || vm::ensure_kernel(project, &series.parse::<Series>()?, false));
         if index == 0 {
@@ -60,47 +66,44 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
                 selftest::run(project, kernel.as_ref().context("no kernel")?)
             });
         }
-        for modules in [Modules::Loaded, Modules::Unloaded] {
-            stages.run(&format!("scenarios on {series}, {}", modules.describe()), || {
+        for &set in sets {
+            stages.run(&format!("scenarios on {series}, {}", set.word()), || {
                 let (Some(kernel), Some(snat_trace), Some(scenarios)) = (&kernel, &snat_trace, &scenarios) else {
                     bail!("not run: an earlier stage failed");
                 };
-                run_scenarios(project, kernel, modules, &[snat_trace, scenarios])
+                run_scenarios(project, kernel, set, &[snat_trace, scenarios])
             });
         }
     }
     Ok(stages.close())
 }
 
-/// Whether the guest tracks connections from the start.
+/// A set of scenarios, by the word its binary knows it by.
 #[derive(Clone, Copy, Debug)]
-enum Modules {
+enum Scenarios {
+    /// All of a node that tracks connections.
     Loaded,
+    /// The races that are forced.
+    Brief,
+    /// Those of a node that does not track connections yet.
     Unloaded,
 }
 
-impl Modules {
-    /// The word the scenarios binary knows it by.
+impl Scenarios {
     fn word(self) -> &'static str {
         match self {
             Self::Loaded => "loaded",
+            Self::Brief => "brief",
             Self::Unloaded => "unloaded",
-        }
-    }
-
-    fn describe(self) -> &'static str {
-        match self {
-            Self::Loaded => "netfilter loaded",
-            Self::Unloaded => "netfilter not loaded yet",
         }
     }
 }
 
-fn run_scenarios(project: &Project, kernel: &Kernel, modules: Modules, binaries: &[&PathBuf]) -> Result<()> {
+fn run_scenarios(project: &Project, kernel: &Kernel, set: Scenarios, binaries: &[&PathBuf]) -> Result<()> {
     let payload = binaries.iter().map(|binary| Payload::plain((*binary).clone())).collect::<Result<_>>()?;
-    let command = ["scenarios", modules.word()].map(str::to_owned).to_vec();
+    let command = ["scenarios", set.word()].map(str::to_owned).to_vec();
     let mut run = VmRun::new(command, payload, TIMEOUT);
-    run.load_modules = matches!(modules, Modules::Loaded);
+    run.load_modules = !matches!(set, Scenarios::Unloaded);
     let outcome = vm::run(project, kernel, &run)?;
     match outcome.exit_code()? {
         0 => Ok(()),

@@ -1,0 +1,74 @@
+//! A kernel in which the insertion is inlined: the hook at `__nf_conntrack_confirm` stands in. No kernel of the matrix is
+//! one, so a real one is told that its function is not there.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use snat_trace::kernel::{Detail, KernelFacts, Symbols};
+use snat_trace::output::json::JsonSink;
+use snat_trace::probe::Sizes;
+use snat_trace::race::filter::Filter;
+use snat_trace::watch::{Options, watch};
+
+use crate::output::Lines;
+
+/// Every function of the hooks but `__nf_conntrack_hash_insert`.
+const FUNCTIONS: [&str; 6] = [
+    "nf_ct_resolve_clash",
+    "nf_nat_setup_info",
+    "__nf_conntrack_confirm",
+    "tcp_connect",
+    "ip_send_skb",
+    "ip6_send_skb",
+];
+
+/// Races are as well told with the other hook.
+///
+/// # Errors
+///
+/// They are not.
+pub fn insertion_at_confirm() -> Result<String> {
+    const ROUNDS: u64 = 30;
+
+    let mut facts = KernelFacts::gather(Path::new("/"))?;
+    facts.symbols = Symbols::read(BufReader::new(File::open("/proc/kallsyms")?), FUNCTIONS)?;
+    let ready = Path::new("/tmp/ready-fallback");
+    let options = Options {
+        detail: Detail::Full,
+        sizes: Sizes::default(),
+        duration: None,
+        count: None,
+        filter: Filter::default(),
+        ready_file: Some(ready),
+        namespaces: &[],
+    };
+    let mut printed = Vec::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let lab = runtime.block_on(async {
+        let lab = tokio::task::spawn_blocking(move || {
+            while !ready.exists() {
+                std::thread::yield_now();
+            }
+            Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])
+        });
+        let (over, done) = tokio::sync::oneshot::channel();
+        let stop = async {
+            // Both ends live as long as the watching.
+            let _ = over.send(lab.await);
+        };
+        watch(&facts, &options, &mut JsonSink::new(&mut printed), stop).await?;
+        done.await?.context("the lab's thread").and_then(|lab| lab)
+    })?;
+
+    let lines = Lines::parse_bytes(&printed)?;
+    let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
+    let insertion = hooks.iter().find(|hook| hook["role"] == "insertion").context("no insertion hook")?;
+    ensure!(insertion["symbol"] == "__nf_conntrack_confirm" && insertion["attached"] == true, "{insertion}");
+    ensure!(lines.races() == ROUNDS && lab.races() == ROUNDS, "{} races, the lab {}", lines.races(), lab.races());
+    let is_race = |race: &Value| race["class"] == "snat-port-collision" && race["overlap_ns"].as_u64() > Some(0);
+    ensure!(lines.all("race").all(is_race), "a race is not told as one: {lines:?}");
+    Ok(format!("{ROUNDS} races"))
+}
