@@ -31,6 +31,8 @@ const TUPLE_DIR: u64 = 39;
 #[kprobe]
 fn clash(ctx: ProbeContext) -> u32 {
     count(Counter::ClashSeen);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(&ctx, "a clash");
     let (Some(skb), Some(h)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) else {
         count(Counter::LostUnreadable);
         return 0;

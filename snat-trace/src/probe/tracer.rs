@@ -20,6 +20,8 @@ pub struct Tracer {
     ring: AsyncFd<RingBuf<MapData>>,
     counters: PerCpuArray<MapData, u64>,
     hooks: Vec<AttachedHook>,
+    #[cfg(feature = "log")]
+    log: aya_log::EbpfLogger<&'static dyn log::Log>,
 }
 
 impl fmt::Debug for Tracer {
@@ -43,8 +45,18 @@ impl Tracer {
         let counters = PerCpuArray::try_from(counters).map_err(map_error("COUNTERS"))?;
         // SAFETY: the ring owns its descriptor and keeps it open and the same as long as it lives.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)?;
+        #[cfg(feature = "log")]
+        let log = aya_log::EbpfLogger::init(&mut object)
+            .map_err(|_no_map| ProbeError::NotInObject { kind: "map", name: "AYA_LOGS" })?;
         let hooks = attach(&mut object, plan)?;
-        Ok(Self { object: Some(object), ring, counters, hooks })
+        Ok(Self {
+            object: Some(object),
+            ring,
+            counters,
+            hooks,
+            #[cfg(feature = "log")]
+            log,
+        })
     }
 
     /// How each hook of the plan fared.
@@ -66,6 +78,8 @@ impl Tracer {
 
     /// Hands over every record of the ring.
     pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+        #[cfg(feature = "log")]
+        self.log.flush();
         while let Some(record) = self.ring.get_mut().next() {
             take(&record);
         }
