@@ -6,6 +6,7 @@ use std::time::Duration;
 use snat_trace_common::Counter;
 
 use crate::counters::account::{Account, Delta, RaceCounts, close_account};
+use crate::kernel::Detail;
 use crate::probe::KernelCounts;
 use crate::race::event::{Class, NetnsInum, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
@@ -21,6 +22,10 @@ pub struct Totals {
     kept_port: KeptPort,
     /// Records that reached user space and did not become an event, by reason.
     lost: BTreeMap<&'static str, u64>,
+    /// Flows of races whose allocation the hooks should have known: it was before they were attached, or was forgotten.
+    without_allocation: u64,
+    /// Flows of races whose sender is not known.
+    without_owner: u64,
 }
 
 /// How races over a port chosen freely came by it.
@@ -35,9 +40,13 @@ pub struct KeptPort {
 }
 
 impl Totals {
-    /// Counts a race in.
-    pub fn add(&mut self, race: &Race) {
+    /// Counts in a race that was seen at a level of detail.
+    pub fn add(&mut self, race: &Race, detail: Detail) {
         self.races.add(race);
+        for flow in [&race.loser, &race.winner] {
+            self.without_allocation += u64::from(detail == Detail::Full && flow.allocated.is_none());
+            self.without_owner += u64::from(flow.owner.is_none());
+        }
         match race.verdict {
             Some(Verdict::Dropped) => self.dropped += 1,
             Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => self.resolved += 1,
@@ -87,12 +96,13 @@ impl Totals {
             lost.insert("unaccounted", missing);
         }
         let incomplete = [
-            ("allocation-not-kept", Counter::AllocationNotKept),
-            ("owner-not-kept", Counter::OwnerNotKept),
-            ("owner-unreadable", Counter::OwnerUnreadable),
+            ("flow-without-allocation", self.without_allocation),
+            ("flow-without-owner", self.without_owner),
+            ("allocation-not-kept", kernel.get(Counter::AllocationNotKept)),
+            ("owner-not-kept", kernel.get(Counter::OwnerNotKept)),
+            ("owner-unreadable", kernel.get(Counter::OwnerUnreadable)),
         ]
         .into_iter()
-        .map(|(reason, counter)| (reason, kernel.get(counter)))
         .filter(|&(_, count)| count > 0)
         .collect();
         Summary {
@@ -150,7 +160,7 @@ pub struct Summary {
     pub accounts: Vec<Account>,
     /// Clashes seen that did not become an event, by reason.
     pub lost: Vec<(&'static str, u64)>,
-    /// Facts that are absent from events because they could not be kept, by reason.
+    /// Facts that are absent from events, or may be because they could not be kept, by kind.
     pub incomplete: Vec<(&'static str, u64)>,
 }
 

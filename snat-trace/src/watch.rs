@@ -244,7 +244,7 @@ impl<'a> Pipeline<'a> {
         self.naming = None;
         self.owners = Some(owners);
         for race in &races {
-            self.totals.add(race);
+            self.totals.add(race, self.options.detail);
             if !self.enough() && self.options.filter.shows(race) {
                 sink.race(race, self.session.clock)?;
                 self.shown += 1;
