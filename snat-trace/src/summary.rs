@@ -188,19 +188,24 @@ impl Summary {
     pub fn advice(&self) -> Vec<String> {
         let mut advice = Vec::new();
         let KeptPort { collisions, kept, random } = self.kept_port;
+        let of_all =
+            |count| format!("{count} of {collisions} port collision{}", if collisions == 1 { "" } else { "s" });
         if kept > 0 {
             advice.push(format!(
-                "{kept} of {collisions} kept their original source port (no random flag on the rule): add --random-fully to \
-                 MASQUERADE or SNAT (nft: fully-random)."
+                "{} kept the original source port, as a rule without a random flag does: add --random-fully to \
+                 MASQUERADE or SNAT (nft: fully-random).",
+                of_all(kept)
             ));
         }
         if random > 0 {
             advice.push(format!(
-                "{random} of {collisions} collided although the rule has a random flag: its port range is narrow or nearly \
-                 full toward that destination; widen it or add addresses."
+                "{} happened in spite of a random flag on the rule: its port range is narrow or nearly full toward that \
+                 destination; widen it or add addresses.",
+                of_all(random)
             ));
         }
         for &(class, count) in &self.classes {
+            let flows = if count == 1 { "flow" } else { "flows" };
             let what = match class {
                 Class::PortExhaustion => {
                     "found no free port in the rule's range: widen the range (--to-ports) or add addresses (--to-source)"
@@ -208,7 +213,7 @@ impl Summary {
                 Class::FixedPort => "met a rule that allows one port only: give it a range, or no port at all",
                 Class::SnatPortCollision | Class::DuplicateFlow | Class::CrossedFlow | Class::Unclassified => continue,
             };
-            advice.push(format!("{count} {what}."));
+            advice.push(format!("{count} {flows} {what}."));
         }
         advice
     }

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
 
 use super::Sink;
+use super::escape::steers;
 use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::owner::Owner;
@@ -33,7 +35,7 @@ impl<W: Write> JsonSink<W> {
     }
 
     fn line(&mut self, record: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer(&mut self.out, record)?;
+        record.serialize(&mut serde_json::Serializer::with_formatter(&mut self.out, Harmless))?;
         self.out.write_all(b"\n")?;
         self.out.flush()
     }
@@ -71,6 +73,24 @@ impl<W: Write> Sink for JsonSink<W> {
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         self.line(&SummaryRecord::new(summary))
+    }
+}
+
+/// Writes what could steer a terminal as JSON's own escapes, so that a line may be looked at as it is. Control
+/// characters below the space serde_json escapes itself.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((before, character)) = rest.find(steers).and_then(|at| Some((at, rest[at..].chars().next()?))) {
+            writer.write_all(rest[..before].as_bytes())?;
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[before + character.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
     }
 }
 

@@ -36,3 +36,6 @@ pub trait Sink {
     /// As [`Sink::session`].
     fn summary(&mut self, summary: &Summary) -> io::Result<()>;
 }
+
+#[cfg(test)]
+mod golden;

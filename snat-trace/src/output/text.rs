@@ -9,10 +9,15 @@ use std::io::{self, Write};
 use columns::Columns;
 
 use super::Sink;
+use crate::probe::HookState;
 use crate::race::event::Race;
 use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
+
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const PLAIN: &str = "\x1b[0m";
 
 /// How the text is to look.
 #[derive(Clone, Debug)]
@@ -44,7 +49,12 @@ impl<W: Write> TextSink<W> {
 }
 
 impl<W: Write> Sink for TextSink<W> {
-    fn session(&mut self, _session: &Session) -> io::Result<()> {
+    fn session(&mut self, session: &Session) -> io::Result<()> {
+        for hook in &session.hooks {
+            if let HookState::NotAttached { reason, cost } = &hook.state {
+                writeln!(self.out, "No {} hook: {reason}; {cost}.", hook.role)?;
+            }
+        }
         writeln!(self.out, "{}", self.columns.header())?;
         self.out.flush()
     }
@@ -58,14 +68,14 @@ impl<W: Write> Sink for TextSink<W> {
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
-        write!(self.out, "{}", summary::Closing(summary))?;
+        write!(self.out, "{}", summary::Closing { summary, colour: self.style.colour })?;
         self.out.flush()
     }
 }
 
-/// A time of day to the millisecond.
-fn clock_time(time: jiff::Timestamp, zone: &jiff::tz::TimeZone) -> String {
-    time.to_zoned(zone.clone()).strftime("%H:%M:%S%.3f").to_string()
+/// A time of day, as `format` says (strftime).
+fn clock_time(time: jiff::Timestamp, zone: &jiff::tz::TimeZone, format: &str) -> String {
+    time.to_zoned(zone.clone()).strftime(format).to_string()
 }
 
 /// A duration in the unit that gives it one to three digits before the point.

@@ -4,157 +4,190 @@ use super::{Style, clock_time, duration};
 use crate::output::escape;
 use crate::race::event::{Class, Flow, Race, Verdict};
 use crate::race::time::WallClock;
-use crate::race::tuple::{Ends, Protocol};
-
-const RED: &str = "\x1b[31m";
-const GREEN: &str = "\x1b[32m";
-const PLAIN: &str = "\x1b[0m";
+use crate::race::tuple::Ends;
 
 /// Spaces between columns.
 const GAP: usize = 2;
+/// Widest IPv4 address.
+const ADDRESS: usize = 15;
+/// Widest IPv4 address with a port.
+const SOCKET: usize = ADDRESS + 1 + PORT;
+const PORT: usize = 5;
+/// Between what claims and what is claimed.
+const TOWARD: &str = " > ";
+/// Characters of a container's id.
+const CONTAINER: usize = 6;
+/// Least room for a process, and room for most: a terminal's columns left over are the processes' too.
+const PROCESS: (usize, usize) = (13, 18);
+/// Characters of a process's name that stay, however little room there is.
+const COMM: usize = 3;
+/// In the place of what was cut.
+const CUT: char = '~';
 
-/// What the columns hold. The order in which [`Columns::fitting`] gives things up is the order of their use: which
-/// container, which translated address, how long, what became of it, which pod address, which protocol.
+/// What stands in a line beyond verdict, contested port, destination and the two processes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Columns {
-    container: bool,
+struct Shown {
     translated_address: bool,
+    container: bool,
     overlap: bool,
-    verdict: bool,
+    milliseconds: bool,
     pod_address: bool,
     protocol: bool,
 }
 
-/// One cell: its heading, its width, whether it is there.
-struct Cell {
-    heading: &'static str,
-    width: usize,
-    shown: bool,
-}
-
-impl Columns {
-    const ALL: Self = Self {
-        container: true,
+/// From wide to narrow. The translated address goes first, as a node seldom has two; the process never goes.
+const LAYOUTS: [Shown; 7] = {
+    let all = Shown {
         translated_address: true,
+        container: true,
         overlap: true,
-        verdict: true,
+        milliseconds: true,
         pod_address: true,
         protocol: true,
     };
+    let no_address = Shown { translated_address: false, ..all };
+    let no_container = Shown { container: false, ..no_address };
+    let no_times = Shown { overlap: false, milliseconds: false, ..no_container };
+    let no_pod = Shown { milliseconds: false, pod_address: false, ..no_container };
+    let no_overlap = Shown { overlap: false, ..no_pod };
+    let least = Shown { protocol: false, ..no_overlap };
+    [all, no_address, no_container, no_times, no_pod, no_overlap, least]
+};
 
+/// The columns chosen for a terminal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Columns {
+    shown: Shown,
+    /// Columns of the terminal, if it is one.
+    width: Option<usize>,
+    /// Room for one process.
+    process: usize,
+}
+
+/// One column: its heading and its width, if it is there.
+type Column = (&'static str, Option<usize>);
+
+impl Columns {
     /// As many as `width` has room for.
     pub(super) fn fitting(width: Option<usize>) -> Self {
-        let mut columns = Self::ALL;
-        let give_up: [fn(&mut Self); 6] = [
-            |columns| columns.container = false,
-            |columns| columns.translated_address = false,
-            |columns| columns.overlap = false,
-            |columns| columns.verdict = false,
-            |columns| columns.pod_address = false,
-            |columns| columns.protocol = false,
-        ];
-        for give_up in give_up {
-            if width.is_none_or(|width| columns.width() <= width) {
-                break;
-            }
-            give_up(&mut columns);
-        }
-        columns
+        let (least, most) = PROCESS;
+        let of = |shown| Self { shown, width, process: least };
+        let [all, .., narrowest] = LAYOUTS.map(of);
+        let Some(width) = width else { return Self { process: most, ..all } };
+        let fitting = LAYOUTS.into_iter().map(of).find(|columns| columns.total() <= width).unwrap_or(narrowest);
+        let left_over = width.saturating_sub(fitting.total());
+        Self { process: most.min(least + left_over / 2), ..fitting }
     }
 
-    fn cells(self) -> [Cell; 7] {
-        let owner = match (self.pod_address, self.container) {
-            (true, true) => 34,
-            (true, false) => 27,
-            (false, _) => 15,
-        };
-        let contested = if self.translated_address { 43 } else { 27 };
+    fn columns(&self) -> [Column; 7] {
+        let Self { shown, width: _, process } = *self;
+        let only = |shown: bool, width| shown.then_some(width);
+        let owner =
+            process + if shown.pod_address { ADDRESS + 1 } else { 0 } + if shown.container { 1 + CONTAINER } else { 0 };
+        let contested = if shown.translated_address { SOCKET } else { PORT } + TOWARD.len() + SOCKET;
         [
-            Cell { heading: "TIME", width: 12, shown: true },
-            Cell { heading: "VERDICT", width: 8, shown: self.verdict },
-            Cell { heading: "PROTO", width: 5, shown: self.protocol },
-            Cell { heading: "CONTESTED", width: contested, shown: true },
-            Cell { heading: "LOSER", width: owner, shown: true },
-            Cell { heading: "WINNER", width: owner, shown: true },
-            Cell { heading: "OVERLAP", width: 8, shown: self.overlap },
+            ("TIME", Some(if shown.milliseconds { "00:00:00.000".len() } else { "00:00:00".len() })),
+            ("VERDICT", Some("resolved".len())),
+            ("PROTO", only(shown.protocol, "PROTO".len())),
+            ("CONTESTED", Some(contested)),
+            ("LOSER", Some(owner)),
+            ("WINNER", Some(owner)),
+            ("OVERLAP", only(shown.overlap, "999.9 us".len())),
         ]
     }
 
-    fn width(self) -> usize {
-        self.cells().iter().filter(|cell| cell.shown).map(|cell| cell.width + GAP).sum::<usize>() - GAP
+    fn total(&self) -> usize {
+        self.columns().iter().filter_map(|(_, width)| width.map(|width| width + GAP)).sum::<usize>() - GAP
     }
 
     /// The line of headings.
-    pub(super) fn header(self) -> String {
-        self.join(self.cells().map(|cell| cell.heading.to_owned()))
+    pub(super) fn header(&self) -> String {
+        self.join(self.columns().map(|(heading, _)| heading.to_owned()), None)
     }
 
-    /// The line of a race. A value wider than its column is not cut: a line too long is better than half an address.
-    pub(super) fn line(self, race: &Race, clock: WallClock, style: &Style) -> String {
-        let overlap = race.overlap.map_or_else(|| "-".to_owned(), duration);
-        let line = self.join([
-            clock_time(clock.wall(race.time), &style.zone),
+    /// The line of a race, and a second one for its class where that is not the usual one and finds no room.
+    ///
+    /// On a terminal a process's name is cut to its column. Nothing else is: a line too long is better than half an
+    /// address.
+    pub(super) fn line(&self, race: &Race, clock: WallClock, style: &Style) -> String {
+        let values = [
+            clock_time(
+                clock.wall(race.time),
+                &style.zone,
+                if self.shown.milliseconds { "%H:%M:%S%.3f" } else { "%H:%M:%S" },
+            ),
             verdict(race.verdict).to_owned(),
             race.protocol.to_string(),
             self.contested(race),
-            self.who(&race.loser),
-            self.who(&race.winner),
-            overlap,
-        ]);
-        let line = match race.class {
-            Class::SnatPortCollision => line,
-            class => format!("{line}  {class}"),
+            self.owner(&race.loser),
+            self.owner(&race.winner),
+            race.overlap.map_or_else(|| "-".to_owned(), duration),
+        ];
+        let colour = match race.verdict {
+            Some(Verdict::Dropped) => Some(super::RED),
+            Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => Some(super::GREEN),
+            None => None,
         };
-        if !style.colour {
-            return line;
+        let plain = self.join(values.clone(), None).chars().count();
+        let mut line = self.join(values, colour.filter(|_| style.colour));
+        // The verbose block begins with it.
+        if race.class != Class::SnatPortCollision && !style.verbose {
+            let fits = self.width.is_none_or(|width| plain + GAP + race.class.name().len() <= width);
+            line.push_str(if fits { "  " } else { "\n    " });
+            line.push_str(race.class.name());
         }
-        let (word, colour) = match race.verdict {
-            Some(Verdict::Dropped) => (verdict(race.verdict), RED),
-            Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => (verdict(race.verdict), GREEN),
-            None => return line,
-        };
-        if self.verdict { line.replacen(word, &format!("{colour}{word}{PLAIN}"), 1) } else { line }
+        line
     }
 
-    fn contested(self, race: &Race) -> String {
+    fn contested(&self, race: &Race) -> String {
         let Ends { source, destination } = race.contested.ends();
-        let destination = match race.protocol {
-            Protocol::ICMP | Protocol::ICMPV6 => destination.ip().to_string(),
-            _ => destination.to_string(),
-        };
-        if self.translated_address {
-            format!("{source} > {destination}")
-        } else {
-            format!("{} > {destination}", source.port())
-        }
+        let source = if self.shown.translated_address { source.to_string() } else { source.port().to_string() };
+        // ICMP has no port there.
+        let destination = if race.protocol.is_icmp() { destination.ip().to_string() } else { destination.to_string() };
+        format!("{source}{TOWARD}{destination}")
     }
 
-    fn who(self, flow: &Flow) -> String {
+    fn owner(&self, flow: &Flow) -> String {
         let mut words = Vec::with_capacity(3);
-        if self.pod_address {
+        if self.shown.pod_address {
             words.push(flow.original.ends().source.ip().to_string());
         }
-        match &flow.owner {
-            Some(owner) => {
-                words.push(format!("{}[{}]", escape(&owner.comm), owner.pid));
-                if let (true, Some(container)) = (self.container, &owner.container) {
-                    words.push(escape(short_id(&container.id)).into_owned());
-                }
-            }
-            None => words.push("?".to_owned()),
-        }
+        let Some(owner) = &flow.owner else {
+            words.push("?".to_owned());
+            return words.join(" ");
+        };
+        let container =
+            owner.container.as_ref().filter(|_| self.shown.container).map(|container| short_id(&container.id));
+        // An absent container's room is the process's.
+        let room = self.process + if self.shown.container && container.is_none() { 1 + CONTAINER } else { 0 };
+        words.push(self.process(&owner.comm, owner.pid, room));
+        words.extend(container);
         words.join(" ")
     }
 
-    fn join(self, values: [String; 7]) -> String {
-        let mut line = String::new();
-        for (Cell { width, shown, .. }, value) in self.cells().into_iter().zip(values) {
-            if shown {
-                line.push_str(&format!("{value:<width$}"));
-                line.push_str(&" ".repeat(GAP));
-            }
+    fn process(&self, comm: &str, pid: u32, room: usize) -> String {
+        let (comm, pid) = (escape(comm), format!("[{pid}]"));
+        let room = room.saturating_sub(pid.len()).max(COMM + 1);
+        if self.width.is_none() || comm.chars().count() <= room {
+            return format!("{comm}{pid}");
         }
-        line.truncate(line.trim_end().len());
+        let kept: String = comm.chars().take(room - 1).collect();
+        format!("{kept}{CUT}{pid}")
+    }
+
+    /// The columns of a line, the verdict's value in `colour`.
+    fn join(&self, values: [String; 7], colour: Option<&str>) -> String {
+        let mut line = String::new();
+        let mut blanks = 0;
+        for ((heading, width), value) in self.columns().into_iter().zip(values) {
+            let Some(width) = width else { continue };
+            line.push_str(&" ".repeat(blanks));
+            match colour.filter(|_| heading == "VERDICT") {
+                Some(colour) => line.extend([colour, &value, super::PLAIN]),
+                None => line.push_str(&value),
+            }
+            blanks = width.saturating_sub(value.chars().count()) + GAP;
+        }
         line
     }
 }
@@ -169,7 +202,13 @@ fn verdict(verdict: Option<Verdict>) -> &'static str {
     }
 }
 
-/// The first six characters of a hexadecimal id; a unit's name as it is.
-fn short_id(id: &str) -> &str {
-    if id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) { id.get(..6).unwrap_or(id) } else { id }
+/// The first six characters of a hexadecimal id, as many of another name with a mark that there is more.
+fn short_id(id: &str) -> String {
+    if id.chars().count() <= CONTAINER {
+        return escape(id).into_owned();
+    }
+    let hexadecimal = id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let kept: String = id.chars().take(CONTAINER - usize::from(!hexadecimal)).collect();
+    let cut = if hexadecimal { String::new() } else { CUT.to_string() };
+    format!("{}{cut}", escape(&kept))
 }

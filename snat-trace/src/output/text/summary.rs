@@ -1,92 +1,191 @@
 //! The last lines: what was seen, whether the account closes, what to change.
 
 use std::fmt;
+use std::time::Duration;
 
+use super::{GREEN, PLAIN, RED};
 use crate::counters::account::Account;
+use crate::output::escape;
+use crate::race::event::Class;
 use crate::summary::Summary;
 
 /// The closing lines of a run.
-pub(super) struct Closing<'a>(pub(super) &'a Summary);
+pub(super) struct Closing<'a> {
+    pub(super) summary: &'a Summary,
+    pub(super) colour: bool,
+}
 
 impl fmt::Display for Closing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(summary) = self;
-        let seconds = summary.span.duration().as_secs_f64();
-        writeln!(
-            f,
-            "{seconds:.1} s watched: {}{}; lost {}.",
-            races(summary),
-            totals(&summary.accounts),
-            lost(summary)
-        )?;
+        let Self { summary, colour } = *self;
+        writeln!(f, "{} watched: {}.", watched(summary.span.duration()), races(summary))?;
+        writeln!(f, "{}; lost {}.", totals(&summary.accounts), lost(summary))?;
+        let (paint, plain) = match (colour, summary.closes()) {
+            (false, _) => ("", ""),
+            (true, true) => (GREEN, PLAIN),
+            (true, false) => (RED, PLAIN),
+        };
+        if summary.closes() {
+            writeln!(f, "{paint}The account closes.{plain}")?;
+        } else {
+            writeln!(f, "{paint}THE ACCOUNT DOES NOT CLOSE:{plain} {}.", open(summary).join("; "))?;
+        }
+        let several = summary.accounts.len() > 1;
         for account in &summary.accounts {
-            let line = account_line(account);
-            if summary.accounts.len() > 1 || !account.closes() || !line.is_empty() {
-                let netns = account.netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string());
-                let insert_failed = if summary.accounts.len() > 1 { figure(account, 0) } else { None };
-                let parts: Vec<String> = insert_failed.into_iter().chain(line).collect();
-                if !parts.is_empty() {
-                    writeln!(f, "netns {netns}: {}.", parts.join("; "))?;
-                }
-            }
-            if let Err(error) = &account.counters {
-                writeln!(f, "The account does not close: {error}.")?;
+            let netns = netns(account);
+            for line in figures(account, several) {
+                writeln!(f, "  netns {netns}: {line}")?;
             }
             if let Some(note) = account.note {
-                writeln!(f, "Note: {note}.")?;
+                writeln!(f, "  netns {netns}: {note}")?;
             }
         }
-        for (reason, count) in &summary.incomplete {
-            writeln!(f, "Facts missing from events: {count} {reason}.")?;
+        for hint in hints(&summary.accounts) {
+            writeln!(f, "{hint}")?;
+        }
+        if !summary.incomplete.is_empty() {
+            writeln!(f, "Not kept, so perhaps missing above: {}.", list(&summary.incomplete))?;
         }
         summary.advice().iter().try_for_each(|sentence| writeln!(f, "{sentence}"))
     }
 }
 
-fn races(summary: &Summary) -> String {
-    let all = summary.races();
-    let noun = if all == 1 { "race" } else { "races" };
-    let parts: Vec<String> =
-        [(summary.dropped, "dropped"), (summary.resolved, "resolved"), (summary.undecided, "of unknown outcome")]
-            .into_iter()
-            .filter(|&(count, _)| count > 0)
-            .map(|(count, word)| if count == all { format!("all {word}") } else { format!("{count} {word}") })
-            .collect();
-    if all == 0 { format!("no {noun}") } else { format!("{all} {noun}, {}", parts.join(", ")) }
+/// Seconds with a tenth up to two minutes; more is told in whole minutes and hours.
+fn watched(duration: Duration) -> String {
+    match duration.as_secs() {
+        0..120 => format!("{:.1} s", duration.as_secs_f64()),
+        seconds @ 120..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
 }
 
-/// insert_failed over all namespaces, as counted = explained + unexplained.
+/// How many races, what became of them, and of which classes they were unless of the usual one.
+fn races(summary: &Summary) -> String {
+    let all = summary.races();
+    if all == 0 {
+        return "no races".to_owned();
+    }
+    let outcomes: Vec<_> =
+        [("dropped", summary.dropped), ("resolved", summary.resolved), ("of unknown outcome", summary.undecided)]
+            .into_iter()
+            .filter(|&(_, count)| count > 0)
+            .collect();
+    let outcomes = match outcomes.as_slice() {
+        [(outcome, 1)] => (*outcome).to_owned(),
+        [(outcome, _)] => format!("all {outcome}"),
+        several => list(several),
+    };
+    let classes: Vec<_> = summary.classes.iter().map(|&(class, count)| (class.name(), count)).collect();
+    let classes = match summary.classes.as_slice() {
+        [] | [(Class::SnatPortCollision, _)] => String::new(),
+        _ => format!(" ({})", list(&classes)),
+    };
+    format!("{}, {outcomes}{classes}", counted(all, "race"))
+}
+
+/// `insert_failed` over all namespaces whose counters could be read.
 fn totals(accounts: &[Account]) -> String {
-    let counted: u64 = accounts.iter().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum();
-    let explained: u64 =
-        accounts.iter().filter(|account| account.counters.is_ok()).map(|account| account.explained.insert_failed).sum();
-    let unexplained: i64 = accounts.iter().filter_map(|account| account.unexplained.insert_failed).sum();
-    format!(". insert_failed +{counted} = {explained} explained + {unexplained} unexplained")
+    let read = || accounts.iter().filter(|account| account.counters.is_ok());
+    equation(
+        "insert_failed",
+        read().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum(),
+        read().map(|account| account.explained.insert_failed).sum(),
+        read().filter_map(|account| account.unexplained.insert_failed).sum(),
+    )
+}
+
+fn equation(name: &str, counted: u64, explained: u64, unexplained: i64) -> String {
+    // The minus of a negative number takes the place of the plus.
+    let sign = if unexplained < 0 { '-' } else { '+' };
+    format!("{name} +{counted} = {explained} explained {sign} {} unexplained", unexplained.unsigned_abs())
 }
 
 fn lost(summary: &Summary) -> String {
-    if summary.lost() == 0 {
-        return "0".to_owned();
-    }
-    let reasons: Vec<String> = summary.lost.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    format!("{} ({})", summary.lost(), reasons.join(", "))
+    if summary.lost.is_empty() { "0".to_owned() } else { format!("{} ({})", summary.lost(), list(&summary.lost)) }
 }
 
-/// What a namespace's account says beyond insert_failed: the other counters that moved.
-fn account_line(account: &Account) -> Vec<String> {
-    (1..5).filter_map(|counter| figure(account, counter)).collect()
+/// Everything for which the account does not close.
+fn open(summary: &Summary) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if summary.lost() > 0 {
+        let bigger = summary.lost.iter().any(|(reason, _)| *reason == "ring-full");
+        let hint = if bigger { " (a larger --ring-bytes helps)" } else { "" };
+        let clashes = if summary.lost() == 1 { "clash was" } else { "clashes were" };
+        reasons.push(format!("{} {clashes} lost on the way{hint}", summary.lost()));
+    }
+    for account in summary.accounts.iter().filter(|account| !account.closes()) {
+        let netns = netns(account);
+        match &account.counters {
+            Err(error) => reasons.push(format!("netns {netns} has no counters: {}", escape(error))),
+            Ok(_) => {
+                let explained = account.explained.named().into_iter();
+                for ((name, explained), (_, unexplained)) in explained.zip(account.unexplained.named()) {
+                    let (count, what) = match unexplained {
+                        _ if name == "drop" && !drop_is_apart(account) => continue,
+                        Some(0) => continue,
+                        Some(more @ 1..) => (more.unsigned_abs(), "unexplained"),
+                        Some(less) => (less.unsigned_abs(), "seen and not counted"),
+                        None if explained == 0 => continue,
+                        None => (explained, "seen, which this kernel does not count"),
+                    };
+                    reasons.push(format!("{count} {name} of netns {netns} {what}"));
+                }
+            }
+        }
+    }
+    reasons
 }
 
-/// One counter of an account, in the order of `Tally::named`; `None` when it did not move and nothing claims it did, or
-/// when it is a drop that goes with its failed insert.
-fn figure(account: &Account, counter: usize) -> Option<String> {
-    let counters = account.counters.as_ref().ok()?;
-    let (name, counted) = counters.named()[counter];
-    let (_, explained) = account.explained.named()[counter];
-    let (_, unexplained) = account.unexplained.named()[counter];
-    let (counted, unexplained) = (counted?, unexplained.unwrap_or(0));
-    if (counted == 0 && explained == 0) || (name == "drop" && unexplained == 0) {
-        return None;
-    }
-    Some(format!("{name} +{counted} = {explained} explained + {unexplained} unexplained"))
+/// What the unexplained mostly is.
+fn hints(accounts: &[Account]) -> Vec<&'static str> {
+    let unexplained = |counter: fn(&Account) -> Option<i64>| accounts.iter().filter_map(counter).any(|more| more > 0);
+    let failed = unexplained(|account| account.unexplained.insert_failed);
+    let dropped = unexplained(|account| account.unexplained.drop?.checked_sub(account.unexplained.insert_failed?));
+    let hints = [
+        (failed, "A failed insert without a clash: mostly an entry that died before it went in."),
+        (dropped, "A drop without a failed insert: mostly a full table (nf_conntrack_count against nf_conntrack_max)."),
+    ];
+    hints.into_iter().filter_map(|(applies, hint)| applies.then_some(hint)).collect()
+}
+
+/// The figures of an account that moved, one line each. `insert_failed` stands in the totals, so it is repeated only
+/// for one of several namespaces or when it does not close.
+fn figures(account: &Account, several: bool) -> Vec<String> {
+    let Ok(counters) = &account.counters else {
+        let races = account.explained.insert_failed + account.explained.clash_resolve;
+        return vec![format!("{} seen, counters unknown", counted(races, "race"))];
+    };
+    let counters = counters.named().into_iter().zip(account.explained.named()).zip(account.unexplained.named());
+    counters
+        .filter_map(|(((name, counted), (_, explained)), (_, unexplained))| {
+            let unexplained = unexplained?;
+            let shown = match name {
+                "insert_failed" => several || unexplained != 0,
+                "drop" => drop_is_apart(account),
+                _ => true,
+            };
+            let counted = counted?;
+            let moved = counted > 0 || explained > 0;
+            (shown && moved).then(|| equation(name, counted, explained, unexplained))
+        })
+        .collect()
+}
+
+/// Whether `drop` says anything that `insert_failed` does not: a lost race counts in both.
+fn drop_is_apart(Account { unexplained, .. }: &Account) -> bool {
+    unexplained.drop.is_some_and(|drop| drop != unexplained.insert_failed.unwrap_or(0))
+}
+
+fn netns(account: &Account) -> String {
+    account.netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string())
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// Counts and what they are of.
+fn list(counts: &[(&str, u64)]) -> String {
+    let parts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    parts.join(", ")
 }

@@ -4,8 +4,13 @@ use std::fmt;
 
 use super::{clock_time, duration};
 use crate::output::escape;
-use crate::race::event::{Flow, NatRule, Race};
-use crate::race::time::WallClock;
+use crate::owner::{Owner, OwnerSource};
+use crate::race::event::{Flow, NatRule, Race, Verdict};
+use crate::race::time::{KernelTime, WallClock};
+use crate::race::tuple::{Ends, Protocol};
+
+/// Bytes of a packet in a line of 80 columns.
+const PACKET_LINE: usize = 32;
 
 /// The block below a race's line.
 pub(super) struct Block<'a> {
@@ -16,35 +21,28 @@ pub(super) struct Block<'a> {
 
 impl fmt::Display for Block<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let race = self.race;
-        let verdict = race.verdict.map_or("unknown", |verdict| verdict.name());
-        write!(f, "    class      {}, {verdict}", race.class)?;
-        if let Some(netns) = race.netns {
-            write!(f, ", netns {}", netns.0)?;
-        }
-        writeln!(f, ", zone {}", race.zone)?;
-
-        let contested = race.contested.ends();
-        write!(f, "    contested  {} {} > {}", race.protocol, contested.source, contested.destination)?;
-        match race.nat {
-            None => writeln!(f)?,
-            Some(NatRule { random, ports }) => {
-                let random = if random { "random" } else { "no random flag" };
-                match ports {
-                    Some((min, max)) => writeln!(f, "; rule: ports {min}-{max}, {random}")?,
-                    None => writeln!(f, "; rule: any port, {random}")?,
-                }
+        let Race { class, verdict, protocol, zone, contested, overlap, nat, winner, loser, .. } = self.race;
+        let verdict = verdict.map_or("verdict unknown", Verdict::name);
+        let netns = self.race.netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string());
+        line(f, "class", format_args!("{class}, {verdict}"))?;
+        line(f, "where", format_args!("netns {netns}, conntrack zone {zone}"))?;
+        line(f, "contested", format_args!("{protocol} {}", ends(contested.ends(), *protocol)))?;
+        if let Some(NatRule { random, ports }) = nat {
+            let random = if *random { "random" } else { "no random flag" };
+            match ports {
+                Some((min, max)) => line(f, "rule", format_args!("ports {min}-{max}, {random}"))?,
+                None => line(f, "rule", format_args!("any port, {random}"))?,
             }
         }
-        self.flow(f, "loser", &race.loser)?;
-        self.flow(f, "winner", &race.winner)?;
-        if let Some(overlap) = race.overlap {
-            writeln!(f, "    overlap    {}, from the later allocation to the winner's insert", duration(overlap))?;
+        self.flow(f, "loser", loser)?;
+        self.flow(f, "winner", winner)?;
+        if let Some(overlap) = overlap {
+            let overlap = duration(*overlap);
+            line(f, "overlap", format_args!("{overlap}, from the later request for a port to the winner's insert"))?;
         }
-        if !race.packet.is_empty() {
-            write!(f, "    packet     ")?;
-            race.packet.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-            writeln!(f)?;
+        for (index, bytes) in self.race.packet.chunks(PACKET_LINE).enumerate() {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            line(f, if index == 0 { "packet" } else { "" }, format_args!("{hex}"))?;
         }
         Ok(())
     }
@@ -52,43 +50,54 @@ impl fmt::Display for Block<'_> {
 
 impl Block<'_> {
     fn flow(&self, f: &mut fmt::Formatter<'_>, side: &str, flow: &Flow) -> fmt::Result {
-        let ends = flow.original.ends();
-        writeln!(f, "    {side:<9}  {} > {}", ends.source, ends.destination)?;
-        let time = |time| {
-            let wall = self.clock.wall(time);
-            format!("{}{:06}", clock_time(wall, self.zone), wall.subsec_nanosecond() % 1_000_000)
-        };
-        let mut facts = Vec::new();
+        line(f, side, format_args!("{}", ends(flow.original.ends(), self.race.protocol)))?;
         if let Some(allocated) = flow.allocated {
-            facts.push(format!("asked for a port {}", time(allocated)));
-        }
-        if let Some(cpu) = flow.cpu {
-            facts.push(format!("CPU {cpu}"));
+            let cpu = flow.cpu.map_or_else(String::new, |cpu| format!(" on CPU {cpu}"));
+            line(f, "", format_args!("asked for a port {}{cpu}", self.time(allocated)))?;
         }
         if let Some(inserted) = flow.inserted {
-            facts.push(format!("inserted {}", time(inserted)));
+            line(f, "", format_args!("inserted         {}", self.time(inserted)))?;
         }
-        if !facts.is_empty() {
-            writeln!(f, "               {}", facts.join(", "))?;
+        match &flow.owner {
+            Some(owner) => sender(f, owner),
+            None => line(f, "", format_args!("sender unknown")),
         }
-        let Some(owner) = &flow.owner else {
-            return writeln!(f, "               owner unknown");
-        };
-        write!(f, "               {}[{}]", escape(&owner.comm), owner.pid)?;
-        if let Some(tid) = owner.tid.filter(|&tid| tid != owner.pid) {
-            write!(f, " thread {tid}")?;
-        }
-        if let Some(netns) = owner.netns {
-            write!(f, ", netns {}", netns.0)?;
-        }
-        match (&owner.cgroup, owner.cgroup_id) {
-            (Some(path), _) => write!(f, ", cgroup {}", escape(path))?,
-            (None, Some(id)) => write!(f, ", cgroup id {id} (gone)")?,
-            (None, None) => {}
-        }
-        if let Some(container) = &owner.container {
-            write!(f, ", {} {}", container.runtime, escape(&container.id))?;
-        }
-        writeln!(f, " (by {})", owner.source.name())
+    }
+
+    fn time(&self, time: KernelTime) -> String {
+        clock_time(self.clock.wall(time), self.zone, "%H:%M:%S%.9f")
+    }
+}
+
+fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner) -> fmt::Result {
+    let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, source } = owner;
+    let thread = tid.filter(|tid| tid != pid).map_or_else(String::new, |tid| format!(" thread {tid}"));
+    let netns = netns.map_or_else(String::new, |netns| format!(", netns {}", netns.0));
+    let source = match source {
+        OwnerSource::Socket => "seen sending",
+        OwnerSource::SocketLookup => "looked up by its socket after the clash",
+    };
+    line(f, "", format_args!("{}[{pid}]{thread}{netns}; {source}", escape(comm)))?;
+    match (cgroup, cgroup_id) {
+        (Some(path), _) => line(f, "", format_args!("cgroup {}", escape(path)))?,
+        (None, Some(id)) => line(f, "", format_args!("cgroup with id {id}, gone"))?,
+        (None, None) => {}
+    }
+    if let Some(container) = container {
+        line(f, "", format_args!("{} {}", container.runtime, escape(&container.id)))?;
+    }
+    Ok(())
+}
+
+fn line(f: &mut fmt::Formatter<'_>, name: &str, what: fmt::Arguments<'_>) -> fmt::Result {
+    writeln!(f, "    {name:<9}  {what}")
+}
+
+/// ICMP has an id and no ports.
+fn ends(Ends { source, destination }: Ends, protocol: Protocol) -> String {
+    if protocol.is_icmp() {
+        format!("{} > {}, id {}", source.ip(), destination.ip(), source.port())
+    } else {
+        format!("{source} > {destination}")
     }
 }
