@@ -134,7 +134,12 @@ impl Setup {
         FIRST_PORT + u16::try_from(offset).unwrap_or(0)
     }
 
-    fn check(&self) -> Result<(), LabError> {
+    /// Whether such a lab can be built.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Setup`] says what is too few or too many.
+    pub fn check(&self) -> Result<(), LabError> {
         if !(2..=MAX_PODS).contains(&self.pods) {
             return Err(LabError::Setup(format!("a lab has from 2 to {MAX_PODS} pods, not {}", self.pods)));
         }

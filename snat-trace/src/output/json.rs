@@ -82,15 +82,14 @@ struct Harmless;
 
 impl Formatter for Harmless {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some((before, character)) = rest.find(steers).and_then(|at| Some((at, rest[at..].chars().next()?))) {
-            writer.write_all(rest[..before].as_bytes())?;
-            for unit in character.encode_utf16(&mut [0; 2]) {
+        for piece in fragment.split_inclusive(steers) {
+            let plain = piece.trim_end_matches(steers);
+            writer.write_all(plain.as_bytes())?;
+            for unit in piece[plain.len()..].encode_utf16() {
                 write!(writer, "\\u{unit:04x}")?;
             }
-            rest = &rest[before + character.len_utf8()..];
         }
-        writer.write_all(rest.as_bytes())
+        Ok(())
     }
 }
 

@@ -10,34 +10,61 @@ use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
 use snat_trace::race::tuple::Protocol;
 
-/// Names both flows, processes and containers of every SNAT port race on this node.
+/// Names both flows, processes and containers of every SNAT port race on this node
 ///
-/// Linux gives a new connection its translated source port and only later puts the connection into the conntrack table.
-/// Two connections on two CPUs can be given the same port in between; the second insert fails, its first packet is
-/// dropped, and the sender waits for a retransmit. snat-trace says so as it happens.
+/// Linux gives a new connection its translated source port first and puts the connection into the conntrack table later.
+/// In between, another CPU can give the same port to another connection. Whichever comes second to the table loses its
+/// first packet, and its sender waits for a retransmit. snat-trace says so as it happens.
+///
+/// Without a command it watches: start it as root, and end it with Ctrl-C for the summary.
 #[derive(Debug, Parser)]
 #[command(name = "snat-trace", version, args_conflicts_with_subcommands = true)]
-#[command(
-    after_long_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot \
-                             be traced; 10 races were seen and --fail-on-race was given."
-)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+    /// What snat-trace says of itself, on standard error
+    // Stands before the filters: what stands after them has their heading.
+    #[arg(long, value_name = "LEVEL", default_value = "info", global = true, hide_short_help = true)]
+    pub(crate) log_level: LogLevel,
     #[command(flatten)]
     pub(crate) watch: WatchArgs,
-    /// What snat-trace says of itself, on standard error
-    #[arg(long, value_name = "LEVEL", default_value = "info", global = true)]
-    pub(crate) log_level: LogLevel,
 }
+
+const AFTER_HELP: &str = "\
+Examples:
+  sudo snat-trace                               every race, until Ctrl-C
+  sudo snat-trace --detail minimal              the same, at no cost until two flows clash
+  sudo snat-trace --duration 10m --format json  for a script
+  sudo snat-trace lab                           real races, made here in namespaces of its own
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot be traced; \
+10 races were seen and --fail-on-race was given.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Print races as they happen, then a summary; what snat-trace does without a command
+    /// Print races as they happen, then a summary (the default)
+    #[command(after_long_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel \
+                                 cannot be traced; 10 races were seen and --fail-on-race was given.")]
     Watch(WatchArgs),
-    /// Make real races in network namespaces of its own, trace them, and compare with what really happened
+    /// Make real races in namespaces of its own, trace them, and compare
+    ///
+    /// Builds pods, a node that masquerades, and an external host as network namespaces of its own; has the pods send at
+    /// one instant from one source port; and compares every race traced with what senders, receiver and counters know.
+    /// Nothing outside these namespaces is touched, and nothing of them remains. Needs the commands ip and nft.
+    #[command(
+        after_long_help = "Exit codes: 0 tracing told the truth; 1 it did not, the account does not close, or the \
+                                 lab failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot be traced."
+    )]
     Lab(LabArgs),
-    /// Say whether this node can be traced, by which hooks, and what is missing; changes nothing
+    /// Say whether this node can be traced, and what is missing if not
+    ///
+    /// Says which hooks would be attached where, and what is not known without those that cannot be. Attaches and
+    /// changes nothing.
+    #[command(
+        after_long_help = "Exit codes: 0 it can be traced, perhaps with less detail; 1 failed; 2 wrong usage; 3 not \
+                                 enough privilege; 4 it cannot be traced."
+    )]
     Doctor(DoctorArgs),
     /// A pod of a lab; started by the lab only
     #[command(hide = true)]
@@ -68,29 +95,30 @@ impl From<LogLevel> for tracing::Level {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
-    /// One aligned line per race
+    /// For people
     Text,
-    /// One JSON object per line
+    /// For programs: one object per line
     Json,
 }
 
 /// What every command that traces takes.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct TraceArgs {
-    /// Which hooks: the clash hook alone (free), or allocations, insertions and senders too
+    /// How much to hook; minimal costs nothing until two flows clash
     #[arg(long, value_name = "LEVEL", default_value_t = Detail::Full)]
     pub(crate) detail: Detail,
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
-    /// Print everything known of each race below its line
+    /// Below each line, print everything known of that race
     #[arg(short, long)]
     pub(crate) verbose: bool,
-    /// Size of the kernel's ring buffer in bytes; rounded up to a power of two of pages
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    /// Size of the kernel's ring buffer, rounded up to a power of two of pages; more is needed when the summary says
+    /// ring-full
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     pub(crate) ring_bytes: u32,
-    /// How many entries and senders the kernel remembers; the least recently used goes first
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    /// How many new flows and senders are remembered in the kernel, the least recently used going first
+    #[arg(long, value_name = "N", default_value_t = 65_536, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) flows: u32,
 }
 
@@ -101,14 +129,14 @@ pub(crate) struct WatchArgs {
     /// Stop after this long, such as 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) duration: Option<Duration>,
-    /// Stop after this many races were shown
+    /// Stop after showing this many races
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
     /// Create this file once every hook is attached
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) ready_file: Option<PathBuf>,
     /// Wait for connection tracking to be loaded, rather than fail
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(crate) wait: bool,
     /// Exit with 10 when a race was seen
     #[arg(long)]
@@ -119,9 +147,9 @@ pub(crate) struct WatchArgs {
 
 /// Which races to show; the summary counts all.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Filters (what is shown; the summary counts all)")]
+#[command(next_help_heading = "Filters (what is shown; the summary counts everything)")]
 pub(crate) struct FilterArgs {
-    /// Network namespace of the entries, by inode number
+    /// Network namespace of the conntrack entries, by inode number (lsns -t net)
     #[arg(long, value_name = "INUM")]
     netns: Option<u32>,
     /// Protocol: tcp, udp, sctp, icmp, icmpv6 or a number
@@ -161,7 +189,7 @@ impl FilterArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
-    /// Which hooks to ask for
+    /// How much is to be hooked
     #[arg(long, value_name = "LEVEL", default_value_t = Detail::Full)]
     pub(crate) detail: Detail,
     /// How to print
@@ -173,22 +201,22 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct LabArgs {
     #[command(flatten)]
     pub(crate) trace: TraceArgs,
-    /// What the pods send: a datagram each (snat-udp) or a connection each (snat-tcp), all from one source port
+    /// What each pod sends: a datagram (snat-udp) or a connection (snat-tcp)
     #[arg(long, value_name = "NAME", default_value = "snat-udp", value_parser = scenario_parser())]
     pub(crate) scenario: Scenario,
-    /// How many pods
+    /// How many pods, 2 to 8; all but one lose in each forced round
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) pods: usize,
     /// How many rounds, each with a new source port
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) rounds: u32,
-    /// Widen nothing: leave it to two CPUs whether they race
+    /// Force nothing: let the CPUs race as they happen to
     #[arg(long, conflicts_with = "control")]
     pub(crate) natural: bool,
-    /// Change the one thing without which there is no race
+    /// Take away one thing without which there is no race
     #[arg(long, value_name = "WHAT")]
     pub(crate) control: Option<ControlArg>,
-    /// Show the fix: masquerade with fully-random
+    /// Show the fix: let the node's rule say fully-random
     #[arg(long)]
     pub(crate) random_fully: bool,
 }

@@ -27,11 +27,12 @@ use crate::run::{sink, sizes, stopped};
 
 /// Runs the lab and says whether tracing told the truth.
 pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
+    let setup = args.to_setup();
+    setup.check()?;
     let facts = KernelFacts::gather(Path::new("/"))?;
     // Before anything is built: can it be traced at all?
     plan(&facts, args.trace.detail)?;
     let signal = stopped()?;
-    let setup = args.to_setup();
     let mut lab = spawn_blocking(move || Lab::build(&setup)).await??;
     tracing::info!(
         "lab: {} pods, node namespace {}, {} rounds of {}",

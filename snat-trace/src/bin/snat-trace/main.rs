@@ -45,8 +45,9 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// 3 not enough privilege, 4 this kernel cannot be traced, 1 anything else.
+/// 2 wrong usage, 3 not enough privilege, 4 this kernel cannot be traced, 1 anything else.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
+    const WRONG_USAGE: u8 = 2;
     const NOT_PRIVILEGED: u8 = 3;
     const CANNOT_TRACE: u8 = 4;
 
@@ -61,8 +62,10 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
             }
             _ => {}
         }
-        if let Some(LabError::NotPermitted { .. }) = cause.downcast_ref::<LabError>() {
-            return NOT_PRIVILEGED.into();
+        match cause.downcast_ref::<LabError>() {
+            Some(LabError::Setup(_)) => return WRONG_USAGE.into(),
+            Some(LabError::NotPermitted { .. }) => return NOT_PRIVILEGED.into(),
+            _ => {}
         }
     }
     ExitCode::FAILURE

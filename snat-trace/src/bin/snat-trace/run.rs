@@ -83,7 +83,8 @@ fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     match args.format {
         Format::Text => write!(out, "{report}")?,
         Format::Json => {
-            serde_json::to_writer(&mut out, &report)?;
+            // As an I/O error, by which a closed pipe is known.
+            serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
             writeln!(out)?;
         }
     }

@@ -1,0 +1,239 @@
+//! The command as a user meets it, on any machine: nothing here needs to trace, and what would is told to fail.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs::{self, Permissions};
+use std::io::pipe;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{self, Stdio};
+
+use assert_cmd::Command;
+use assert_cmd::cargo::cargo_bin;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// There are no kprobes where this is missing.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe";
+/// A user and group without any privilege.
+const NOBODY: u32 = 65_534;
+
+fn snat_trace(arguments: &[&str]) -> Command {
+    let mut command = Command::new(cargo_bin!("snat-trace"));
+    command.args(arguments);
+    command
+}
+
+/// Runs it, expects an exit code, and returns standard output and standard error.
+fn run(mut command: Command, code: i32) -> (String, String) {
+    let output = command.assert().code(code).get_output().clone();
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The command in a place where everybody may run it, which the build folder need not be.
+struct ForAll(TempDir);
+
+impl ForAll {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        fs::set_permissions(&place, Permissions::from_mode(0o755)).unwrap();
+        fs::copy(cargo_bin!("snat-trace"), place.path().join("snat-trace")).unwrap();
+        Self(place)
+    }
+
+    fn unprivileged(&self, arguments: &[&str]) -> Command {
+        let mut command = process::Command::new(self.0.path().join("snat-trace"));
+        command.args(arguments).current_dir("/");
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Command::from_std(command)
+    }
+}
+
+/// Whether this machine's root can trace nothing, for want of kprobes; says so if not.
+fn without_kprobes(test: &str) -> bool {
+    let skip = if Path::new(KPROBES).exists() {
+        "this kernel has kprobes"
+    } else if !rustix::process::geteuid().is_root() {
+        "not root, so privilege is missed first"
+    } else {
+        return true;
+    };
+    println!("skipping {test}: {skip}");
+    false
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    for flag in ["-V", "--version"] {
+        let (out, _) = run(snat_trace(&[flag]), 0);
+        assert_eq!(out, format!("snat-trace {}\n", env!("CARGO_PKG_VERSION")));
+    }
+}
+
+#[test]
+fn help_mentions_what_it_must() {
+    let table: &[(&[&str], &[&str])] = &[
+        (
+            &["--help"],
+            &["watch", "lab", "doctor", "--detail", "minimal", "--format", "--duration", "sudo", "Exit codes: 0"],
+        ),
+        (
+            &["watch", "--help"],
+            &["--verbose", "--ring-bytes", "--ready-file", "--wait", "--fail-on-race", "--netns", "10 races"],
+        ),
+        (
+            &["lab", "--help"],
+            &[
+                "--scenario",
+                "snat-tcp",
+                "--pods",
+                "--rounds",
+                "--natural",
+                "different-ports",
+                "--random-fully",
+                "nothing of them remains",
+            ],
+        ),
+        (&["doctor", "--help"], &["--detail", "--format", "changes nothing", "Exit codes: 0"]),
+    ];
+    for (arguments, words) in table {
+        let (long, err) = run(snat_trace(arguments), 0);
+        assert_eq!(err, "");
+        let unwrapped = long.split_whitespace().collect::<Vec<_>>().join(" ");
+        for word in *words {
+            assert!(unwrapped.contains(word), "{arguments:?} does not mention {word}:\n{long}");
+        }
+        let short = arguments.iter().map(|word| if *word == "--help" { "-h" } else { word }).collect::<Vec<_>>();
+        let (short, _) = run(snat_trace(&short), 0);
+        assert!(short.lines().count() < long.lines().count() / 2, "{arguments:?}: the short help is long:\n{short}");
+    }
+}
+
+#[test]
+fn every_option_stands_under_its_own_heading() {
+    let (help, _) = run(snat_trace(&["--help"]), 0);
+    let (_, filters) = help.split_once("\nFilters").unwrap();
+    assert!(filters.contains("--netns") && !filters.contains("--log-level"), "{help}");
+}
+
+#[test]
+fn wrong_usage_names_the_wrong_value() {
+    let table: &[(&[&str], &[&str])] = &[
+        (&["--proto", "http"], &["http", "--proto"]),
+        (&["--src", "10.0.0.0/99"], &["10.0.0.0/99", "--src"]),
+        (&["--dst", "example.org"], &["example.org", "--dst"]),
+        (&["--duration", "soon"], &["soon", "--duration", "30s"]),
+        (&["--class", "race"], &["'race'", "snat-port-collision"]),
+        (&["--detail", "some"], &["'some'", "minimal, full"]),
+        (&["--format", "xml"], &["'xml'", "text, json"]),
+        (&["--count", "many"], &["'many'", "--count"]),
+        (&["--netns", "net"], &["'net'", "--netns"]),
+        (&["--ring-bytes", "0"], &["'0'", "--ring-bytes"]),
+        (&["--log-level", "loud"], &["'loud'", "--log-level"]),
+        (&["watsch"], &["'watsch'", "watch"]),
+        (&["doctor", "--rounds", "1"], &["--rounds"]),
+        (&["lab", "--scenario", "dns"], &["'dns'", "snat-udp, snat-tcp"]),
+        (&["lab", "--natural", "--control", "one-cpu"], &["--natural", "--control"]),
+        (&["lab", "--control", "none"], &["'none'", "sequential"]),
+        (&["lab", "--pods", "1"], &["2 to 8 pods, not 1"]),
+        (&["lab", "--pods", "99"], &["2 to 8 pods, not 99"]),
+        (&["lab", "--rounds", "0"], &["not 0"]),
+        (&["lab", "--rounds", "4000000"], &["not 4000000"]),
+    ];
+    for (arguments, words) in table {
+        let (out, err) = run(snat_trace(arguments), 2);
+        assert_eq!(out, "", "{arguments:?}");
+        for word in *words {
+            assert!(err.contains(word), "{arguments:?} does not name {word}: {err}");
+        }
+    }
+}
+
+#[test]
+fn without_privilege_the_capabilities_are_named() {
+    let place = ForAll::new();
+    for arguments in [&[][..], &["watch", "--detail", "minimal"], &["lab"], &["lab", "--format", "json"]] {
+        let (out, err) = run(place.unprivileged(arguments), 3);
+        assert_eq!(out, "", "{arguments:?}");
+        assert_eq!(err.lines().count(), 1, "{arguments:?}: not one sentence: {err}");
+        for word in ["cap_bpf", "cap_perfmon", "cap_net_admin", "sudo"] {
+            assert!(err.contains(word), "{arguments:?} does not name {word}: {err}");
+        }
+    }
+    let (out, _) = run(place.unprivileged(&["doctor"]), 3);
+    assert!(out.contains("cap_bpf"), "{out}");
+}
+
+#[test]
+fn without_kprobes_one_sentence_says_so() {
+    if !without_kprobes("without_kprobes_one_sentence_says_so") {
+        return;
+    }
+    for arguments in [&[][..], &["--detail", "minimal"], &["lab"]] {
+        let (out, err) = run(snat_trace(arguments), 4);
+        assert_eq!(out, "", "{arguments:?}");
+        assert_eq!(err.lines().count(), 1, "{arguments:?}: not one sentence: {err}");
+        assert!(err.contains("takes no kprobes") && err.contains("CONFIG_KPROBE_EVENTS"), "{arguments:?}: {err}");
+    }
+    let (out, err) = run(snat_trace(&["doctor"]), 4);
+    assert!(out.contains("Nothing can be traced: ") && err.is_empty(), "{out}{err}");
+}
+
+#[test]
+fn doctor_says_the_same_in_text_and_json() {
+    let output = snat_trace(&["doctor", "--format", "json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let code = output.status.code().unwrap();
+    assert_eq!((&report["type"], &report["schema"]), (&"doctor".into(), &1.into()));
+    assert_eq!(report["verdict"] == "cannot-trace", code != 0, "{report}");
+    assert!([0, 3, 4].contains(&code), "{code}");
+
+    let (text, _) = run(snat_trace(&["doctor"]), code);
+    assert!(text.contains(report["kernel"].as_str().unwrap()), "{text}");
+    for hook in report["hooks"].as_array().unwrap() {
+        assert!(text.contains(hook["role"].as_str().unwrap()), "{hook}: {text}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_a_normal_end() {
+    for arguments in [&["doctor"][..], &["doctor", "--format", "json"], &["--help"]] {
+        let (reader, writer) = pipe().unwrap();
+        drop(reader);
+        let mut command = process::Command::new(cargo_bin!("snat-trace"));
+        let output = command.args(arguments).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_output_that_takes_nothing_is_a_failure() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = process::Command::new(cargo_bin!("snat-trace"));
+    let output = command.arg("doctor").stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!output.stderr.is_empty());
+}
+
+/// What is piped has no colour anyway; `CLICOLOR_FORCE` and the like must not bring it back.
+#[test]
+fn no_escape_sequence_leaves_for_a_pipe() {
+    for no_colour in [None, Some("1"), Some("")] {
+        for arguments in [&["doctor"][..], &["--help"], &["--proto", "http"], &["--log-level", "debug", "lab"]] {
+            let mut command = snat_trace(arguments);
+            command.env("CLICOLOR_FORCE", "1").env("TERM", "xterm-256color").env_remove("NO_COLOR");
+            if let Some(value) = no_colour {
+                command.env("NO_COLOR", value);
+            }
+            // Where the lab can be built it is left alone.
+            if arguments.contains(&"lab") {
+                command.args(["--rounds", "0"]);
+            }
+            let output = command.output().unwrap();
+            assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{arguments:?}: {output:?}");
+        }
+    }
+}
