@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::output::{Lines, SNAT_TRACE, start};
+use crate::output::{Lines, Running, SNAT_TRACE};
 
 /// Says so and ends with 4.
 ///
@@ -30,19 +30,18 @@ pub fn not_loaded() -> Result<String> {
 pub fn wait() -> Result<String> {
     let ready = Path::new("/tmp/ready-wait");
     let path = ready.to_str().context("a path is text")?;
-    let mut watch = start(&["watch", "--wait", "--format", "json", "--ready-file", path])?;
-    ensure!(!ready.exists() && watch.try_wait()?.is_none(), "it did not wait");
+    let mut watch = Running::start(&["watch", "--wait", "--format", "json", "--ready-file", path])?;
+    ensure!(!ready.exists() && watch.child()?.try_wait()?.is_none(), "it did not wait");
     for module in fs::read_to_string("/mods/order")?.lines().filter(|module| !module.is_empty()) {
         let loaded = Command::new("insmod").arg(format!("/mods/{module}")).status()?;
         ensure!(loaded.success(), "insmod {module}: {loaded}");
     }
     while !ready.exists() {
-        ensure!(watch.try_wait()?.is_none(), "watch ended early");
+        ensure!(watch.child()?.try_wait()?.is_none(), "watch ended early");
         std::thread::yield_now();
     }
-    let pid = Pid::from_raw(watch.id().cast_signed()).context("a process has a pid")?;
-    kill_process(pid, Signal::TERM)?;
-    let output = watch.wait_with_output()?;
+    watch.signal(Signal::TERM)?;
+    let output = watch.wait()?;
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     let lines = Lines::parse(&output)?;
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;

@@ -1,8 +1,9 @@
 //! What snat-trace printed, as JSON lines.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// The binary under test, which lies in `PATH`.
@@ -96,17 +97,75 @@ impl Lines {
     }
 }
 
-/// snat-trace with both outputs caught, still running.
-///
-/// # Errors
-///
-/// It cannot be started.
-pub fn start(arguments: &[&str]) -> Result<std::process::Child> {
-    Command::new(SNAT_TRACE)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {SNAT_TRACE}"))
+/// snat-trace with both outputs caught, still running; killed when dropped, so that a scenario that fails leaves the next
+/// one nothing to stumble over.
+#[derive(Debug)]
+pub struct Running(Option<Child>);
+
+impl Running {
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        Command::new(SNAT_TRACE)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map(|child| Self(Some(child)))
+            .with_context(|| format!("cannot start {SNAT_TRACE}"))
+    }
+
+    /// The process.
+    ///
+    /// # Errors
+    ///
+    /// Never, before it is waited for.
+    pub fn child(&mut self) -> Result<&mut Child> {
+        self.0.as_mut().context("it was waited for")
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.child()?.id().cast_signed()).context("a process has a pid")?;
+        kill_process(pid, signal).context("cannot send a signal")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// Its output cannot be read.
+    pub fn wait(mut self) -> Result<Output> {
+        Ok(self.0.take().context("it was waited for")?.wait_with_output()?)
+    }
+
+    /// Ctrl-C, and its end, which must be a good one.
+    ///
+    /// # Errors
+    ///
+    /// It ends otherwise.
+    pub fn interrupt(mut self) -> Result<Output> {
+        self.signal(Signal::INT)?;
+        let output = self.wait()?;
+        ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        Ok(output)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended already.
+            let _ended = child.kill();
+            let _status = child.wait();
+        }
+    }
 }

@@ -4,24 +4,19 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::output::{Lines, SNAT_TRACE, start};
+use crate::output::{Lines, Running, SNAT_TRACE};
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Nobody's user id.
 const NOBODY: u32 = 65_534;
-
-fn signal(child: &Child, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(child.id().cast_signed()).context("a process has a pid")?;
-    kill_process(pid, signal).context("cannot send a signal")
-}
 
 /// Looks again and again until it holds: what is waited for leaves no event to wait for.
 fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
@@ -34,20 +29,16 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
 }
 
 /// `watch` in JSON, attached.
-fn watching(arguments: &[&str], ready: &Path) -> Result<Child> {
+fn watching(arguments: &[&str], ready: &Path) -> Result<Running> {
     let _absent = fs::remove_file(ready);
     let ready_file = ready.to_str().context("a path is text")?;
-    let mut child = start(&[&["watch", "--format", "json", "--ready-file", ready_file], arguments].concat())?;
+    let mut watch = Running::start(&[&["watch", "--format", "json", "--ready-file", ready_file], arguments].concat())?;
+    let child = watch.child()?;
     until("the ready file", || ready.exists() || child.try_wait().is_ok_and(|status| status.is_some()))?;
-    ensure!(ready.exists(), "watch ended early: {}", String::from_utf8_lossy(&child.wait_with_output()?.stderr));
-    Ok(child)
-}
-
-fn interrupted(child: Child) -> Result<Output> {
-    signal(&child, Signal::INT)?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok(output)
+    if !ready.exists() {
+        bail!("watch ended early: {}", String::from_utf8_lossy(&watch.wait()?.stderr));
+    }
+    Ok(watch)
 }
 
 /// Functions that have a kprobe now. Needs debugfs.
@@ -122,7 +113,7 @@ pub fn idle() -> Result<String> {
 pub fn two_tracers() -> Result<String> {
     let watch = watching(&[], Path::new("/tmp/ready-two"))?;
     let lab = Lines::of(&["lab", "--rounds", "30"])?;
-    let watch = Lines::parse(&interrupted(watch)?)?;
+    let watch = Lines::parse(&watch.interrupt()?)?;
     let contested = |lines: &Lines| {
         lines
             .all("race")
@@ -143,7 +134,7 @@ pub fn two_tracers() -> Result<String> {
 pub fn count() -> Result<String> {
     let watch = watching(&["--count", "3"], Path::new("/tmp/ready-count"))?;
     Lines::of(&["lab", "--rounds", "20"])?;
-    let output = watch.wait_with_output()?;
+    let output = watch.wait()?;
     ensure!(output.status.success(), "{}", output.status);
     let lines = Lines::parse(&output)?;
     ensure!(lines.races() == 3, "{} races", lines.races());
@@ -158,11 +149,11 @@ pub fn count() -> Result<String> {
 pub fn ring_full() -> Result<String> {
     const ROUNDS: u64 = 40;
 
-    let watch = watching(&["--ring-bytes", "4096"], Path::new("/tmp/ready-ring"))?;
-    signal(&watch, Signal::STOP)?;
+    let mut watch = watching(&["--ring-bytes", "4096"], Path::new("/tmp/ready-ring"))?;
+    watch.signal(Signal::STOP)?;
     Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
-    signal(&watch, Signal::CONT)?;
-    let lines = Lines::parse(&interrupted(watch)?)?;
+    watch.signal(Signal::CONT)?;
+    let lines = Lines::parse(&watch.interrupt()?)?;
     let (races, lost) = (lines.races(), lines.lost("ring-full")?);
     ensure!(races > 0 && lost > 0 && races + lost == ROUNDS, "{races} races and {lost} lost are not {ROUNDS}");
     ensure!(lines.only("summary")?["closes"] == false, "an account with losses does not close");
@@ -177,9 +168,9 @@ pub fn ring_full() -> Result<String> {
 pub fn closed_pipe() -> Result<String> {
     let mut watch = watching(&[], Path::new("/tmp/ready-pipe"))?;
     let mut first = String::new();
-    BufReader::new(watch.stdout.take().context("stdout is a pipe")?).read_line(&mut first)?;
+    BufReader::new(watch.child()?.stdout.take().context("stdout is a pipe")?).read_line(&mut first)?;
     Lines::of(&["lab", "--rounds", "3"])?;
-    let output = watch.wait_with_output()?;
+    let output = watch.wait()?;
     ensure!(output.status.code() == Some(0), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     Ok("exit 0".to_owned())
 }
@@ -190,9 +181,9 @@ pub fn closed_pipe() -> Result<String> {
 ///
 /// Something does.
 pub fn interrupted_lab() -> Result<String> {
-    let lab = lab_with_races()?;
-    signal(&lab, Signal::INT)?;
-    let output = lab.wait_with_output()?;
+    let mut lab = lab_with_races()?;
+    lab.signal(Signal::INT)?;
+    let output = lab.wait()?;
     ensure!(output.status.code() == Some(1), "{}", output.status);
     ensure!(pods() == 0 && lab_cgroups()? == 0, "{} pods and {} cgroups remain", pods(), lab_cgroups()?);
     nothing_attached()?;
@@ -206,7 +197,7 @@ pub fn interrupted_lab() -> Result<String> {
 /// Something remains.
 pub fn killed_lab() -> Result<String> {
     let mut lab = lab_with_races()?;
-    signal(&lab, Signal::KILL)?;
+    lab.signal(Signal::KILL)?;
     lab.wait()?;
     nothing_attached()?;
     until("every pod gone", || pods() == 0)?;
@@ -217,16 +208,16 @@ pub fn killed_lab() -> Result<String> {
 }
 
 /// A lab that has printed a race and has many more rounds to go.
-fn lab_with_races() -> Result<Child> {
-    let mut lab = start(&["lab", "--rounds", "5000", "--format", "json"])?;
-    let stdout = lab.stdout.take().context("stdout is a pipe")?;
+fn lab_with_races() -> Result<Running> {
+    let mut lab = Running::start(&["lab", "--rounds", "5000", "--format", "json"])?;
+    let stdout = lab.child()?.stdout.take().context("stdout is a pipe")?;
     let mut lines = BufReader::new(stdout);
     let mut line = String::new();
     while !line.contains("\"type\":\"race\"") {
         line.clear();
         if lines.read_line(&mut line)? == 0 {
             let mut error = String::new();
-            lab.stderr.take().context("stderr is a pipe")?.read_to_string(&mut error)?;
+            lab.child()?.stderr.take().context("stderr is a pipe")?.read_to_string(&mut error)?;
             bail!("the lab ended without a race: {error}");
         }
     }
