@@ -28,10 +28,21 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("snat-trace: {error:#}");
+            eprintln!("snat-trace: {}", sentence(&error));
             exit_code(&error)
         }
     }
+}
+
+/// What failed and why, each cause once: errors of the library name their cause in their own sentence.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |mut text, cause| {
+        if !text.contains(&cause) {
+            text.extend((!text.is_empty()).then_some(": "));
+            text.push_str(&cause);
+        }
+        text
+    })
 }
 
 /// Whoever read our output has seen enough: a normal end.
@@ -69,4 +80,18 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         }
     }
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let said = sentence(&anyhow::Error::from(WatchError::Output(full())));
+        assert_eq!(said.matches(&full().to_string()).count(), 1, "{said}");
+        let said = sentence(&anyhow::Error::from(full()).context("cannot open it"));
+        assert_eq!(said, format!("cannot open it: {}", full()));
+    }
 }
