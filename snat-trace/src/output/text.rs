@@ -9,7 +9,6 @@ use std::io::{self, Write};
 use columns::Columns;
 
 use super::Sink;
-use crate::probe::HookState;
 use crate::race::event::Race;
 use crate::race::time::WallClock;
 use crate::session::Session;
@@ -49,12 +48,7 @@ impl<W: Write> TextSink<W> {
 }
 
 impl<W: Write> Sink for TextSink<W> {
-    fn session(&mut self, session: &Session) -> io::Result<()> {
-        for hook in &session.hooks {
-            if let HookState::NotAttached { reason, cost } = &hook.state {
-                writeln!(self.out, "No {} hook: {reason}; {cost}.", hook.role)?;
-            }
-        }
+    fn session(&mut self, _session: &Session) -> io::Result<()> {
         writeln!(self.out, "{}", self.columns.header())?;
         self.out.flush()
     }

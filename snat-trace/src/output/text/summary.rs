@@ -44,7 +44,7 @@ impl fmt::Display for Closing<'_> {
             writeln!(f, "{hint}")?;
         }
         if !summary.incomplete.is_empty() {
-            writeln!(f, "Not kept, so perhaps missing above: {}.", list(&summary.incomplete))?;
+            writeln!(f, "Incomplete: {}.", list(&summary.incomplete))?;
         }
         summary.advice().iter().try_for_each(|sentence| writeln!(f, "{sentence}"))
     }
