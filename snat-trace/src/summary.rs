@@ -192,8 +192,7 @@ impl Summary {
             |count| format!("{count} of {collisions} port collision{}", if collisions == 1 { "" } else { "s" });
         if kept > 0 {
             advice.push(format!(
-                "{} kept the original source port, as a rule without a random flag does: add --random-fully to \
-                 MASQUERADE or SNAT (nft: fully-random).",
+                "{} kept the original source port: add --random-fully to MASQUERADE or SNAT (nft: fully-random).",
                 of_all(kept)
             ));
         }
