@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs::{self, Permissions};
-use std::io::pipe;
+use std::io::{Read as _, pipe};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::process::{self, Stdio};
 
 use assert_cmd::Command;
 use assert_cmd::cargo::cargo_bin;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -216,6 +217,30 @@ fn an_output_that_takes_nothing_is_a_failure() {
     let output = command.arg("doctor").stdout(full).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(!output.stderr.is_empty());
+}
+
+/// What a command says with standard error on a terminal of its own.
+fn said_to_a_terminal(arguments: &[&str]) -> String {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let path = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut command = process::Command::new(cargo_bin!("snat-trace"));
+    command.args(arguments).env_remove("NO_COLOR").env("TERM", "xterm").stdout(Stdio::null()).stderr(terminal);
+    command.status().unwrap();
+    // Closes our end of the terminal, without which there is no end to read.
+    drop(command);
+    let mut said = Vec::new();
+    // Its last reading ends in EIO, after everything that was said.
+    let _ = fs::File::from(master).read_to_end(&mut said);
+    String::from_utf8(said).unwrap()
+}
+
+#[test]
+fn a_terminal_gets_the_sentence_and_nothing_else() {
+    assert_eq!(said_to_a_terminal(&["lab", "--pods", "1"]), "snat-trace: a lab has from 2 to 8 pods, not 1\r\n");
+    assert_eq!(said_to_a_terminal(&["doctor"]), "");
 }
 
 /// What is piped has no colour anyway; `CLICOLOR_FORCE` and the like must not bring it back.
