@@ -109,10 +109,13 @@ pub struct FlowFact {
     pub inserted_cpu: u32,
     /// [`flow_flags`] bits.
     pub flags: u32,
-    /// Conntrack zone id.
+    /// Conntrack zone id (`nf_conn.zone.id`).
     pub zone: u16,
+    /// Directions the zone applies to (`nf_conn.zone.dir`): bit 0 original, bit 1 reply. In the other the entry is in the
+    /// default zone, 0.
+    pub zone_dir: u8,
     /// Always zero.
-    pub reserved: u16,
+    pub reserved: u8,
     /// Meaningful with [`flow_flags::OWNER`].
     pub owner: OwnerFact,
 }

@@ -94,9 +94,12 @@ fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
     flow.original = original;
     flow.reply = tuple_address(entry, 1).read()?;
     flow.status = entry.field(&NF_CONN_STATUS).read()?;
-    flow.zone = 0;
+    (flow.zone, flow.zone_dir) = (0, 0);
     if NF_CONN_ZONE.load() != ABSENT {
-        flow.zone = entry.field(&NF_CONN_ZONE).read()?;
+        // struct nf_conntrack_zone (include/net/netfilter/nf_conntrack_zones.h): u16 id, u8 flags, u8 dir.
+        let zone = entry.field(&NF_CONN_ZONE);
+        flow.zone = zone.read()?;
+        flow.zone_dir = zone.plus(3).read()?;
     }
     flow.reserved = 0;
     flow.flags = 0;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use snat_trace_common::{ClashRecord, FlowFact, Tuple, flow_flags};
+use snat_trace_common::{ClashRecord, FlowFact, Tuple, TupleDirection, flow_flags};
 
 use super::decode::Undecodable;
 use super::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
@@ -78,23 +78,33 @@ enum Shape {
 
 impl Shape {
     fn of(loser: &FlowFact, winner: &FlowFact) -> Self {
-        let same = |a: &Tuple, b: &Tuple| Tuple { dir: 0, ..*a } == Tuple { dir: 0, ..*b };
-        let original = same(&loser.original, &winner.original);
-        let reply = same(&loser.reply, &winner.reply);
-        if loser.zone != winner.zone {
-            Self::Other
-        } else if original && reply {
+        let same = |a: &Tuple, b: &Tuple, direction| {
+            Tuple { dir: 0, ..*a } == Tuple { dir: 0, ..*b } && zone(loser, direction) == zone(winner, direction)
+        };
+        let original = same(&loser.original, &winner.original, ORIGINAL);
+        let reply = same(&loser.reply, &winner.reply, REPLY);
+        if original && reply {
             Self::SameFlow
         } else if original {
             Self::SameOriginal
         } else if reply {
             Self::SameTranslated
-        } else if same(&loser.original, &winner.reply) || same(&loser.reply, &winner.original) {
+        } else if same(&loser.original, &winner.reply, REPLY) || same(&loser.reply, &winner.original, ORIGINAL) {
             Self::Crossed
         } else {
             Self::Other
         }
     }
+}
+
+/// `IP_CT_DIR_ORIGINAL`.
+const ORIGINAL: TupleDirection = 0;
+/// `IP_CT_DIR_REPLY`.
+const REPLY: TupleDirection = 1;
+
+/// The zone an entry is in, in one direction (include/net/netfilter/nf_conntrack_zones.h, `nf_ct_zone_id`).
+fn zone(flow: &FlowFact, direction: TupleDirection) -> u16 {
+    if flow.zone_dir & 1 << direction != 0 { flow.zone } else { 0 }
 }
 
 /// A clash over a translated tuple is a race iff loser.allocated < winner.inserted < the clash. When the winner was in
@@ -212,6 +222,7 @@ pub(crate) mod tests {
             inserted_cpu: 0,
             flags: flow_flags::ALLOCATION | flow_flags::OWNER,
             zone: 0,
+            zone_dir: 3,
             reserved: 0,
             owner: OwnerFact {
                 sent_ns: 900,
@@ -337,6 +348,20 @@ pub(crate) mod tests {
                 (CrossedFlow, None),
             ),
             ("another zone", &|r| r.loser.zone = 5, (Unclassified, None)),
+            (
+                "another zone, in the original direction only",
+                &|r| (r.loser.zone, r.loser.zone_dir) = (5, 1),
+                (SnatPortCollision, Some(Dropped)),
+            ),
+            (
+                "two zones, each in the original direction only",
+                &|r| {
+                    (r.loser.zone, r.loser.zone_dir) = (5, 1);
+                    (r.winner.zone, r.winner.zone_dir) = (6, 1);
+                    r.loser.original = r.winner.original;
+                },
+                (SnatPortCollision, Some(Dropped)),
+            ),
             ("nothing in common", &|r| r.loser.reply.dst_port_be = 1, (Unclassified, None)),
         ];
         for (name, change, expected) in cases {
