@@ -71,8 +71,11 @@ pub struct Allocation {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct OwnerFact {
-    /// When it sent, in nanoseconds of `CLOCK_MONOTONIC`; 0 in a record whose flow has no known owner.
+    /// When it sent last, in nanoseconds of `CLOCK_MONOTONIC`; 0 in a record whose flow has no known owner.
     pub sent_ns: u64,
+    /// When the sender of this tuple was last found to be another process or in another network namespace than before,
+    /// same clock; 0 when it never was.
+    pub contested_ns: u64,
     /// Id of the task's cgroup in the unified hierarchy (`bpf_get_current_cgroup_id`).
     pub cgroup_id: u64,
     /// Process id in the root pid namespace.
@@ -191,7 +194,7 @@ const _: () = {
     assert!(offset_of!(Tuple, protonum) == 38 && offset_of!(Tuple, dir) == 39);
     assert!(size_of::<NatRange>() == 8);
     assert!(size_of::<Allocation>() == 40 + 8 + 8 + 8 + 8);
-    assert!(size_of::<OwnerFact>() == 8 + 8 + 4 * 4 + COMM_LEN);
+    assert!(size_of::<OwnerFact>() == 3 * 8 + 4 * 4 + COMM_LEN);
     assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
     assert!(size_of::<RecordHeader>() == 16);
     assert!(size_of::<ClashRecord>() == 16 + 16 + 2 * size_of::<FlowFact>() + PACKET_LEN);

@@ -1,6 +1,7 @@
 //! Who sends: recorded in the sender's own context, by the tuple its packets have before any translation.
 
 use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::kprobe,
     programs::ProbeContext,
@@ -31,7 +32,8 @@ fn owner_tcp(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Entry of `ip_send_skb(net, skb)` (net/ipv4/ip_output.c): UDP, ICMP and raw sockets, headers made.
+/// Entry of `ip_send_skb(net, skb)` (net/ipv4/ip_output.c), headers made: UDP. ICMP and raw sockets come to it inside
+/// `ip_push_pending_frames`, which has it inlined on the kernels tried.
 #[kprobe]
 fn owner_ipv4(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(1) {
@@ -40,7 +42,7 @@ fn owner_ipv4(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Entry of `ip6_send_skb(skb)` (net/ipv6/ip6_output.c), as [`owner_ipv4`].
+/// Entry of `ip6_send_skb(skb)` (net/ipv6/ip6_output.c), headers made: UDP, ICMP and raw sockets.
 #[kprobe]
 fn owner_ipv6(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(0) {
@@ -64,34 +66,45 @@ fn sent(skb: Address, fill: impl Fn(Address, &mut Tuple) -> Result<bool, Unreada
     }
 }
 
+/// Keeps the sender of a tuple. Two network namespaces may have the same addresses, so a tuple may have two senders: that
+/// it changed hands is kept too, and user space judges.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "copies of the owner would not fit on the stack")]
 #[inline(always)]
 fn keep(tuple: &Tuple, sk: Address) {
     // SAFETY: the helpers take no argument and touch no memory.
     let (task, now) = (bpf_get_current_pid_tgid(), unsafe { bpf_ktime_get_ns() });
-    // Two numbers of 32 bits in one of 64.
-    let (tgid, tid) = ((task >> 32) as u32, task as u32);
-
-    // A socket that sends again is told apart by one look-up: nothing else is read for it.
-    if let Some(known) = OWNERS.get_ptr_mut(*tuple) {
-        // SAFETY: the pointer is into a map value; a torn time costs nothing, the other fields are not written.
-        unsafe {
-            if (*known).tgid == tgid && (*known).tid == tid {
-                (*known).sent_ns = now;
-                return;
-            }
-        }
-    }
-    let owner = OwnerFact {
+    let owner = &mut OwnerFact {
         sent_ns: now,
+        contested_ns: 0,
         // SAFETY: the helper takes no argument and touches no memory.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        tgid,
-        tid,
+        // Two numbers of 32 bits in one of 64.
+        tgid: (task >> 32) as u32,
+        tid: task as u32,
         netns: netns_of(sk).unwrap_or(0),
         reserved: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
-    if OWNERS.insert(*tuple, owner, 0).is_err() {
+    // Two CPUs may send one tuple at once: whoever comes second must find the first.
+    let known = match OWNERS.get_ptr_mut(tuple) {
+        None if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_ok() => return,
+        None => OWNERS.get_ptr_mut(tuple),
+        known => known,
+    };
+    if let Some(known) = known {
+        // SAFETY: the pointer is into a map value; only its own process writes to it in place.
+        let known = unsafe { &mut *known };
+        if known.tgid == owner.tgid && known.netns == owner.netns {
+            // In place, so that a sender who takes the tuple over on another CPU meanwhile is not overwritten.
+            known.sent_ns = now;
+            known.cgroup_id = owner.cgroup_id;
+            known.tid = owner.tid;
+            known.comm = owner.comm;
+            return;
+        }
+        owner.contested_ns = now;
+    }
+    if OWNERS.insert(tuple, &*owner, BPF_ANY.into()).is_err() {
         count(Counter::OwnerNotKept);
     }
 }

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use snat_trace_common::{ClashRecord, flow_flags};
+use snat_trace_common::ClashRecord;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::counters::accounts::{Accounts, CountersError};
 use crate::kernel::{CannotTrace, Detail, KernelFacts, Plan, plan};
 use crate::output::Sink;
-use crate::owner::{Owners, Query};
+use crate::owner::{Owners, Query, recorded_sender};
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::classify::classify;
 use crate::race::decode::decode;
@@ -279,9 +279,7 @@ fn name_all(mut owners: Owners, batch: Vec<(ClashRecord, Race)>) -> Named {
     let mut races = Vec::with_capacity(batch.len());
     for (record, mut race) in batch {
         for (fact, flow) in [(&record.loser, &mut race.loser), (&record.winner, &mut race.winner)] {
-            if fact.flags & flow_flags::OWNER != 0 {
-                flow.owner = Some(owners.from_fact(&fact.owner));
-            }
+            flow.owner = recorded_sender(fact, record.header.time_ns).map(|sender| owners.from_fact(sender));
         }
         races.push(race);
     }

@@ -126,6 +126,22 @@ pub fn two_tracers() -> Result<String> {
     Ok("30 races each".to_owned())
 }
 
+/// Two labs at once have the same addresses, and neither takes the other's races or senders for its own.
+///
+/// # Errors
+///
+/// One of them does.
+pub fn two_labs() -> Result<String> {
+    let arguments = ["lab", "--rounds", "100", "--format", "json"];
+    let labs = [Running::start(&arguments)?, Running::start(&arguments)?];
+    for lab in labs {
+        let output = lab.wait()?;
+        let races = Lines::parse(&output)?.races();
+        ensure!(output.status.success() && races == 100, "{races} races, {}", output.status);
+    }
+    Ok("100 races each".to_owned())
+}
+
 /// `--count` stops after so many, and shows no more.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
-use super::topology::{EXTERNAL, EXTERNAL_PORT, PLAIN_TTL, mark_ttl, pod_address};
+use super::topology::{EXTERNAL, PLAIN_TTL, external_port, mark_ttl, pod_address};
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
 use super::{KEPT_ROUNDS, MAX_PODS, Scenario};
 
@@ -156,7 +156,7 @@ impl Sender {
 
     /// The way may not be open yet; the lab asks again until a probe arrives.
     fn send_probe(&self) {
-        let _unanswered = self.probe.send_to(&self.stamp(PROBE), (EXTERNAL, EXTERNAL_PORT));
+        let _unanswered = self.probe.send_to(&self.stamp(PROBE), self.external());
     }
 
     fn stamp(&self, round: u32) -> [u8; Stamp::LENGTH] {
@@ -166,7 +166,7 @@ impl Sender {
     fn send_udp(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
         let pod = self.arguments.pod;
         let prepared = UdpSocket::bind((pod_address(pod), port)).and_then(|socket| {
-            socket.connect((EXTERNAL, EXTERNAL_PORT))?;
+            socket.connect(self.external())?;
             socket.set_ttl(mark_ttl(pod).into())?;
             Ok(socket)
         });
@@ -193,7 +193,7 @@ impl Sender {
         let prepared = prepare();
         self.barrier.arrive(barrier);
         let socket = prepared?;
-        match connect(&socket, &SocketAddrV4::new(EXTERNAL, EXTERNAL_PORT)) {
+        match connect(&socket, &self.external()) {
             // The SYN left inside connect(); whatever follows is unmarked.
             Ok(()) | Err(Errno::INPROGRESS) => sockopt::set_ip_ttl(&socket, PLAIN_TTL.into())?,
             Err(error) => return Err(error.into()),
@@ -227,6 +227,10 @@ impl Sender {
         }
         self.connecting = still;
         Ok(())
+    }
+
+    fn external(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(EXTERNAL, external_port(self.arguments.lab))
     }
 
     /// A socket that connected late may stand behind younger ones and live a little longer.

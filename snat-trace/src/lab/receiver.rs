@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::error::{Doing, LabError};
 use super::netns::{Netns, enter};
-use super::topology::{EXTERNAL, EXTERNAL_PORT};
+use super::topology::{EXTERNAL, external_port};
 use super::wire::{Arrival, Stamp, pair, tell};
 use super::{KEPT_ROUNDS, MAX_PODS};
 
@@ -31,7 +31,7 @@ impl Receiver {
         let (arrivals, log) = pair().doing("make a socket pair")?;
         let netns = external.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
         let sockets = external.inside(|| {
-            let address = (EXTERNAL, EXTERNAL_PORT);
+            let address = (EXTERNAL, external_port(std::process::id()));
             let open = || -> io::Result<_> {
                 let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
                 udp.set_nonblocking(true)?;

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::{Doing, LabError};
 use super::stat::Stat;
-use super::topology::{EXTERNAL, EXTERNAL_PORT, pod_address};
+use super::topology::{EXTERNAL, external_port, pod_address};
 use super::truth::{FlowTruth, RoundTruth, Truth};
 use super::wire::{Arrival, Order, PROBE, Report, hear_now, tell};
 use super::{Control, Lab, Mode, Scenario, Setup};
@@ -77,7 +77,7 @@ impl Log {
     fn begin(&mut self, round: u32) {
         let flow = |pod| {
             let source = SocketAddrV4::new(pod_address(pod), self.setup.port(round, pod)).into();
-            let destination = SocketAddrV4::new(EXTERNAL, EXTERNAL_PORT).into();
+            let destination = SocketAddrV4::new(EXTERNAL, external_port(std::process::id())).into();
             let original = OriginalTuple::from_ends(Ends { source, destination });
             Flow { original, sent: false, arrived_as: None, retransmits: None }
         };

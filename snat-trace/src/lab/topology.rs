@@ -20,8 +20,13 @@ use super::{MAX_PODS, Mode, Scenario, Setup};
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 1);
 /// The external host.
 pub(super) const EXTERNAL: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 2);
-/// Where it listens.
-pub(super) const EXTERNAL_PORT: u16 = 7000;
+/// Where it listens, by the lab's process id: two labs at once have the same addresses, and this tells their flows apart.
+pub(super) fn external_port(lab: u32) -> u16 {
+    const FIRST: u16 = 20_000;
+    const PORTS: u32 = 40_000;
+    FIRST + u16::try_from(lab % PORTS).unwrap_or(0)
+}
+
 /// The hold chain's queue.
 pub(super) const QUEUE: u16 = 0;
 

@@ -8,7 +8,7 @@ mod owners;
 mod process;
 
 pub use lookup::Query;
-pub use owners::Owners;
+pub use owners::{Owners, recorded_sender};
 
 use crate::race::event::NetnsInum;
 

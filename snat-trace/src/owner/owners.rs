@@ -1,6 +1,6 @@
 //! Owners as events need them, from either level of detail.
 
-use snat_trace_common::OwnerFact;
+use snat_trace_common::{FlowFact, OwnerFact, flow_flags};
 
 use super::cgroup::{CgroupPaths, ProcessCgroups};
 use super::container::container;
@@ -9,6 +9,28 @@ use super::process::{self, StartTime};
 use super::{Owner, OwnerSource};
 use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
+use crate::race::tuple::Protocol;
+
+/// How long before an entry asks for its port its packet can have been sent: the way from the sender's socket to the node's
+/// NAT, without a queue that holds packets back longer.
+const ON_THE_WAY: u64 = 250_000_000;
+/// The same for TCP, whose SYN is sent again for up to 127 s (net.ipv4.tcp_syn_retries) by a socket that keeps its port.
+const ON_THE_WAY_TCP: u64 = 130_000_000_000;
+
+/// The sender the kernel recorded for a flow, if it can be no other: it sent shortly before the entry asked for its port
+/// (`clash_ns` where that is not known) or since, and the tuple did not change hands about then or later.
+///
+/// A tuple changes hands where network namespaces have the same addresses. A sender is missed by the hooks where it
+/// sends by a way they do not cover; whoever sent the same tuple long before must not be taken for it.
+#[must_use]
+pub fn recorded_sender(flow: &FlowFact, clash_ns: u64) -> Option<&OwnerFact> {
+    let OwnerFact { sent_ns, contested_ns, .. } = flow.owner;
+    let asked = if flow.flags & flow_flags::ALLOCATION != 0 { flow.allocated_ns } else { clash_ns };
+    let tcp = Protocol(flow.original.protonum) == Protocol::TCP;
+    let earliest = asked.saturating_sub(if tcp { ON_THE_WAY_TCP } else { ON_THE_WAY });
+    let known = flow.flags & flow_flags::OWNER != 0 && sent_ns >= earliest && contested_ns < earliest.max(1);
+    known.then_some(&flow.owner)
+}
 
 /// Names owners, and remembers the paths of cgroups. Calls read `/proc` and may block for a while.
 #[derive(Debug)]
@@ -77,6 +99,45 @@ fn legacy_cgroup(fact: &OwnerFact) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::race::classify::tests::clash;
+
+    #[test]
+    fn a_recorded_sender_is_named_only_when_it_can_be_no_other() {
+        const ASKED: u64 = 500_000_000_000;
+        const MS: u64 = 1_000_000;
+        // Protocol, sent before the ask (negative: after), changed hands before the ask (None: never), named.
+        let cases: [(Protocol, i64, Option<i64>, bool); 13] = [
+            (Protocol::UDP, 0, None, true),
+            (Protocol::UDP, 249, None, true),
+            (Protocol::UDP, 251, None, false),
+            (Protocol::UDP, -10_000, None, true),
+            (Protocol::UDP, 1, Some(251), true),
+            (Protocol::UDP, 1, Some(249), false),
+            (Protocol::UDP, 1, Some(1), false),
+            (Protocol::UDP, -1, Some(-1), false),
+            (Protocol::TCP, 7_000, None, true),
+            (Protocol::TCP, 129_000, None, true),
+            (Protocol::TCP, 131_000, None, false),
+            (Protocol::TCP, 1, Some(100_000), false),
+            (Protocol::TCP, 1, Some(131_000), true),
+        ];
+        for (protocol, sent, contested, named) in cases {
+            let before = |ms: i64| ASKED.saturating_add_signed(-ms * MS.cast_signed());
+            let mut flow = clash().loser;
+            flow.original.protonum = protocol.0;
+            flow.allocated_ns = ASKED;
+            flow.owner.sent_ns = before(sent);
+            flow.owner.contested_ns = contested.map_or(0, before);
+            let case = (protocol, sent, contested);
+            assert_eq!(recorded_sender(&flow, u64::MAX).is_some(), named, "{case:?}");
+
+            flow.flags &= !flow_flags::ALLOCATION;
+            assert_eq!(recorded_sender(&flow, ASKED).is_some(), named, "by the clash: {case:?}");
+            flow.flags &= !flow_flags::OWNER;
+            assert_eq!(recorded_sender(&flow, ASKED), None);
+        }
+    }
+
     use std::fs;
     use std::os::linux::fs::MetadataExt;
     use std::path::{Path, PathBuf};
@@ -113,7 +174,16 @@ mod tests {
         fn fact(&self, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
             let mut comm = [0; snat_trace_common::COMM_LEN];
             comm[..4].copy_from_slice(b"curl");
-            OwnerFact { sent_ns, cgroup_id, tgid: self.child.id(), tid: 7, netns: 9, reserved: 0, comm }
+            OwnerFact {
+                sent_ns,
+                contested_ns: 0,
+                cgroup_id,
+                tgid: self.child.id(),
+                tid: 7,
+                netns: 9,
+                reserved: 0,
+                comm,
+            }
         }
     }
 

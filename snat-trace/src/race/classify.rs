@@ -226,6 +226,7 @@ pub(crate) mod tests {
             reserved: 0,
             owner: OwnerFact {
                 sent_ns: 900,
+                contested_ns: 0,
                 cgroup_id: 7,
                 tgid: 4000 + u32::from(pod),
                 tid: 5000 + u32::from(pod),

@@ -83,6 +83,7 @@ fn loaded() -> Vec<Scenario> {
         plain("not root", places::not_root),
         plain("idle", places::idle),
         plain("two tracers", places::two_tracers),
+        plain("two labs", places::two_labs),
         plain("--count", places::count),
         plain("ring full", places::ring_full),
         plain("closed pipe", places::closed_pipe),
