@@ -191,6 +191,25 @@ pub fn closed_pipe() -> Result<String> {
     Ok("exit 0".to_owned())
 }
 
+/// Whoever should read our output does not: one signal ends us all the same, and what was not written is not passed over.
+///
+/// # Errors
+///
+/// Anything else.
+pub fn stuck_pipe() -> Result<String> {
+    // Some 300 KB of JSON, where a pipe holds 64.
+    let mut watch = watching(&[], Path::new("/tmp/ready-stuck"))?;
+    Lines::of(&["lab", "--pods", "8", "--rounds", "40"])?;
+    watch.signal(Signal::TERM)?;
+    let child = watch.child()?;
+    until("the end of watch", || child.try_wait().is_ok_and(|status| status.is_some()))?;
+    nothing_attached()?;
+    let output = watch.wait()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && error.contains("cannot write the output"), "{}: {error}", output.status);
+    Ok("exit 1".to_owned())
+}
+
 /// Ctrl-C in the middle of a lab: nothing remains.
 ///
 /// # Errors

@@ -87,6 +87,7 @@ fn loaded() -> Vec<Scenario> {
         plain("--count", places::count),
         plain("ring full", places::ring_full),
         plain("closed pipe", places::closed_pipe),
+        plain("stuck pipe", places::stuck_pipe),
         plain("interrupted lab", places::interrupted_lab),
         plain("killed lab", places::killed_lab),
     ]);

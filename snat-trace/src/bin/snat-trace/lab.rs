@@ -58,7 +58,8 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
         (lab, truth)
     });
 
-    let mut sink = LabSink { inner: sink(args.trace), attached: Some(attached), races: Vec::new() };
+    let (seen, races) = mpsc::channel();
+    let sink = Box::new(LabSink { inner: sink(args.trace), attached: Some(attached), seen });
     let options = Options {
         detail: args.trace.detail,
         sizes: sizes(args.trace),
@@ -74,16 +75,15 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
             () = signal => {}
         }
     };
-    let summary = watch(&facts, &options, &mut sink, stop).await;
+    let summary = watch(&facts, &options, sink, stop).await;
     halt.store(true, Ordering::Relaxed);
-    drop(sink.attached.take());
     // The lab is taken down only now: as long as races are named, the sockets of lost flows are looked for.
     let (lab, truth) = traffic.await?;
     drop(lab);
     let summary = summary?;
     let Some(truth) = truth? else { return Ok(ExitCode::FAILURE) };
 
-    let comparison = compare(&truth, &sink.races);
+    let comparison = compare(&truth, &races.try_iter().collect::<Vec<_>>());
     let closes = closes(&summary, options.filter);
     report(args, &comparison, closes)?;
     Ok(if comparison.ok() && closes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -109,9 +109,9 @@ fn closes(summary: &Summary, Filter { netns, .. }: Filter) -> bool {
 
 /// Passes everything on, keeps the races, and says when the hooks are attached.
 struct LabSink {
-    inner: Box<dyn Sink>,
+    inner: Box<dyn Sink + Send>,
     attached: Option<mpsc::Sender<()>>,
-    races: Vec<Race>,
+    seen: mpsc::Sender<Race>,
 }
 
 impl Sink for LabSink {
@@ -126,7 +126,8 @@ impl Sink for LabSink {
 
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
         self.inner.race(race, clock)?;
-        self.races.push(race.clone());
+        // Heard for as long as the lab's command runs.
+        let _ = self.seen.send(race.clone());
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use snat_trace::output::json::JsonSink;
 use snat_trace::output::text::{Style, TextSink};
 use snat_trace::probe::Sizes;
 use snat_trace::watch::{Options, watch};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, TraceArgs, WatchArgs};
 use crate::lab;
@@ -55,7 +55,7 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
         ready_file: args.ready_file.as_deref(),
         namespaces: &[],
     };
-    let summary = watch(&facts, &options, sink(args.trace).as_mut(), stop).await?;
+    let summary = watch(&facts, &options, sink(args.trace), stop).await?;
     Ok(if args.fail_on_race && summary.races() > 0 { RACES_SEEN.into() } else { ExitCode::SUCCESS })
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn sizes(args: TraceArgs) -> Sizes {
 }
 
 /// Standard output in the format asked for.
-pub(crate) fn sink(args: TraceArgs) -> Box<dyn Sink> {
+pub(crate) fn sink(args: TraceArgs) -> Box<dyn Sink + Send> {
     let out = io::stdout();
     match args.format {
         Format::Json => Box::new(JsonSink::new(out)),
@@ -115,16 +115,36 @@ pub(crate) fn sink(args: TraceArgs) -> Box<dyn Sink> {
     }
 }
 
-/// Resolves at the first signal that asks us to end.
+/// Resolves at the first signal that asks us to end. The second one ends us at once: nothing stays attached, but the
+/// summary is not printed.
 pub(crate) fn stopped() -> Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
-    let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+    let mut signals = Signals {
+        interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
+        terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
+        hangup: signal(SignalKind::hangup()).context("cannot catch SIGHUP")?,
+    };
     Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
+        signals.next().await;
+        tokio::spawn(async move {
+            signals.next().await;
+            eprintln!("snat-trace: ended at the second signal");
+            std::process::exit(1);
+        });
     })
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
 }
