@@ -10,6 +10,7 @@ mod facts;
 #[cfg(test)]
 mod fixture;
 mod hooks;
+mod modules;
 mod plan;
 mod symbols;
 
@@ -18,5 +19,6 @@ pub use capability::{Capabilities, Capability, Missing};
 pub use doctor::Report;
 pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
 pub use hooks::{Detail, Role, programs};
+pub use modules::ModuleWatch;
 pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};
 pub use symbols::{Location, Symbols};
