@@ -1,25 +1,31 @@
 //! What a run comes to: totals, the account and the advice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use snat_trace_common::Counter;
 
-use crate::counters::account::{Account, Delta, RaceCounts, close_account};
+use crate::counters::account::{Account, RaceCounts, close_account};
+use crate::counters::accounts::Closed;
+use crate::counters::window::Windows;
 use crate::kernel::Detail;
 use crate::probe::KernelCounts;
-use crate::race::event::{Class, NetnsInum, Race, Verdict};
+use crate::race::event::{Class, NatRule, NetnsInum, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
 
 /// Running totals. Their size does not grow with the number of races.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
     races: RaceCounts,
+    /// Which of them the counters can have in them.
+    windows: Windows,
+    /// Modules that went away with their hooks.
+    hooks_gone: BTreeSet<String>,
     dropped: u64,
     resolved: u64,
     undecided: u64,
     classes: BTreeMap<Class, u64>,
-    kept_port: KeptPort,
+    port_choice: PortChoice,
     /// Records that reached user space and did not become an event, by reason.
     lost: BTreeMap<&'static str, u64>,
     /// Flows of races whose allocation the hooks should have known: it was before they were attached, or was forgotten.
@@ -28,21 +34,51 @@ pub struct Totals {
     without_owner: u64,
 }
 
-/// How races over a port chosen freely came by it.
+/// How races over a port chosen freely came by it: all of class `snat-port-collision`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct KeptPort {
-    /// All of class `snat-port-collision`.
-    pub collisions: u64,
-    /// Those whose loser kept its original source port.
-    pub kept: u64,
+pub struct PortChoice {
     /// Those whose rule has a random flag.
     pub random: u64,
+    /// Those whose rule has none and allows fewer than 256 ports.
+    pub narrow: u64,
+    /// Of the others, those whose loser kept its original source port.
+    pub kept: u64,
+    /// Those whose rule is not known and whose loser kept its original source port.
+    pub kept_rule_unknown: u64,
+}
+
+impl PortChoice {
+    /// A range of fewer ports is too narrow for a random choice to help alone.
+    const NARROW: u16 = 256;
+
+    fn add(&mut self, race: &Race) {
+        let kept = race.contested.ends().source.port() == race.loser.original.ends().source.port();
+        match race.nat {
+            Some(NatRule { random: true, ports: _ }) => self.random += 1,
+            Some(NatRule { random: false, ports: Some((min, max)) }) if max.saturating_sub(min) < Self::NARROW - 1 => {
+                self.narrow += 1;
+            }
+            Some(NatRule { random: false, ports: _ }) => self.kept += u64::from(kept),
+            None => self.kept_rule_unknown += u64::from(kept),
+        }
+    }
 }
 
 impl Totals {
+    /// Sets from when to when the counters were read: races at other times are not set against them. To be said before
+    /// the first race, and again, with the ends, before those that were seen after the last reading.
+    pub fn within(&mut self, windows: Windows) {
+        self.windows = windows;
+    }
+
+    /// Remembers modules that were unloaded, and their hooks with them.
+    pub fn miss_hooks_of(&mut self, modules: impl IntoIterator<Item = String>) {
+        self.hooks_gone.extend(modules);
+    }
+
     /// Counts in a race that was seen at a level of detail.
     pub fn add(&mut self, race: &Race, detail: Detail) {
-        self.races.add(race);
+        self.races.add(race, self.windows.place(race));
         for flow in [&race.loser, &race.winner] {
             self.without_allocation += u64::from(detail == Detail::Full && flow.allocated.is_none());
             self.without_owner += u64::from(flow.owner.is_none());
@@ -54,11 +90,7 @@ impl Totals {
         }
         *self.classes.entry(race.class).or_default() += 1;
         if race.class == Class::SnatPortCollision {
-            let random = race.nat.is_some_and(|rule| rule.random);
-            let kept = race.contested.ends().source.port() == race.loser.original.ends().source.port();
-            self.kept_port.collisions += 1;
-            self.kept_port.kept += u64::from(kept && !random);
-            self.kept_port.random += u64::from(random);
+            self.port_choice.add(race);
         }
     }
 
@@ -80,7 +112,7 @@ impl Totals {
 
     /// Closes the account.
     #[must_use]
-    pub fn close(&self, span: Span, kernel: KernelCounts, deltas: &[Delta]) -> Summary {
+    pub fn close(&self, span: Span, kernel: KernelCounts, closed: &Closed) -> Summary {
         let mut lost = self.lost.clone();
         let mut lose = |reason, count: u64| {
             if count > 0 {
@@ -105,6 +137,7 @@ impl Totals {
         .into_iter()
         .filter(|&(_, count)| count > 0)
         .collect();
+        let (accounts, outside) = close_account(&closed.deltas, &self.races);
         Summary {
             span,
             dropped: self.dropped,
@@ -114,8 +147,11 @@ impl Totals {
                 .into_iter()
                 .filter_map(|class| self.classes.get(&class).map(|&count| (class, count)))
                 .collect(),
-            kept_port: self.kept_port,
-            accounts: close_account(deltas, &self.races),
+            port_choice: self.port_choice,
+            accounts,
+            outside,
+            ended: closed.ended,
+            hooks_gone: self.hooks_gone.iter().cloned().collect(),
             lost: lost.into_iter().collect(),
             incomplete,
         }
@@ -155,9 +191,16 @@ pub struct Summary {
     /// Races by class, those that occurred.
     pub classes: Vec<(Class, u64)>,
     /// What the advice stands on.
-    pub kept_port: KeptPort,
+    pub port_choice: PortChoice,
     /// By network namespace.
     pub accounts: Vec<Account>,
+    /// Races in no account: they came before the first or after the last reading of their namespace's counters.
+    pub outside: u64,
+    /// Network namespaces that went away while watched. Those that are known to have counted anything or had races have
+    /// an account, which does not close.
+    pub ended: u64,
+    /// Modules that were unloaded while watched, and perhaps loaded again: their hooks are gone.
+    pub hooks_gone: Vec<String>,
     /// Clashes seen that did not become an event, by reason.
     pub lost: Vec<(&'static str, u64)>,
     /// Facts that are absent from events, or may be because they could not be kept, by kind.
@@ -177,31 +220,42 @@ impl Summary {
         self.lost.iter().map(|(_, count)| count).sum()
     }
 
-    /// Whether every failed insert counted while we watched is explained, and nothing was lost.
+    /// Whether every failed insert counted while we watched is explained, nothing was lost and no hook went away.
     #[must_use]
     pub fn closes(&self) -> bool {
-        self.lost() == 0 && self.accounts.iter().all(Account::closes)
+        self.lost() == 0 && self.hooks_gone.is_empty() && self.accounts.iter().all(Account::closes)
     }
 
     /// What to change, one sentence each.
     #[must_use]
     pub fn advice(&self) -> Vec<String> {
         let mut advice = Vec::new();
-        let KeptPort { collisions, kept, random } = self.kept_port;
-        let of_all =
-            |count| format!("{count} of {collisions} port collision{}", if collisions == 1 { "" } else { "s" });
-        if kept > 0 {
-            advice.push(format!(
-                "{} kept the original source port: add --random-fully to MASQUERADE or SNAT (nft: fully-random).",
-                of_all(kept)
-            ));
-        }
-        if random > 0 {
-            advice.push(format!(
-                "{} happened in spite of a random flag on the rule: its port range is narrow or nearly full toward that \
+        let PortChoice { random, narrow, kept, kept_rule_unknown } = self.port_choice;
+        let collisions: u64 =
+            self.classes.iter().filter(|(class, _)| *class == Class::SnatPortCollision).map(|(_, count)| count).sum();
+        let plural = if collisions == 1 { "" } else { "s" };
+        let sentences = [
+            (kept, "kept the original source port: add --random-fully to MASQUERADE or SNAT (nft: fully-random)."),
+            (
+                kept_rule_unknown,
+                "kept the original source port: if its rule has no random flag, add --random-fully to MASQUERADE or \
+                 SNAT (nft: fully-random).",
+            ),
+            (
+                narrow,
+                "met a rule that allows few ports: widen its range (--to-ports) and add --random-fully (nft: \
+                 fully-random).",
+            ),
+            (
+                random,
+                "happened in spite of a random flag on the rule: its port range is narrow or nearly full toward that \
                  destination; widen it or add addresses.",
-                of_all(random)
-            ));
+            ),
+        ];
+        for (count, sentence) in sentences {
+            if count > 0 {
+                advice.push(format!("{count} of {collisions} port collision{plural} {sentence}"));
+            }
         }
         for &(class, count) in &self.classes {
             let flows = if count == 1 { "flow" } else { "flows" };
@@ -215,5 +269,124 @@ impl Summary {
             advice.push(format!("{count} {flows} {what}."));
         }
         advice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::account::Delta;
+    use crate::counters::figures::Tally;
+    use crate::counters::window::{Taken, Window};
+    use crate::race::classify::classify;
+    use crate::race::classify::tests::clash;
+
+    fn at(nanoseconds: u64) -> KernelTime {
+        KernelTime::from_record(nanoseconds).unwrap()
+    }
+
+    /// A dropped packet whose flow kept its port.
+    fn race(time: KernelTime, nat: Option<NatRule>) -> Race {
+        let race = Race { time, nat, ..classify(&clash()).unwrap() };
+        assert_eq!((race.class, race.verdict), (Class::SnatPortCollision, Some(Verdict::Dropped)));
+        assert_eq!(race.contested.ends().source.port(), race.loser.original.ends().source.port());
+        race
+    }
+
+    fn close(totals: &Totals, closed: &Closed) -> Summary {
+        let span = Span { started: at(1), ended: at(2), clock: WallClock::from_offset(0) };
+        totals.close(span, KernelCounts::default(), closed)
+    }
+
+    fn advice(rules: &[Option<NatRule>]) -> Vec<String> {
+        let mut totals = Totals::default();
+        rules.iter().for_each(|&nat| totals.add(&race(at(1), nat), Detail::Full));
+        close(&totals, &Closed::default()).advice()
+    }
+
+    const FREE: NatRule = NatRule { random: false, ports: None };
+
+    #[test]
+    fn advice_is_what_the_rule_calls_for() {
+        let rule = |random, ports| Some(NatRule { random, ports });
+        let certain = ["kept the original source port: add --random-fully"];
+        let conditional = ["if its rule has no random flag, add --random-fully"];
+        let (narrow, random) = (["allows few ports: widen"], ["in spite of a random flag"]);
+        for (nat, expected) in [
+            (Some(FREE), certain),
+            (rule(false, Some((1024, 65535))), certain),
+            (rule(false, Some((1024, 1279))), certain),
+            (rule(false, Some((1024, 1278))), narrow),
+            (rule(true, None), random),
+            (rule(true, Some((1024, 1030))), random),
+            (None, conditional),
+        ] {
+            let advice = advice(&[nat]);
+            assert_eq!(advice.len(), expected.len(), "{nat:?}: {advice:?}");
+            assert!(advice.iter().zip(expected).all(|(is, has)| is.contains(has)), "{nat:?}: {advice:?}");
+        }
+        let mixed = advice(&[Some(FREE), Some(FREE), None]);
+        assert!(mixed[0].starts_with("2 of 3 port collisions kept") && mixed[1].starts_with("1 of 3"), "{mixed:?}");
+    }
+
+    #[test]
+    fn a_port_that_was_chosen_calls_for_nothing() {
+        let mut totals = Totals::default();
+        for nat in [Some(FREE), None] {
+            let mut race = race(at(1), nat);
+            let mut ends = race.loser.original.ends();
+            ends.source.set_port(1);
+            race.loser.original = crate::race::tuple::OriginalTuple::from_ends(ends);
+            totals.add(&race, Detail::Full);
+        }
+        assert_eq!(close(&totals, &Closed::default()).advice(), [""; 0]);
+    }
+
+    #[test]
+    fn exhaustion_and_a_single_port_have_advice_of_their_own() {
+        for class in [Class::PortExhaustion, Class::FixedPort] {
+            let mut totals = Totals::default();
+            totals.add(&Race { class, ..race(at(1), Some(FREE)) }, Detail::Full);
+            let advice = close(&totals, &Closed::default()).advice();
+            assert_eq!(advice.len(), 1);
+            assert!(!advice[0].contains("random"), "{advice:?}");
+        }
+    }
+
+    /// As watching does it: races before the closing reading are judged by its beginning alone.
+    #[test]
+    fn only_races_between_the_readings_are_set_against_them() {
+        let Some(netns) = race(at(1), None).netns else { panic!("the race has no namespace") };
+        let taken = |began: u64| Some(Taken { began: at(began), ended: at(began + 10_000) });
+        let windows = |to| [(netns, Window { from: taken(1_000_000), to })].into_iter().collect();
+        let seen = |totals: &mut Totals, times: &[u64]| {
+            times.iter().for_each(|&time| totals.add(&race(at(time), Some(FREE)), Detail::Full));
+        };
+        let mut totals = Totals::default();
+        totals.within(windows(None));
+        seen(&mut totals, &[100, 200_000, 1_500_000, 2_000_000]);
+        let mut closed = Closed { windows: windows(taken(5_000_000)), ..Closed::default() };
+        totals.within(closed.windows.clone());
+        seen(&mut totals, &[4_000_000, 6_000_000, 7_000_000]);
+
+        let counters =
+            Tally { insert_failed: 3, drop: 3, ..Tally::default() }.zip(Tally::<()>::default(), |n, ()| Some(n));
+        closed.deltas = vec![Delta { netns, counters: Ok(counters), caveat: None }];
+        let summary = close(&totals, &closed);
+        assert_eq!((summary.races(), summary.outside), (7, 4));
+        assert_eq!(summary.accounts[0].explained.insert_failed, 3);
+        assert!(summary.closes());
+    }
+
+    #[test]
+    fn hooks_that_are_gone_leave_the_account_open() {
+        let mut totals = Totals::default();
+        totals.miss_hooks_of([]);
+        assert!(close(&totals, &Closed::default()).closes());
+        totals.miss_hooks_of(["nf_nat".to_owned()]);
+        totals.miss_hooks_of(["nf_conntrack".to_owned(), "nf_nat".to_owned()]);
+        let summary = close(&totals, &Closed::default());
+        assert_eq!(summary.hooks_gone, ["nf_conntrack", "nf_nat"]);
+        assert!(!summary.closes());
     }
 }

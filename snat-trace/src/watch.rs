@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::counters::accounts::{Accounts, CountersError};
+use crate::counters::accounts::{Accounts, Closed, CountersError};
 use crate::kernel::{CannotTrace, Detail, KernelFacts, Plan, plan};
 use crate::output::Sink;
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
@@ -89,8 +89,10 @@ pub async fn watch(
     let plan = plan(facts, options.detail)?;
     let mut writer = Writer::start(sink)?;
     let mut tracer = Tracer::attach(&plan, options.sizes)?;
-    // The counters are read while the hooks run, at both ends: what is counted was seen.
+    // The counters are read while the hooks run, at both ends: what is counted was seen, and what was seen before the
+    // first reading or after the last is known by its time.
     let mut accounts = Some(Accounts::open_with(options.namespaces)?);
+    let windows = accounts.as_ref().map(Accounts::windows).unwrap_or_default();
     let session = Session::start(facts, options.detail, tracer.hooks().to_vec());
     say_what_is_missing(&plan, &session.hooks);
     writer.push(Message::Session(Box::new(session.clone())));
@@ -101,6 +103,7 @@ pub async fn watch(
     }
 
     let mut pipeline = Pipeline::new(options, &session);
+    pipeline.totals.within(windows);
     let mut stop = pin!(stop);
     let mut sampling: Option<JoinHandle<Result<Accounts, CountersError>>> = None;
     let deadline = options.duration.map(|duration| Instant::now() + duration);
@@ -131,16 +134,17 @@ pub async fn watch(
     if let Some(sampling) = sampling {
         accounts = Some(sampling.await??);
     }
-    let deltas = match accounts {
+    let closed = match accounts {
         Some(accounts) => spawn_blocking(|| accounts.close()).await??,
-        None => Vec::new(),
+        None => Closed::default(),
     };
+    pipeline.totals.within(closed.windows.clone());
     let ended = KernelTime::now();
     tracer.detach();
     tracer.drain(|bytes| pipeline.take(bytes));
     pipeline.drain(&mut writer).await?;
     let span = Span { started: session.started, ended, clock: session.clock };
-    let summary = pipeline.totals.close(span, tracer.counts()?, &deltas);
+    let summary = pipeline.totals.close(span, tracer.counts()?, &closed);
     writer.push(Message::Summary(Box::new(summary.clone())));
     writer.finish().await?;
     Ok(summary)

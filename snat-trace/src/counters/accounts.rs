@@ -9,7 +9,9 @@ use super::figures::{Reading, Tally, add, delta, went_back};
 use super::netlink::{self, CtnetlinkError};
 use super::netns::{self, Depth, Netns};
 use super::procfs::{self, ProcfsError};
+use super::window::{Taken, Window, Windows};
 use crate::race::event::NetnsInum;
+use crate::race::time::KernelTime;
 
 /// Why the counters of a network namespace could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,19 @@ pub struct Accounts {
     watched: BTreeMap<NetnsInum, Watched>,
     /// Numbers that even a search through every open file did not find, not to be searched for again until they turn up.
     lost: BTreeSet<NetnsInum>,
+    /// How many namespaces went away and left their number to another.
+    replaced: u64,
+}
+
+/// What came of an [`Accounts`].
+#[derive(Clone, Debug, Default)]
+pub struct Closed {
+    /// What each namespace counted.
+    pub deltas: Vec<Delta>,
+    /// When it was first and last read.
+    pub windows: Windows,
+    /// How many namespaces went away meanwhile.
+    pub ended: u64,
 }
 
 /// One namespace.
@@ -44,7 +59,11 @@ struct Watched {
     netns: Netns,
     /// What was counted so far; or why it cannot be known.
     counted: Result<Counted, String>,
-    caveat: Option<Caveat>,
+    /// It was not there when last looked for.
+    gone: bool,
+    /// See [`Caveat::Restarted`].
+    restarted: bool,
+    window: Window,
 }
 
 #[derive(Debug)]
@@ -54,8 +73,30 @@ struct Counted {
     sum: Tally<Option<u64>>,
 }
 
-/// A reading, with the cookie of the namespace it is of; or why there is none.
-type Sample = Result<(Option<u64>, Reading), String>;
+impl Watched {
+    fn new(netns: Netns, counted: Result<Counted, String>, window: Window) -> Self {
+        Self { netns, counted, gone: false, restarted: false, window }
+    }
+
+    fn caveat(&self) -> Option<Caveat> {
+        match (self.gone, self.restarted) {
+            (true, _) => Some(Caveat::Ended),
+            (false, true) => Some(Caveat::Restarted),
+            (false, false) => None,
+        }
+    }
+}
+
+/// A reading; or why there is none.
+type Sample = Result<Sampled, String>;
+
+/// A reading of a namespace.
+#[derive(Debug)]
+struct Sampled {
+    cookie: Option<u64>,
+    reading: Reading,
+    taken: Taken,
+}
 
 impl Accounts {
     /// Reads every namespace that can be found, and takes that as the baseline. The one look through every open file
@@ -82,13 +123,22 @@ impl Accounts {
             }
             // Gone since it was listed: should its number come again, it is a new one.
             let Some(sample) = sample(&netns) else { continue };
-            let counted = sample.map(|(cookie, last)| {
+            let window = Window { from: sample.as_ref().ok().map(|sampled| sampled.taken), to: None };
+            let counted = sample.map(|Sampled { cookie, reading: last, taken: _ }| {
                 let sum = delta(&last, &last);
                 Counted { cookie, last, sum }
             });
-            watched.insert(netns.inum, Watched { netns, counted, caveat: None });
+            watched.insert(netns.inum, Watched::new(netns, counted, window));
         }
-        Ok(Self { watched, lost: BTreeSet::new() })
+        Ok(Self { watched, lost: BTreeSet::new(), replaced: 0 })
+    }
+
+    /// From when each namespace was read. A race is judged by this while the last reading is still to come: what the
+    /// reordering bound has let through by then is older than any reading that follows.
+    #[must_use]
+    pub fn windows(&self) -> Windows {
+        let from = |(&inum, watched): (&NetnsInum, &Watched)| (inum, Window { to: None, ..watched.window });
+        self.watched.iter().map(from).collect()
     }
 
     /// Reads the given namespaces again, so that one that goes away keeps its last figures. To be called about once a
@@ -109,7 +159,7 @@ impl Accounts {
     ///
     /// # Errors
     /// Namespaces cannot be found at all.
-    pub fn close(mut self) -> Result<Vec<Delta>, CountersError> {
+    pub fn close(mut self) -> Result<Closed, CountersError> {
         let listed = netns::enumerate(Depth::Threads).map_err(CountersError::Enumerate)?;
         let known: Vec<_> = self.watched.keys().copied().collect();
         let missing = known.into_iter().filter(|&inum| !self.read_known(inum)).collect();
@@ -119,12 +169,20 @@ impl Accounts {
             }
         }
         self.find(missing, &listed)?;
-        let delta = |(inum, watched): (NetnsInum, Watched)| Delta {
-            netns: inum,
-            counters: watched.counted.map(|counted| counted.sum),
-            caveat: watched.caveat,
-        };
-        Ok(self.watched.into_iter().map(delta).collect())
+        let gone = self.watched.values().map(|watched| u64::from(watched.gone)).sum::<u64>();
+        Ok(Closed {
+            windows: self.watched.iter().map(|(&inum, watched)| (inum, watched.window)).collect(),
+            ended: self.replaced + gone,
+            deltas: self
+                .watched
+                .into_iter()
+                .map(|(netns, watched)| Delta {
+                    netns,
+                    caveat: watched.caveat(),
+                    counters: watched.counted.map(|counted| counted.sum),
+                })
+                .collect(),
+        })
     }
 
     /// Reads a namespace where it was last found; `false` when it is not there.
@@ -151,7 +209,9 @@ impl Accounts {
         for inum in missing {
             self.lost.insert(inum);
             if let Some(watched) = self.watched.get_mut(&inum) {
-                watched.caveat.get_or_insert(Caveat::Ended);
+                watched.gone = true;
+                // Which reading would be the last was not known when its races came.
+                watched.window.to = None;
             }
         }
         Ok(())
@@ -169,26 +229,31 @@ impl Accounts {
     fn record(&mut self, netns: &Netns, sample: Sample) {
         let Some(watched) = self.watched.get_mut(&netns.inum) else {
             // Not there at the start, so it counted from zero.
-            let counted = sample.map(|(cookie, last)| Counted { cookie, sum: delta(&Reading::new(), &last), last });
-            self.watched.insert(netns.inum, Watched { netns: netns.clone(), counted, caveat: None });
+            let window = Window { from: None, to: sample.as_ref().ok().map(|sampled| sampled.taken) };
+            let counted = sample.map(|Sampled { cookie, reading: last, taken: _ }| Counted {
+                cookie,
+                sum: delta(&Reading::new(), &last),
+                last,
+            });
+            self.watched.insert(netns.inum, Watched::new(netns.clone(), counted, window));
             return;
         };
-        watched.netns = netns.clone();
+        (watched.netns, watched.gone) = (netns.clone(), false);
         // Without a baseline, or without a reading, what was counted stays unknown.
         let Ok(counted) = &mut watched.counted else { return };
-        let (cookie, now) = match sample {
-            Ok(sample) => sample,
+        let Sampled { cookie, reading: now, taken } = match sample {
+            Ok(sampled) => sampled,
             Err(why) => {
-                watched.counted = Err(why);
+                (watched.counted, watched.window.to) = (Err(why), None);
                 return;
             }
         };
-        let another = counted.cookie.zip(cookie).is_some_and(|(before, now)| before != now);
-        if another || went_back(&counted.last, &now) {
+        watched.window.to = Some(taken);
+        let same = counted.cookie.zip(cookie).map(|(before, now)| before == now);
+        if same == Some(false) || went_back(&counted.last, &now) {
+            self.replaced += u64::from(same != Some(true));
             counted.last.clear();
-            watched.caveat = Some(Caveat::Restarted);
-        } else if watched.caveat == Some(Caveat::Ended) {
-            watched.caveat = None;
+            watched.restarted = true;
         }
         counted.sum = counted.sum.zip(delta(&counted.last, &now), add);
         (counted.cookie, counted.last) = (cookie, now);
@@ -203,154 +268,14 @@ fn sample(netns: &Netns) -> Option<Sample> {
         Err(error) => return Some(Err(format!("the network namespace cannot be opened: {error}"))),
     };
     let inside = netns::in_netns(fd.as_fd(), || {
+        let began = KernelTime::now();
         let reading = read().map_err(|error| error.to_string())?;
-        Ok((netns::cookie(), reading))
+        let taken = Taken { began, ended: KernelTime::now() };
+        Ok(Sampled { cookie: netns::cookie(), reading, taken })
     });
     Some(inside.unwrap_or_else(|error| Err(format!("the network namespace cannot be entered: {error}"))))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-    use std::os::fd::OwnedFd;
-    use std::process::{Command, Stdio};
-
-    use super::super::netns::tests::{alone, new_netns};
-    use super::*;
-
-    /// Two ends of a veth pair, and a rule that leaves every flow to port 53 the same single source port.
-    const ONE_PORT: &str = "
-        ip link set lo up && ip link add va type veth peer name vb && ip addr add 192.0.2.1/24 dev va &&
-        ip link set vb up && ip link set va up && ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev va &&
-        nft 'add table ip t; add chain ip t p { type nat hook postrouting priority 100; };
-             add rule ip t p udp dport 53 snat to 192.0.2.1:5000'";
-
-    /// A namespace in which the first flow is sent and each further one fails to be inserted; `None` says why it skips.
-    fn one_port() -> Option<OwnedFd> {
-        if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
-            eprintln!("skipped: nft is not installed");
-            return None;
-        }
-        let fd = new_netns();
-        let made = netns::in_netns(fd.as_fd(), || Command::new("sh").args(["-c", ONE_PORT]).status());
-        assert!(made.unwrap().unwrap().success());
-        Some(fd)
-    }
-
-    /// Sends one datagram of `count` new flows each.
-    fn send(fd: &OwnedFd, count: usize) {
-        let sent = netns::in_netns(fd.as_fd(), || {
-            for _ in 0..count {
-                // The loser's own send fails with EPERM; the counters are what this is about.
-                let _ = UdpSocket::bind("192.0.2.1:0").unwrap().send_to(b"x", "192.0.2.9:53");
-            }
-        });
-        sent.unwrap();
-    }
-
-    fn inum(fd: &OwnedFd) -> NetnsInum {
-        Netns::of(fd.as_fd()).unwrap().inum
-    }
-
-    fn of(deltas: &[Delta], inum: NetnsInum) -> Delta {
-        deltas.iter().find(|delta| delta.netns == inum).cloned().unwrap()
-    }
-
-    fn failed_and_dropped(delta: &Delta) -> (Option<u64>, Option<u64>) {
-        let counters = delta.counters.as_ref().unwrap();
-        (counters.insert_failed, counters.drop)
-    }
-
-    #[test]
-    fn only_what_happens_after_opening_counts() {
-        let Some(_alone) = alone() else { return };
-        let Some(fd) = one_port() else { return };
-        send(&fd, 4);
-        let mut accounts = Accounts::open_with(&[fd.as_fd()]).unwrap();
-        send(&fd, 2);
-        accounts.sample(&[inum(&fd)]).unwrap();
-        send(&fd, 3);
-        let delta = of(&accounts.close().unwrap(), inum(&fd));
-        assert_eq!(failed_and_dropped(&delta), (Some(5), Some(5)));
-        assert_eq!(delta.caveat, None);
-    }
-
-    #[test]
-    fn both_sources_agree() {
-        let Some(_alone) = alone() else { return };
-        let Some(fd) = one_port() else { return };
-        send(&fd, 3);
-        let (ctnetlink, procfs) = netns::in_netns(fd.as_fd(), || (netlink::read(), procfs::read())).unwrap();
-        let ctnetlink = ctnetlink.unwrap();
-        assert_eq!(delta(&Reading::new(), &ctnetlink).insert_failed, Some(2));
-        match procfs {
-            Ok(procfs) => assert_eq!(procfs, ctnetlink),
-            Err(error) => eprintln!("only one source here: {error}"),
-        }
-    }
-
-    #[test]
-    fn a_namespace_made_later_counts_from_zero() {
-        let Some(_alone) = alone() else { return };
-        let mut accounts = Accounts::open().unwrap();
-        let Some(fd) = one_port() else { return };
-        send(&fd, 3);
-        accounts.sample(&[inum(&fd)]).unwrap();
-        assert_eq!(failed_and_dropped(&of(&accounts.close().unwrap(), inum(&fd))), (Some(2), Some(2)));
-    }
-
-    #[test]
-    fn a_namespace_that_goes_keeps_its_last_figures() {
-        let Some(_alone) = alone() else { return };
-        let Some(fd) = one_port() else { return };
-        let inum = inum(&fd);
-        let mut accounts = Accounts::open_with(&[fd.as_fd()]).unwrap();
-        send(&fd, 3);
-        accounts.sample(&[inum]).unwrap();
-        drop(fd);
-        // Nothing of ours may keep it alive; its number may go to another test's namespace, so ask for what was held.
-        let delta = of(&accounts.close().unwrap(), inum);
-        assert_eq!(failed_and_dropped(&delta), (Some(2), Some(2)));
-        assert!(delta.caveat.is_some());
-    }
-
-    #[test]
-    fn another_namespace_with_the_same_number_starts_at_zero() {
-        let netns = Netns::current().unwrap();
-        let with = |insert_failed| {
-            let tally = Tally { insert_failed: Some(insert_failed), ..Tally::default() };
-            let counters = super::super::figures::CpuCounters { tally, ..Default::default() };
-            Reading::from([(0, counters)])
-        };
-        let mut accounts = Accounts { watched: BTreeMap::new(), lost: BTreeSet::new() };
-        accounts.record(&netns, Ok((Some(1), with(10))));
-        accounts.record(&netns, Ok((Some(1), with(12))));
-        accounts.record(&netns, Ok((Some(2), with(13))));
-        let watched = &accounts.watched[&netns.inum];
-        assert_eq!(watched.counted.as_ref().unwrap().sum.insert_failed, Some(12 + 13));
-        assert_eq!(watched.caveat, Some(Caveat::Restarted));
-        // Without cookies, going back tells.
-        accounts.record(&netns, Ok((None, with(1))));
-        assert_eq!(accounts.watched[&netns.inum].counted.as_ref().unwrap().sum.insert_failed, Some(12 + 13 + 1));
-    }
-
-    #[test]
-    fn without_a_baseline_there_are_no_figures() {
-        let netns = Netns::current().unwrap();
-        let mut accounts = Accounts { watched: BTreeMap::new(), lost: BTreeSet::new() };
-        accounts.record(&netns, Err("no".into()));
-        accounts.record(&netns, Ok((None, Reading::new())));
-        assert_eq!(accounts.watched[&netns.inum].counted.as_ref().unwrap_err(), "no");
-    }
-
-    #[test]
-    fn nothing_is_held_open() {
-        let Some(_alone) = alone() else { return };
-        let fd = new_netns();
-        let inum = inum(&fd);
-        let accounts = Accounts::open_with(&[fd.as_fd()]).unwrap();
-        drop(fd);
-        assert_eq!(netns::search(&BTreeSet::from([inum])).unwrap(), []);
-        drop(accounts);
-    }
-}
+#[path = "accounts_tests.rs"]
+mod tests;

@@ -6,4 +6,5 @@ pub mod figures;
 pub mod netlink;
 pub mod netns;
 pub mod procfs;
+pub mod window;
 pub(crate) mod wire;

@@ -18,7 +18,7 @@ use crate::race::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
 use crate::session::Session;
-use crate::summary::{KeptPort, Span, Summary};
+use crate::summary::{PortChoice, Span, Summary};
 
 const HOST: NetnsInum = NetnsInum(4_026_531_840);
 const POD: NetnsInum = NetnsInum(4_026_532_262);
@@ -283,6 +283,7 @@ fn account(netns: NetnsInum, counted: [u64; 5], explained: [u64; 5]) -> Account 
         explained: tally(explained),
         unexplained: tally(counted.map(Some))
             .zip(tally(explained), |counted, explained| Some(signed(counted?) - signed(explained))),
+        complete: true,
         note: None,
     }
 }
@@ -294,8 +295,11 @@ fn quiet() -> Summary {
         resolved: 0,
         undecided: 0,
         classes: Vec::new(),
-        kept_port: KeptPort::default(),
+        port_choice: PortChoice::default(),
         accounts: Vec::new(),
+        outside: 0,
+        ended: 0,
+        hooks_gone: Vec::new(),
         lost: Vec::new(),
         incomplete: Vec::new(),
     }
@@ -305,7 +309,7 @@ fn dropped(count: u64) -> Summary {
     Summary {
         dropped: count,
         classes: vec![(Class::SnatPortCollision, count)],
-        kept_port: KeptPort { collisions: count, kept: count, random: 0 },
+        port_choice: PortChoice { kept: count, ..PortChoice::default() },
         accounts: vec![account(HOST, [count, count, 0, 0, 0], [count, count, 0, 0, 0])],
         ..quiet()
     }
@@ -318,9 +322,16 @@ fn summaries() -> Vec<(&'static str, Summary)> {
         counters: Err("the network namespace cannot be entered: Operation not permitted".to_owned()),
         explained: tally([3, 3, 0, 0, 0]),
         unexplained: tally([None; 5]),
+        complete: true,
         note: None,
     };
-    let ahead = Account { note: Some(Caveat::Ended.text()), ..account(POD, [3, 3, 0, 0, 0], [4, 4, 0, 0, 0]) };
+    let ahead = Account { note: Some("more was seen than counted"), ..account(POD, [3, 3, 0, 0, 0], [4, 4, 0, 0, 0]) };
+    let gone = |figures, explained| Account {
+        complete: false,
+        note: Some(Caveat::Ended.text()),
+        ..account(POD, figures, explained)
+    };
+    let figures = [3, 3, 0, 0, 0];
     let mut old = account(HOST, [3, 1, 0, 0, 0], [3, 1, 0, 0, 0]);
     old.counters = Ok(tally([Some(3), Some(1), None, None, Some(0)]));
     old.unexplained = tally([Some(0), Some(0), None, None, Some(0)]);
@@ -334,7 +345,7 @@ fn summaries() -> Vec<(&'static str, Summary)> {
             (Class::FixedPort, 1),
             (Class::DuplicateFlow, 3),
         ],
-        kept_port: KeptPort { collisions: 8, kept: 5, random: 3 },
+        port_choice: PortChoice { random: 3, narrow: 1, kept: 3, kept_rule_unknown: 1 },
         accounts: vec![account(HOST, [9, 9, 3, 0, 0], [9, 9, 3, 0, 0]), account(POD, [1, 1, 0, 0, 2], [1, 1, 0, 0, 2])],
         ..quiet()
     };
@@ -355,6 +366,24 @@ fn summaries() -> Vec<(&'static str, Summary)> {
         ("lost", Summary { lost: vec![("ring-full", 2), ("unreadable", 1)], ..dropped(9) }),
         ("one lost", Summary { lost: vec![("unreadable", 1)], ..dropped(9) }),
         ("unreadable", Summary { accounts: vec![unreadable(None), unreadable(Some(POD))], ..dropped(6) }),
+        (
+            "one of two readable",
+            Summary { accounts: vec![account(HOST, figures, figures), unreadable(Some(POD))], ..dropped(6) },
+        ),
+        ("gone", Summary { accounts: vec![gone(figures, figures)], ended: 1, ..dropped(3) }),
+        (
+            "one of two gone",
+            Summary { accounts: vec![account(HOST, figures, figures), gone([0; 5], figures)], ended: 4, ..dropped(6) },
+        ),
+        ("gone and quiet", Summary { ended: 2, ..quiet() }),
+        ("one outside", Summary { dropped: 4, outside: 1, ..dropped(3) }),
+        ("many outside", Summary { dropped: 186, outside: 183, ..dropped(3) }),
+        ("module reloaded", Summary { hooks_gone: vec!["nf_conntrack".to_owned()], ..quiet() }),
+        ("modules reloaded", Summary { hooks_gone: vec!["nf_conntrack".to_owned(), "nf_nat".to_owned()], ..quiet() }),
+        (
+            "minimal",
+            Summary { port_choice: PortChoice { kept_rule_unknown: 2, ..PortChoice::default() }, ..dropped(2) },
+        ),
         ("incomplete", Summary { incomplete: vec![("flow-without-owner", 1), ("owner-unreadable", 5)], ..dropped(2) }),
     ]
 }
@@ -455,6 +484,8 @@ fn json_fields() {
     assert_eq!(summary["races"], serde_json::json!({"dropped": 12, "resolved": 0, "undecided": 0}));
     assert_eq!(summary["classes"], serde_json::json!({"snat-port-collision": 12}));
     assert_eq!(summary["accounts"][0]["netns"], HOST.0);
+    assert_eq!((&summary["outside"], &summary["ended"]), (&0.into(), &0.into()));
+    assert_eq!((&summary["accounts"][0]["complete"], summary.get("hooks_gone")), (&true.into(), None));
     let figures = |failed, dropped| {
         let (none, failed, dropped) = (0, failed, dropped);
         serde_json::json!({

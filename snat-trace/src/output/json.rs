@@ -281,6 +281,13 @@ struct SummaryRecord<'a> {
     races: RacesRecord,
     classes: Map<u64>,
     accounts: Vec<AccountRecord<'a>>,
+    /// Races in no account, as they came before the first or after the last reading of the counters.
+    outside: u64,
+    /// Network namespaces that went away while watched.
+    ended: u64,
+    /// Modules that were unloaded while watched.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    hooks_gone: &'a [String],
     lost: Map<u64>,
     /// Facts absent from events, by reason.
     incomplete: Map<u64>,
@@ -306,6 +313,8 @@ struct AccountRecord<'a> {
     error: Option<&'a str>,
     explained: Map<u64>,
     unexplained: Map<i64>,
+    /// Whether the counters are those of the whole time.
+    complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
 }
@@ -319,6 +328,9 @@ impl<'a> SummaryRecord<'a> {
             races: RacesRecord { dropped: summary.dropped, resolved: summary.resolved, undecided: summary.undecided },
             classes: Map(summary.classes.iter().map(|&(class, count)| (class.name(), count)).collect()),
             accounts: summary.accounts.iter().map(AccountRecord::new).collect(),
+            outside: summary.outside,
+            ended: summary.ended,
+            hooks_gone: &summary.hooks_gone,
             lost: Map(summary.lost.clone()),
             incomplete: Map(summary.incomplete.clone()),
             closes: summary.closes(),
@@ -335,6 +347,7 @@ impl<'a> AccountRecord<'a> {
             error: account.counters.as_ref().err().map(String::as_str),
             explained: Map(account.explained.named().to_vec()),
             unexplained: Map(known(account.unexplained)),
+            complete: account.complete,
             note: account.note,
         }
     }

@@ -43,6 +43,19 @@ impl fmt::Display for Closing<'_> {
         for hint in hints(&summary.accounts) {
             writeln!(f, "{hint}")?;
         }
+        if summary.outside > 0 {
+            let verb = if summary.outside == 1 { "is" } else { "are" };
+            let races = counted(summary.outside, "race");
+            writeln!(f, "{races} before or after the counters were read {verb} not in the account.")?;
+        }
+        if summary.ended > 0 {
+            let they = if summary.ended == 1 { "it" } else { "they" };
+            let namespaces = counted(summary.ended, "network namespace");
+            writeln!(
+                f,
+                "{namespaces} went away while watched; what {they} counted since the last reading is not known."
+            )?;
+        }
         if !summary.incomplete.is_empty() {
             writeln!(f, "Incomplete: {}.", list(&summary.incomplete))?;
         }
@@ -83,15 +96,32 @@ fn races(summary: &Summary) -> String {
     format!("{}, {outcomes}{classes}", counted(all, "race"))
 }
 
-/// `insert_failed` over all namespaces whose counters could be read.
+/// `insert_failed` over all namespaces of which it is known, and of how many it is not.
 fn totals(accounts: &[Account]) -> String {
-    let read = || accounts.iter().filter(|account| account.counters.is_ok());
-    equation(
+    let known: Vec<_> = accounts.iter().filter(|account| known(account)).collect();
+    if known.is_empty() && !accounts.is_empty() {
+        return format!("insert_failed of {} is not fully known", namespaces(accounts.len()));
+    }
+    let equation = equation(
         "insert_failed",
-        read().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum(),
-        read().map(|account| account.explained.insert_failed).sum(),
-        read().filter_map(|account| account.unexplained.insert_failed).sum(),
-    )
+        known.iter().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum(),
+        known.iter().map(|account| account.explained.insert_failed).sum(),
+        known.iter().filter_map(|account| account.unexplained.insert_failed).sum(),
+    );
+    if known.len() == accounts.len() {
+        equation
+    } else {
+        format!("{equation} in {} of {}", known.len(), namespaces(accounts.len()))
+    }
+}
+
+/// Whether the figures are there, and of the whole time.
+fn known(account: &Account) -> bool {
+    account.complete && account.counters.is_ok()
+}
+
+fn namespaces(count: usize) -> String {
+    counted(count.try_into().unwrap_or(u64::MAX), "network namespace")
 }
 
 fn equation(name: &str, counted: u64, explained: u64, unexplained: i64) -> String {
@@ -113,8 +143,20 @@ fn open(summary: &Summary) -> Vec<String> {
         let clashes = if summary.lost() == 1 { "clash was" } else { "clashes were" };
         reasons.push(format!("{} {clashes} lost on the way{hint}", summary.lost()));
     }
+    if !summary.hooks_gone.is_empty() {
+        let (was, its) = if summary.hooks_gone.len() == 1 { ("was", "its") } else { ("were", "their") };
+        let modules: Vec<_> = summary.hooks_gone.iter().map(|module| escape(module).to_string()).collect();
+        let modules = modules.join(" and ");
+        reasons.push(format!(
+            "{modules} {was} unloaded while watched: {its} hooks are gone and saw nothing since, so start again"
+        ));
+    }
     for account in summary.accounts.iter().filter(|account| !account.closes()) {
         let netns = netns(account);
+        if !account.complete {
+            reasons.push(format!("the final counters of netns {netns} are not known"));
+            continue;
+        }
         match &account.counters {
             Err(error) => reasons.push(format!("netns {netns} has no counters: {}", escape(error))),
             Ok(_) => {
@@ -160,7 +202,7 @@ fn figures(account: &Account, several: bool) -> Vec<String> {
         .filter_map(|(((name, counted), (_, explained)), (_, unexplained))| {
             let unexplained = unexplained?;
             let shown = match name {
-                "insert_failed" => several || unexplained != 0,
+                "insert_failed" => several || unexplained != 0 || !account.complete,
                 "drop" => drop_is_apart(account),
                 _ => true,
             };
