@@ -13,7 +13,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::counters::accounts::{Accounts, Closed, CountersError};
-use crate::kernel::{CannotTrace, Detail, KernelFacts, Plan, plan};
+use crate::kernel::{CannotTrace, Detail, KernelFacts, ModuleWatch, Plan, plan};
 use crate::output::Sink;
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::filter::Filter;
@@ -27,6 +27,9 @@ use writer::{Message, Writer};
 
 /// How often the counters of namespaces that had races are read, so that one that goes away has its last figures.
 const SAMPLE: Duration = Duration::from_secs(1);
+
+/// How often the modules are looked at: those that are unloaded take our hooks with them and say nothing.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What to watch and for how long.
 #[derive(Debug)]
@@ -75,7 +78,8 @@ pub enum WatchError {
     Internal(#[from] JoinError),
 }
 
-/// Attaches, hands every race to `sink` until `stop`, detaches and closes the account.
+/// Attaches, hands every race to `sink` until `stop`, detaches and closes the account. Ends early when a module is
+/// unloaded and its hooks with it; [`Summary::hooks_gone`] tells.
 ///
 /// # Errors
 ///
@@ -88,6 +92,7 @@ pub async fn watch(
 ) -> Result<Summary, WatchError> {
     let plan = plan(facts, options.detail)?;
     let mut writer = Writer::start(sink)?;
+    let modules = ModuleWatch::start(Path::new("/"), &plan);
     let mut tracer = Tracer::attach(&plan, options.sizes)?;
     // The counters are read while the hooks run, at both ends: what is counted was seen, and what was seen before the
     // first reading or after the last is known by its time.
@@ -109,6 +114,7 @@ pub async fn watch(
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut release = ticks(REORDERING_BOUND / 2);
     let mut sample = ticks(SAMPLE);
+    let mut look = ticks(LOOK);
     while !pipeline.enough() {
         tokio::select! {
             () = &mut stop => break,
@@ -127,6 +133,9 @@ pub async fn watch(
                     Ok(accounts)
                 }));
             }
+            _ = look.tick() => if !modules.gone().is_empty() {
+                break;
+            },
             sampled = joined(&mut sampling), if sampling.is_some() => accounts = Some(sampled??),
         }
     }
@@ -143,6 +152,7 @@ pub async fn watch(
     tracer.detach();
     tracer.drain(|bytes| pipeline.take(bytes));
     pipeline.drain(&mut writer).await?;
+    pipeline.totals.miss_hooks_of(modules.gone());
     let span = Span { started: session.started, ended, clock: session.clock };
     let summary = pipeline.totals.close(span, tracer.counts()?, &closed);
     writer.push(Message::Summary(Box::new(summary.clone())));

@@ -14,9 +14,9 @@ const BUDGETS: [(Detail, &str, u32); 8] = [
     (Detail::Full, "allocation", 136),
     (Detail::Full, "insertion", 18),
     (Detail::Full, "insertion_at_confirm", 30),
-    (Detail::Full, "owner_tcp", 1550),
-    (Detail::Full, "owner_ipv4", 1740),
-    (Detail::Full, "owner_ipv6", 1150),
+    (Detail::Full, "owner_tcp", 9550),
+    (Detail::Full, "owner_ipv4", 9740),
+    (Detail::Full, "owner_ipv6", 9150),
 ];
 
 /// Loads every program at both levels of detail, prints the verified instructions, and holds them against the budgets.

@@ -2,7 +2,7 @@
 
 use aya::Ebpf;
 
-use super::error::{ProbeError, reason};
+use super::error::{ProbeError, is_refusal, reason};
 use super::object::verify;
 use crate::kernel::{MissingHook, Plan, PlannedHook, Role};
 
@@ -50,10 +50,12 @@ pub(super) fn attach(object: &mut Ebpf, plan: &Plan) -> Result<Vec<AttachedHook>
 }
 
 fn attach_one(object: &mut Ebpf, hook: &PlannedHook) -> Result<(), ProbeError> {
-    verify(object, hook.program)?.attach(hook.symbol, 0).map(|_link| ()).map_err(|error| ProbeError::Attach {
-        symbol: hook.symbol,
-        module: hook.module.clone(),
-        reason: reason(&error),
+    let symbol = hook.symbol;
+    verify(object, hook.program)?.attach(symbol, 0).map(|_link| ()).map_err(|error| {
+        if is_refusal(&error) {
+            return ProbeError::NotPrivileged { symbol };
+        }
+        ProbeError::Attach { symbol, module: hook.module.clone(), reason: reason(&error) }
     })
 }
 

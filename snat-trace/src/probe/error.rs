@@ -24,6 +24,15 @@ pub enum ProbeError {
         /// The error and the end of the verifier's log.
         reason: String,
     },
+    /// The kernel takes probes of privileged users only.
+    #[error(
+        "not enough privilege to attach to {symbol}: kernel.perf_event_paranoid keeps probes from all without \
+         cap_sys_admin; run it as root (sudo snat-trace)"
+    )]
+    NotPrivileged {
+        /// The function.
+        symbol: &'static str,
+    },
     /// The program the tracing stands on could not be attached.
     #[error("cannot attach to {symbol}{}: {reason}", in_module(module.as_deref()))]
     Attach {
@@ -49,6 +58,18 @@ pub enum ProbeError {
 
 fn in_module(module: Option<&str>) -> String {
     module.map(|module| format!(" in {module}")).unwrap_or_default()
+}
+
+/// Whether it is the user who may not.
+pub(super) fn is_refusal(error: &ProgramError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The innermost cause of an aya error, with the end of the verifier's log where there is one.

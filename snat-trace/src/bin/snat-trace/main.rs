@@ -68,6 +68,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         }
         match cause.downcast_ref::<WatchError>() {
             Some(WatchError::CannotTrace(cannot)) => return cannot.exit_code().into(),
+            Some(WatchError::Probe(ProbeError::NotPrivileged { .. })) => return NOT_PRIVILEGED.into(),
             Some(WatchError::Probe(ProbeError::Refused { .. } | ProbeError::Attach { .. })) => {
                 return CANNOT_TRACE.into();
             }

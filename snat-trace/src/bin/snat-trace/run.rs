@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, Report, plan};
+use anyhow::{Context as _, Result, bail};
+use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::lab::pod_main;
 use snat_trace::output::Sink;
 use snat_trace::output::json::JsonSink;
@@ -40,7 +40,7 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
     let mut stop = std::pin::pin!(stopped()?);
     let facts = if args.wait {
         tokio::select! {
-            facts = conntrack_loaded() => facts?,
+            facts = conntrack_loaded(args.trace.detail) => facts?,
             () = &mut stop => return Ok(ExitCode::SUCCESS),
         }
     } else {
@@ -56,20 +56,29 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
         namespaces: &[],
     };
     let summary = watch(&facts, &options, sink(args.trace), stop).await?;
+    if !summary.hooks_gone.is_empty() {
+        bail!(
+            "{} was unloaded, and the hooks in it are gone: start again, or with --wait",
+            summary.hooks_gone.join(" and ")
+        );
+    }
     Ok(if args.fail_on_race && summary.races() > 0 { RACES_SEEN.into() } else { ExitCode::SUCCESS })
 }
 
-/// The facts of this kernel once connection tracking is loaded.
-async fn conntrack_loaded() -> Result<KernelFacts> {
+/// The facts of this kernel once connection tracking is loaded, and NAT too when its hook is asked for.
+async fn conntrack_loaded(detail: Detail) -> Result<KernelFacts> {
     let mut said = false;
     loop {
         let facts = KernelFacts::gather(Path::new("/"))?;
-        match plan(&facts, Detail::Minimal) {
-            Err(CannotTrace::ConntrackNotLoaded) => {}
+        let missing = match plan(&facts, detail) {
+            Err(CannotTrace::ConntrackNotLoaded) => "nf_conntrack",
+            Ok(plan) if plan.missing.iter().any(|hook| matches!(hook.reason, MissingReason::NotLoaded { .. })) => {
+                "nf_nat"
+            }
             _ => return Ok(facts),
-        }
+        };
         if !said {
-            tracing::info!("nf_conntrack is not loaded yet; waiting for it");
+            tracing::info!("{missing} is not loaded yet; waiting for it");
             said = true;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
