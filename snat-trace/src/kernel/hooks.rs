@@ -39,9 +39,9 @@ pub enum Role {
     Insertion,
     /// Who opened a TCP connection.
     OwnerTcp,
-    /// Who sent any other IPv4 packet.
+    /// Who sent a datagram over IPv4.
     OwnerIpv4,
-    /// Who sent any other IPv6 packet.
+    /// Who sent a datagram or an ICMP request over IPv6.
     OwnerIpv6,
 }
 
@@ -163,7 +163,7 @@ pub(super) const HOOKS: &[Hook] = &[
         home: Home::Image,
         preferred: Candidate { symbol: "ip_send_skb", program: "owner_ipv4", drawback: None },
         fallback: None,
-        cost: "owners of IPv4 flows other than TCP are looked up after the clash, so a process that has ended is not named",
+        cost: "owners of UDP flows over IPv4 are looked up after the clash, so a process that has ended is not named",
     },
     Hook {
         role: Role::OwnerIpv6,
@@ -171,7 +171,7 @@ pub(super) const HOOKS: &[Hook] = &[
         home: Home::Image,
         preferred: Candidate { symbol: "ip6_send_skb", program: "owner_ipv6", drawback: None },
         fallback: None,
-        cost: "owners of IPv6 flows other than TCP are looked up after the clash, so a process that has ended is not named",
+        cost: "owners of UDP and ICMP flows over IPv6 are looked up after the clash, so a process that has ended is not named",
     },
 ];
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 /// Four little-endian words.
@@ -150,7 +151,12 @@ pub(super) fn hear_now<W: Wire>(from: impl AsFd) -> io::Result<Option<W>> {
 
 fn hear_with<W: Wire>(from: impl AsFd, flags: RecvFlags) -> io::Result<Option<W>> {
     let mut bytes: Message = [0; 16];
-    let (length, _) = rustix::io::retry_on_intr(|| recv(&from, bytes.as_mut_slice(), flags))?;
+    let length = match rustix::io::retry_on_intr(|| recv(&from, bytes.as_mut_slice(), flags)) {
+        Ok((length, _)) => length,
+        // It went while messages of ours lay unread: gone all the same.
+        Err(Errno::CONNRESET) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     if length == 0 {
         return Ok(None);
     }
