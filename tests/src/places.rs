@@ -157,6 +157,24 @@ pub fn count() -> Result<String> {
     Ok("3 races".to_owned())
 }
 
+/// Watching that begins and ends in the middle of traffic: what was counted before or after is not taken for ours, and the
+/// account closes.
+///
+/// # Errors
+///
+/// It does not.
+pub fn in_traffic() -> Result<String> {
+    let _traffic = lab_with_races()?;
+    let mut outside = 0;
+    for run in 0..5 {
+        let lines = Lines::of(&["watch", "--count", "100"])?;
+        let summary = lines.only("summary")?;
+        ensure!(lines.races() == 100 && summary["closes"] == true, "run {run}: {summary}");
+        outside += summary["outside"].as_u64().unwrap_or(0);
+    }
+    Ok(format!("5 accounts close; {outside} races outside their readings"))
+}
+
 /// A stopped reader and a ring of one page: what does not fit is counted, and seen = delivered + lost.
 ///
 /// # Errors

@@ -199,7 +199,7 @@ const CPUS: usize = 3;
 
 fn happened() -> impl Strategy<Value = Happened> {
     let verdicts = [Some(Verdict::Dropped), Some(Verdict::ResolvedReplyOnly)];
-    (1_u64..10_000_000, 0_u64..100_000, 0..CPUS, proptest::sample::select(verdicts.to_vec()))
+    (1_u64..1_000_000_000, 0_u64..10_000_000, 0..CPUS, proptest::sample::select(verdicts.to_vec()))
         .prop_map(|(seen, late, cpu, verdict)| Happened { seen, counted: seen + late, cpu, verdict })
 }
 
@@ -219,8 +219,8 @@ proptest! {
     #[test]
     fn races_around_the_readings_leave_it_closed(
         happened in proptest::collection::vec(happened(), 0..80),
-        first in reading(1..4_000_000),
-        last in reading(5_000_000..9_000_000),
+        first in reading(1..400_000_000),
+        last in reading(500_000_000..900_000_000),
         made_later: bool,
     ) {
         let taken = |reading: [u64; CPUS + 2]| {

@@ -6,8 +6,9 @@ use crate::race::event::{NetnsInum, Race};
 use crate::race::time::KernelTime;
 
 /// A clash is counted within so many nanoseconds of the hook's look at the clock: both happen in one call of
-/// `nf_ct_resolve_clash`, with bottom halves off, so only the hook's own work and hard interrupts lie between.
-const COUNTED_WITHIN: u64 = 100_000;
+/// `nf_ct_resolve_clash`, with bottom halves off, so only the hook's own work and hard interrupts lie between, unless a
+/// hypervisor takes the CPU away just there: 100 us were too few for one reading in fifteen on an emulated CPU.
+const COUNTED_WITHIN: u64 = 10_000_000;
 
 /// When a reading was taken. It looks at one CPU's counters after the other.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -93,8 +94,9 @@ impl FromIterator<(NetnsInum, Window)> for Windows {
 mod tests {
     use super::*;
 
-    fn at(microseconds: u64) -> KernelTime {
-        KernelTime::from_record(microseconds * 1000).unwrap()
+    /// In hundredths of [`COUNTED_WITHIN`].
+    fn at(hundredths: u64) -> KernelTime {
+        KernelTime::from_record(hundredths * (COUNTED_WITHIN / 100)).unwrap()
     }
 
     fn taken(began: u64, ended: u64) -> Option<Taken> {

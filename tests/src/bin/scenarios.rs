@@ -85,6 +85,7 @@ fn loaded() -> Vec<Scenario> {
         plain("two tracers", places::two_tracers),
         plain("two labs", places::two_labs),
         plain("--count", places::count),
+        plain("in traffic", places::in_traffic),
         plain("ring full", places::ring_full),
         plain("closed pipe", places::closed_pipe),
         plain("stuck pipe", places::stuck_pipe),
