@@ -166,13 +166,13 @@ pub fn count() -> Result<String> {
 pub fn in_traffic() -> Result<String> {
     let _traffic = lab_with_races()?;
     let mut outside = 0;
-    for run in 0..5 {
-        let lines = Lines::of(&["watch", "--count", "100"])?;
+    for run in 0..3 {
+        let lines = Lines::of(&["watch", "--count", "100", "--duration", "30s"])?;
         let summary = lines.only("summary")?;
         ensure!(lines.races() == 100 && summary["closes"] == true, "run {run}: {summary}");
         outside += summary["outside"].as_u64().unwrap_or(0);
     }
-    Ok(format!("5 accounts close; {outside} races outside their readings"))
+    Ok(format!("3 accounts close; {outside} races outside their readings"))
 }
 
 /// A stopped reader and a ring of one page: what does not fit is counted, and seen = delivered + lost.
@@ -262,7 +262,7 @@ pub fn killed_lab() -> Result<String> {
 
 /// A lab that has printed a race and has many more rounds to go.
 fn lab_with_races() -> Result<Running> {
-    let mut lab = Running::start(&["lab", "--rounds", "5000", "--format", "json"])?;
+    let mut lab = Running::start(&["lab", "--rounds", "40000", "--format", "json"])?;
     let stdout = lab.child()?.stdout.take().context("stdout is a pipe")?;
     let mut lines = BufReader::new(stdout);
     let mut line = String::new();
