@@ -52,7 +52,7 @@ impl PortChoice {
     const NARROW: u16 = 256;
 
     fn add(&mut self, race: &Race) {
-        let kept = race.contested.ends().source.port() == race.loser.original.ends().source.port();
+        let kept = race.contested.keeps_port_of(race.loser.original);
         match race.nat {
             Some(NatRule { random: true, ports: _ }) => self.random += 1,
             Some(NatRule { random: false, ports: Some((min, max)) }) if max.saturating_sub(min) < Self::NARROW - 1 => {

@@ -45,7 +45,7 @@ pub fn classify(record: &ClashRecord) -> Result<Race, Undecodable> {
     let winner_flow = flow(winner).ok_or(unknown)?;
     let rule = nat_rule(loser);
     let contested = contested(shape, loser).ok_or(unknown)?;
-    let kept_port = contested.ends().source.port() == loser_flow.original.ends().source.port();
+    let kept_port = contested.keeps_port_of(loser_flow.original);
 
     Ok(Race {
         time,

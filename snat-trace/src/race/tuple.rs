@@ -105,6 +105,12 @@ impl TranslatedTuple {
         Some(Self(Ends { source, destination }))
     }
 
+    /// Whether translation left the source port, or the id of an echo, as the sender made it.
+    #[must_use]
+    pub fn keeps_port_of(self, original: OriginalTuple) -> bool {
+        self.0.source.port() == original.0.source.port()
+    }
+
     /// From both ends.
     #[must_use]
     pub fn from_ends(ends: Ends) -> Self {

@@ -68,20 +68,22 @@ impl<'a> Pipeline<'a> {
 
     /// Starts naming what no earlier record can precede any more at `now`.
     pub(super) fn name(&mut self, now: KernelTime) {
-        let mut batch = Vec::new();
-        while batch.len() < BATCH
-            && let Some(record) = self.order.pop(now)
-        {
-            self.classify(&record, &mut batch);
-        }
+        let batch = self.next_batch(|order| order.pop(now));
         self.start_naming(batch);
     }
 
-    fn classify(&mut self, record: &ClashRecord, batch: &mut Vec<(ClashRecord, Race)>) {
-        match classify(record) {
-            Ok(race) => batch.push((*record, race)),
-            Err(undecodable) => self.totals.lose(undecodable.reason()),
+    /// The next records that `pop` gives, classified.
+    fn next_batch(&mut self, pop: impl Fn(&mut Reorder) -> Option<ClashRecord>) -> Vec<(ClashRecord, Race)> {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH
+            && let Some(record) = pop(&mut self.order)
+        {
+            match classify(&record) {
+                Ok(race) => batch.push((record, race)),
+                Err(undecodable) => self.totals.lose(undecodable.reason()),
+            }
         }
+        batch
     }
 
     fn start_naming(&mut self, batch: Vec<(ClashRecord, Race)>) {
@@ -112,12 +114,7 @@ impl<'a> Pipeline<'a> {
                 let batch = joined(&mut self.naming).await?;
                 self.emit(batch, writer);
             }
-            let mut batch = Vec::new();
-            while batch.len() < BATCH
-                && let Some(record) = self.order.pop_last()
-            {
-                self.classify(&record, &mut batch);
-            }
+            let batch = self.next_batch(Reorder::pop_last);
             if batch.is_empty() && self.order.is_empty() {
                 return Ok(());
             }
