@@ -14,6 +14,10 @@ use snat_trace::race::filter::Filter;
 use snat_trace::watch::{Options, watch};
 
 use crate::output::Lines;
+use crate::scenario::{Row, Scenario, whole};
+
+/// The fallbacks'.
+pub const SCENARIOS: &[Scenario] = &[whole("insertion at confirm", insertion_at_confirm)];
 
 /// Every function of the hooks but `__nf_conntrack_hash_insert`.
 const FUNCTIONS: [&str; 6] = [
@@ -30,7 +34,7 @@ const FUNCTIONS: [&str; 6] = [
 /// # Errors
 ///
 /// They are not.
-pub fn insertion_at_confirm() -> Result<String> {
+pub fn insertion_at_confirm() -> Result<Row> {
     const ROUNDS: u64 = 30;
 
     let mut facts = KernelFacts::gather(Path::new("/"))?;
@@ -71,5 +75,5 @@ pub fn insertion_at_confirm() -> Result<String> {
     ensure!(lines.races() == ROUNDS && lab.races() == ROUNDS, "{} races, the lab {}", lines.races(), lab.races());
     let is_race = |race: &Value| race["class"] == "snat-port-collision" && race["overlap_ns"].as_u64() > Some(0);
     ensure!(lines.all("race").all(is_race), "a race is not told as one: {lines:?}");
-    Ok(format!("{ROUNDS} races"))
+    Ok(Row::said(format!("{ROUNDS} races")))
 }

@@ -6,4 +6,29 @@ pub mod loading;
 pub mod output;
 pub mod places;
 pub mod races;
+pub mod scenario;
 pub mod verifier;
+
+use scenario::Scenario;
+
+/// Every scenario, by group, in the order they run.
+pub const GROUPS: &[&[Scenario]] =
+    &[verifier::SCENARIOS, races::SCENARIOS, fallback::SCENARIOS, places::SCENARIOS, loading::SCENARIOS];
+
+/// Every scenario.
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    GROUPS.iter().copied().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_name_is_a_row_of_its_own() {
+        let mut names = HashSet::new();
+        for scenario in super::scenarios() {
+            assert!(names.insert(scenario.name), "{} stands there twice", scenario.name);
+        }
+    }
+}

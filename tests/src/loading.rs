@@ -8,18 +8,22 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::output::{Lines, Running, SNAT_TRACE};
+use crate::scenario::{Row, Scenario, unloaded};
+
+/// In this order: the last one loads the modules.
+pub const SCENARIOS: &[Scenario] = &[unloaded("not loaded", not_loaded), unloaded("--wait", wait)];
 
 /// Says so and ends with 4.
 ///
 /// # Errors
 ///
 /// Anything else.
-pub fn not_loaded() -> Result<String> {
+pub fn not_loaded() -> Result<Row> {
     let output = Command::new(SNAT_TRACE).arg("watch").output()?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(4), "{}: {error}", output.status);
     ensure!(error.contains("nf_conntrack is not loaded") && error.contains("--wait"), "said: {error}");
-    Ok("exit 4".to_owned())
+    Ok(Row::said("exit 4"))
 }
 
 /// `--wait` waits until it is, and then watches.
@@ -27,7 +31,7 @@ pub fn not_loaded() -> Result<String> {
 /// # Errors
 ///
 /// Anything else.
-pub fn wait() -> Result<String> {
+pub fn wait() -> Result<Row> {
     let ready = Path::new("/tmp/ready-wait");
     let path = ready.to_str().context("a path is text")?;
     let mut watch = Running::start(&["watch", "--wait", "--format", "json", "--ready-file", path])?;
@@ -46,5 +50,5 @@ pub fn wait() -> Result<String> {
     let lines = Lines::parse(&output)?;
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
     ensure!(hooks.len() == 6 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
-    Ok("6 hooks, once loaded".to_owned())
+    Ok(Row::said("6 hooks, once loaded"))
 }

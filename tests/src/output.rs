@@ -6,6 +6,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::scenario::Numbers;
+
 /// The binary under test, which lies in `PATH`.
 pub const SNAT_TRACE: &str = "snat-trace";
 
@@ -94,6 +96,35 @@ impl Lines {
     pub fn lost_in_all(&self) -> Result<u64> {
         let lost = self.only("summary")?["lost"].as_object().context("lost is no object")?;
         Ok(lost.values().filter_map(Value::as_u64).sum())
+    }
+
+    /// Failed inserts that the accounts have no explanation for.
+    ///
+    /// # Errors
+    ///
+    /// There is no summary.
+    pub fn unexplained(&self) -> Result<u64> {
+        let accounts = self.only("summary")?["accounts"].as_array().context("no accounts")?;
+        Ok(accounts.iter().filter_map(|account| account["unexplained"]["insert_failed"].as_u64()).sum())
+    }
+
+    /// The cells of a lab's run, as its comparison and its summary have them. They are not judged here.
+    ///
+    /// # Errors
+    ///
+    /// A record or a number is missing.
+    pub fn numbers(&self) -> Result<Numbers> {
+        let lab = self.only("lab")?;
+        let number = |name: &str| lab[name].as_u64().with_context(|| format!("{name} is missing: {lab}")).map(Some);
+        Ok(Numbers {
+            expected: number("packets_lost")?,
+            seen: number("seen")?,
+            pids_right: number("pids_right")?,
+            // Absent when the pods have no cgroups of their own.
+            cgroups_right: lab["cgroups_right"].as_u64(),
+            unexplained: Some(self.unexplained()?),
+            lost: Some(self.lost_in_all()?),
+        })
     }
 }
 

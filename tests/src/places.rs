@@ -11,6 +11,22 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::output::{Lines, Running, SNAT_TRACE};
+use crate::scenario::{Numbers, Row, Scenario, whole};
+
+/// In the order they run.
+pub const SCENARIOS: &[Scenario] = &[
+    whole("not root", not_root),
+    whole("idle", idle),
+    whole("two tracers", two_tracers),
+    whole("two labs", two_labs),
+    whole("--count", count),
+    whole("in traffic", in_traffic),
+    whole("ring full", ring_full),
+    whole("closed pipe", closed_pipe),
+    whole("stuck pipe", stuck_pipe),
+    whole("interrupted lab", interrupted_lab),
+    whole("killed lab", killed_lab),
+];
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -81,14 +97,14 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 /// # Errors
 ///
 /// Anything else.
-pub fn not_root() -> Result<String> {
+pub fn not_root() -> Result<Row> {
     for command in ["watch", "lab"] {
         let output = Command::new(SNAT_TRACE).arg(command).uid(NOBODY).gid(NOBODY).output()?;
         let error = String::from_utf8_lossy(&output.stderr).to_lowercase();
         ensure!(output.status.code() == Some(3), "{command} as nobody: {}: {error}", output.status);
         ensure!(error.contains("cap_") && error.lines().count() == 1, "{command} as nobody said: {error}");
     }
-    Ok("exit 3".to_owned())
+    Ok(Row::said("exit 3"))
 }
 
 /// `--duration` ends an idle watch with an account that closes, on nothing.
@@ -96,13 +112,13 @@ pub fn not_root() -> Result<String> {
 /// # Errors
 ///
 /// Anything else.
-pub fn idle() -> Result<String> {
+pub fn idle() -> Result<Row> {
     let lines = Lines::of(&["watch", "--duration", "1s"])?;
     ensure!(lines.races() == 0 && lines.only("summary")?["closes"] == true, "{lines:?}");
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
     ensure!(hooks.len() == 6 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
     nothing_attached()?;
-    Ok("6 hooks, no event".to_owned())
+    Ok(Row::said("6 hooks, no event"))
 }
 
 /// A tracer of its own sees the races of a lab as well as the lab's tracer does.
@@ -110,7 +126,7 @@ pub fn idle() -> Result<String> {
 /// # Errors
 ///
 /// They differ.
-pub fn two_tracers() -> Result<String> {
+pub fn two_tracers() -> Result<Row> {
     let watch = watching(&[], Path::new("/tmp/ready-two"))?;
     let lab = Lines::of(&["lab", "--rounds", "30"])?;
     let watch = Lines::parse(&watch.interrupt()?)?;
@@ -123,7 +139,7 @@ pub fn two_tracers() -> Result<String> {
     ensure!(contested(&watch) == contested(&lab), "watch saw {} races, the lab {}", watch.races(), lab.races());
     ensure!(watch.races() == 30 && watch.lost_in_all()? == 0, "{} races", watch.races());
     nothing_attached()?;
-    Ok("30 races each".to_owned())
+    Ok(Row::said("30 races each"))
 }
 
 /// Two labs at once have the same addresses, and neither takes the other's races or senders for its own.
@@ -131,7 +147,7 @@ pub fn two_tracers() -> Result<String> {
 /// # Errors
 ///
 /// One of them does.
-pub fn two_labs() -> Result<String> {
+pub fn two_labs() -> Result<Row> {
     let arguments = ["lab", "--rounds", "100", "--format", "json"];
     let labs = [Running::start(&arguments)?, Running::start(&arguments)?];
     for lab in labs {
@@ -139,7 +155,7 @@ pub fn two_labs() -> Result<String> {
         let races = Lines::parse(&output)?.races();
         ensure!(output.status.success() && races == 100, "{races} races, {}", output.status);
     }
-    Ok("100 races each".to_owned())
+    Ok(Row::said("100 races each"))
 }
 
 /// `--count` stops after so many, and shows no more.
@@ -147,14 +163,14 @@ pub fn two_labs() -> Result<String> {
 /// # Errors
 ///
 /// Anything else.
-pub fn count() -> Result<String> {
+pub fn count() -> Result<Row> {
     let watch = watching(&["--count", "3"], Path::new("/tmp/ready-count"))?;
     Lines::of(&["lab", "--rounds", "20"])?;
     let output = watch.wait()?;
     ensure!(output.status.success(), "{}", output.status);
     let lines = Lines::parse(&output)?;
     ensure!(lines.races() == 3, "{} races", lines.races());
-    Ok("3 races".to_owned())
+    Ok(Row::said("3 races"))
 }
 
 /// Watching that begins and ends in the middle of traffic: what was counted before or after is not taken for ours, and the
@@ -163,7 +179,7 @@ pub fn count() -> Result<String> {
 /// # Errors
 ///
 /// It does not.
-pub fn in_traffic() -> Result<String> {
+pub fn in_traffic() -> Result<Row> {
     let _traffic = lab_with_races()?;
     let mut outside = 0;
     for run in 0..3 {
@@ -172,7 +188,7 @@ pub fn in_traffic() -> Result<String> {
         ensure!(lines.races() == 100 && summary["closes"] == true, "run {run}: {summary}");
         outside += summary["outside"].as_u64().unwrap_or(0);
     }
-    Ok(format!("3 accounts close; {outside} races outside their readings"))
+    Ok(Row::said(format!("3 accounts close; {outside} races outside their readings")))
 }
 
 /// A stopped reader and a ring of one page: what does not fit is counted, and seen = delivered + lost.
@@ -180,7 +196,7 @@ pub fn in_traffic() -> Result<String> {
 /// # Errors
 ///
 /// Anything else.
-pub fn ring_full() -> Result<String> {
+pub fn ring_full() -> Result<Row> {
     const ROUNDS: u64 = 40;
 
     let mut watch = watching(&["--ring-bytes", "4096"], Path::new("/tmp/ready-ring"))?;
@@ -191,7 +207,14 @@ pub fn ring_full() -> Result<String> {
     let (races, lost) = (lines.races(), lines.lost("ring-full")?);
     ensure!(races > 0 && lost > 0 && races + lost == ROUNDS, "{races} races and {lost} lost are not {ROUNDS}");
     ensure!(lines.only("summary")?["closes"] == false, "an account with losses does not close");
-    Ok(format!("{races} races + {lost} lost"))
+    let numbers = Numbers {
+        expected: Some(ROUNDS),
+        seen: Some(races),
+        lost: Some(lost),
+        unexplained: Some(lines.unexplained()?),
+        ..Numbers::default()
+    };
+    Ok(Row { text: "seen + lost are all".to_owned(), numbers })
 }
 
 /// Whoever reads our output goes away: a normal end.
@@ -199,14 +222,14 @@ pub fn ring_full() -> Result<String> {
 /// # Errors
 ///
 /// Anything else.
-pub fn closed_pipe() -> Result<String> {
+pub fn closed_pipe() -> Result<Row> {
     let mut watch = watching(&[], Path::new("/tmp/ready-pipe"))?;
     let mut first = String::new();
     BufReader::new(watch.child()?.stdout.take().context("stdout is a pipe")?).read_line(&mut first)?;
     Lines::of(&["lab", "--rounds", "3"])?;
     let output = watch.wait()?;
     ensure!(output.status.code() == Some(0), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok("exit 0".to_owned())
+    Ok(Row::said("exit 0"))
 }
 
 /// Whoever should read our output does not: one signal ends us all the same, and what was not written is not passed over.
@@ -214,7 +237,7 @@ pub fn closed_pipe() -> Result<String> {
 /// # Errors
 ///
 /// Anything else.
-pub fn stuck_pipe() -> Result<String> {
+pub fn stuck_pipe() -> Result<Row> {
     // Some 300 KB of JSON, where a pipe holds 64.
     let mut watch = watching(&[], Path::new("/tmp/ready-stuck"))?;
     Lines::of(&["lab", "--pods", "8", "--rounds", "40"])?;
@@ -225,7 +248,7 @@ pub fn stuck_pipe() -> Result<String> {
     let output = watch.wait()?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && error.contains("cannot write the output"), "{}: {error}", output.status);
-    Ok("exit 1".to_owned())
+    Ok(Row::said("exit 1"))
 }
 
 /// Ctrl-C in the middle of a lab: nothing remains.
@@ -233,14 +256,14 @@ pub fn stuck_pipe() -> Result<String> {
 /// # Errors
 ///
 /// Something does.
-pub fn interrupted_lab() -> Result<String> {
+pub fn interrupted_lab() -> Result<Row> {
     let mut lab = lab_with_races()?;
     lab.signal(Signal::INT)?;
     let output = lab.wait()?;
     ensure!(output.status.code() == Some(1), "{}", output.status);
     ensure!(pods() == 0 && lab_cgroups()? == 0, "{} pods and {} cgroups remain", pods(), lab_cgroups()?);
     nothing_attached()?;
-    Ok("nothing remains".to_owned())
+    Ok(Row::said("nothing remains"))
 }
 
 /// SIGKILL in the middle of a lab: nothing stays attached, and what the next lab leaves is nothing.
@@ -248,7 +271,7 @@ pub fn interrupted_lab() -> Result<String> {
 /// # Errors
 ///
 /// Something remains.
-pub fn killed_lab() -> Result<String> {
+pub fn killed_lab() -> Result<Row> {
     let mut lab = lab_with_races()?;
     lab.signal(Signal::KILL)?;
     lab.wait()?;
@@ -257,7 +280,7 @@ pub fn killed_lab() -> Result<String> {
     let left = lab_cgroups()?;
     Lines::of(&["lab", "--rounds", "2"])?;
     ensure!(lab_cgroups()? == 0, "the next lab left {} cgroups", lab_cgroups()?);
-    Ok(format!("{left} cgroups left, removed by the next lab"))
+    Ok(Row::said(format!("{left} cgroups left, removed by the next lab")))
 }
 
 /// A lab that has printed a race and has many more rounds to go.

@@ -6,47 +6,49 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::output::Lines;
+use crate::scenario::{Row, Scenario, brief, whole};
 
-/// What to run, and what must come of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
-    /// Arguments of `snat-trace lab`.
-    pub arguments: &'a [&'a str],
-    /// `full` or `minimal`.
-    pub detail: &'a str,
-    /// How many races there must be.
-    pub races: Races,
-}
-
-/// How many races a run must have.
-#[derive(Clone, Copy, Debug)]
-pub enum Races {
-    /// Forced: just so many.
-    Exactly(u64),
-    /// Natural: some. How many is up to two CPUs, and a run without any is repeated.
-    Some,
-}
+/// The lab's. Every kernel has those that are forced: their numbers are known beforehand.
+pub const SCENARIOS: &[Scenario] = &[
+    brief("forced udp, full", || exactly(200, "full", &["--rounds", "200"])),
+    brief("forced udp, minimal", || exactly(200, "minimal", &["--rounds", "200"])),
+    brief("forced tcp, full", || exactly(100, "full", &["--scenario", "snat-tcp", "--rounds", "100"])),
+    brief("forced tcp, minimal", || exactly(100, "minimal", &["--scenario", "snat-tcp", "--rounds", "100"])),
+    brief("forced udp, 8 pods, full", || exactly(280, "full", &["--pods", "8", "--rounds", "40"])),
+    brief("forced udp, 8 pods, minimal", || exactly(280, "minimal", &["--pods", "8", "--rounds", "40"])),
+    whole("natural udp, full", || some("full", &["--rounds", "200"])),
+    whole("natural udp, minimal", || some("minimal", &["--rounds", "200"])),
+    whole("natural tcp, full", || some("full", &["--scenario", "snat-tcp", "--rounds", "60"])),
+    whole("natural tcp, minimal", || some("minimal", &["--scenario", "snat-tcp", "--rounds", "60"])),
+    whole("control: random-fully, forced", || exactly(0, "full", &["--random-fully", "--rounds", "50"])),
+    whole("control: random-fully, natural tcp", || {
+        exactly(0, "full", &["--random-fully", "--natural", "--scenario", "snat-tcp", "--rounds", "60"])
+    }),
+    whole("control: different ports", || exactly(0, "full", &["--control", "different-ports", "--rounds", "100"])),
+    whole("control: one CPU", || exactly(0, "full", &["--control", "one-cpu", "--rounds", "100"])),
+    whole("control: sequential", || exactly(0, "full", &["--control", "sequential", "--rounds", "100"])),
+    whole("control: sequential tcp", || {
+        exactly(0, "full", &["--control", "sequential", "--scenario", "snat-tcp", "--rounds", "60"])
+    }),
+];
 
 /// How often a natural run is repeated until a race is seen.
 const TRIES: usize = 10;
 
-/// Runs it.
-///
-/// # Errors
-///
-/// A number or a fact differs.
-pub fn run(run: Run<'_>) -> Result<String> {
-    let arguments = [&["lab", "--detail", run.detail], run.arguments].concat();
+/// `snat-trace lab` at a level of detail, with just so many races.
+fn exactly(expected: u64, detail: &str, arguments: &[&str]) -> Result<Row> {
+    let lines = Lines::of(&[&["lab", "--detail", detail], arguments].concat())?;
+    let races = judge(&lines, detail, false)?;
+    ensure!(races == expected, "{races} races, expected {expected}");
+    Ok(Row { text: String::new(), numbers: lines.numbers()? })
+}
+
+/// The same with nothing widened: some races, as two CPUs will have it. A run without any is repeated.
+fn some(detail: &str, arguments: &[&str]) -> Result<Row> {
     for _ in 0..TRIES {
-        let lines = Lines::of(&arguments)?;
-        let races = judge(&lines, run.detail, matches!(run.races, Races::Some))?;
-        match run.races {
-            Races::Exactly(expected) => {
-                ensure!(races == expected, "{races} races, expected {expected}");
-                return Ok(format!("{races} races"));
-            }
-            Races::Some if races > 0 => return Ok(format!("{races} races")),
-            Races::Some => {}
+        let lines = Lines::of(&[&["lab", "--natural", "--detail", detail], arguments].concat())?;
+        if judge(&lines, detail, true)? > 0 {
+            return Ok(Row { text: String::new(), numbers: lines.numbers()? });
         }
     }
     bail!("no race in {TRIES} runs")

@@ -6,6 +6,11 @@ use anyhow::{Context, Result, ensure};
 use snat_trace::kernel::{Detail, KernelFacts};
 use snat_trace::probe::verified_instructions;
 
+use crate::scenario::{Row, Scenario, brief};
+
+/// The verifier's.
+pub const SCENARIOS: &[Scenario] = &[brief("verifier", gate)];
+
 /// Most instructions the verifier may walk for a program, on any kernel of the matrix. Each is the largest count seen
 /// (6.1 or 7.3 walks most), with a tenth added; the gate prints the counts to take a new one from.
 const BUDGETS: [(Detail, &str, u32); 8] = [
@@ -24,7 +29,7 @@ const BUDGETS: [(Detail, &str, u32); 8] = [
 /// # Errors
 ///
 /// A program the kernel refuses, one without a budget, or one above it.
-pub fn gate() -> Result<String> {
+pub fn gate() -> Result<Row> {
     let facts = KernelFacts::gather(Path::new("/"))?;
     let offsets = facts.offsets.context("the offsets of this kernel")?;
     for detail in [Detail::Minimal, Detail::Full] {
@@ -41,5 +46,5 @@ pub fn gate() -> Result<String> {
             );
         }
     }
-    Ok("every program within its budget".to_owned())
+    Ok(Row::said("every program within its budget"))
 }
