@@ -103,11 +103,11 @@ fn text(truth: &Truth) -> String {
 }
 
 fn quiet_or_not(pods: usize, rounds: u32, mode: Mode, random_fully: bool) -> Result<Truth> {
-    run(&Setup { scenario: Scenario::SnatUdp, pods, rounds, mode, random_fully })
+    run(&Setup { pods, rounds, mode, random_fully, ..Setup::new(Scenario::SnatUdp) })
 }
 
 fn natural(scenario: Scenario, rounds: u32) -> Result<String> {
-    let truth = run(&Setup { scenario, pods: 2, rounds, mode: Mode::Natural, random_fully: false })?;
+    let truth = run(&Setup { rounds, mode: Mode::Natural, ..Setup::new(scenario) })?;
     let cpus = std::thread::available_parallelism()?.get();
     ensure!(truth.packets_lost() > 0 || cpus == 1, "no race in {rounds} rounds on {cpus} CPUs");
     Ok(text(&truth))
@@ -115,8 +115,7 @@ fn natural(scenario: Scenario, rounds: u32) -> Result<String> {
 
 fn control(control: Control) -> Result<String> {
     for scenario in [Scenario::SnatUdp, Scenario::SnatTcp] {
-        let setup = Setup { scenario, pods: 2, rounds: 300, mode: Mode::Control(control), random_fully: false };
-        let truth = run(&setup)?;
+        let truth = run(&Setup { rounds: 300, mode: Mode::Control(control), ..Setup::new(scenario) })?;
         ensure!(truth.packets_lost() == 0, "{scenario:?}: {}", text(&truth));
     }
     Ok("no packet lost over UDP and TCP".to_owned())
@@ -136,7 +135,7 @@ fn random_fully() -> Result<String> {
 }
 
 fn forced(scenario: Scenario, pods: usize, rounds: u32) -> Result<String> {
-    let truth = run(&Setup { scenario, pods, rounds, mode: Mode::Forced, random_fully: false })?;
+    let truth = run(&Setup { pods, rounds, ..Setup::new(scenario) })?;
     for round in &truth.rounds {
         let winners: Vec<usize> = (0..pods).filter(|pod| round.flows[*pod].first_try).collect();
         let expected = usize::try_from(round.number)? % pods;
@@ -156,7 +155,7 @@ fn forced_random_fully() -> Result<String> {
 }
 
 fn small() -> Setup {
-    Setup { scenario: Scenario::SnatTcp, pods: 2, rounds: 50, mode: Mode::Natural, random_fully: false }
+    Setup { rounds: 50, mode: Mode::Natural, ..Setup::new(Scenario::SnatTcp) }
 }
 
 fn whereabouts() -> Result<String> {

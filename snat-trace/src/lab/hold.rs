@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::addresses::marked_pod;
 use super::queue::{Queue, Queued};
-use super::topology::marked_pod;
 
 /// The packets held of one round, by pod.
 #[derive(Debug)]
@@ -56,11 +56,11 @@ pub(super) fn serve(queue: &Queue, pods: usize, stop: BorrowedFd<'_>) -> io::Res
 
 #[cfg(test)]
 mod tests {
-    use super::super::topology::mark_ttl;
+    use super::super::addresses::mark;
     use super::*;
 
     fn first_of(pod: usize, id: u32) -> Queued {
-        Queued { id, ttl: Some(mark_ttl(pod) - 1) }
+        Queued { id, ttl: Some(mark(pod)) }
     }
 
     #[test]

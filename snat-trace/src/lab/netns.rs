@@ -8,6 +8,7 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use super::Family;
 use super::error::{Doing, LabError};
 use crate::race::event::NetnsInum;
 
@@ -19,19 +20,30 @@ pub(super) struct Netns {
 }
 
 impl Netns {
-    /// A new, quiet namespace: no IPv6, so neither router solicitation nor duplicate address detection; no reverse path filter.
-    pub(super) fn new(forward: bool) -> Result<Self, LabError> {
+    /// A new, quiet namespace: of one IP version, with neither router solicitation, duplicate address detection nor
+    /// link-local addresses; no reverse path filter.
+    pub(super) fn new(family: Family, forward: bool) -> Result<Self, LabError> {
         let fd = on_own_thread(move || -> io::Result<OwnedFd> {
             // SAFETY: only the network namespace is unshared, never the table of file descriptors.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
             // `/proc/sys/net` is that of the calling thread (net/sysctl_net.c, `net_ctl_header_lookup`).
             let net = Path::new("/proc/sys/net");
             for place in ["all", "default"] {
-                let ipv6 = net.join("ipv6/conf").join(place).join("disable_ipv6");
-                if ipv6.exists() {
-                    fs::write(ipv6, "1")?;
-                }
                 fs::write(net.join("ipv4/conf").join(place).join("rp_filter"), "0")?;
+                let ipv6 = net.join("ipv6/conf").join(place);
+                match family {
+                    Family::V4 if !ipv6.exists() => {}
+                    Family::V4 => fs::write(ipv6.join("disable_ipv6"), "1")?,
+                    Family::V6 => {
+                        // A namespace can inherit them (net.core.devconf_inherit_init_net).
+                        fs::write(ipv6.join("disable_ipv6"), "0")?;
+                        fs::write(ipv6.join("accept_dad"), "0")?;
+                        fs::write(ipv6.join("router_solicitations"), "0")?;
+                        // IN6_ADDR_GEN_MODE_NONE
+                        fs::write(ipv6.join("addr_gen_mode"), "1")?;
+                        fs::write(ipv6.join("forwarding"), if forward { "1" } else { "0" })?;
+                    }
+                }
             }
             fs::write(net.join("ipv4/ip_forward"), if forward { "1" } else { "0" })?;
             Ok(File::open("/proc/thread-self/ns/net")?.into())

@@ -10,13 +10,15 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::gettid;
 
+use super::addresses::first_ttl;
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::hold;
 use super::netns::enter;
 use super::pod::PodArguments;
 use super::queue::Queue;
-use super::topology::{QUEUE, Topology};
+use super::rules::QUEUE;
+use super::topology::Topology;
 use super::wire::pair;
 use super::{Mode, Setup};
 
@@ -63,7 +65,16 @@ impl Node {
         let mut starts = Vec::with_capacity(topology.pods.len());
         for (pod, (netns, cpu)) in topology.pods.iter().zip(cpus).enumerate() {
             let netns = netns.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
-            let arguments = PodArguments { pod, scenario: setup.scenario, cpu: *cpu, lab: std::process::id() };
+            let lab = std::process::id();
+            let arguments = PodArguments {
+                pod,
+                transport: setup.scenario.transport(),
+                source: setup.family.pod(pod),
+                destination: setup.family.destination(lab),
+                ttl: first_ttl(pod, 1),
+                cpu: *cpu,
+                lab,
+            };
             starts.push((netns, arguments));
         }
         let (mode, pods) = (setup.mode, setup.pods);

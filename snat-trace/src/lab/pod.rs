@@ -3,22 +3,21 @@
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
-use std::net::{SocketAddrV4, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, send, socket_with, sockopt};
+use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
-use super::topology::{EXTERNAL, PLAIN_TTL, external_port, mark_ttl, pod_address};
+use super::transport::{First, Transport, tcp};
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
-use super::{KEPT_ROUNDS, MAX_PODS, Scenario};
+use super::{KEPT_ROUNDS, MAX_PODS};
 
 /// For how long a pod keeps a socket open at least.
 const KEPT_TIME: Duration = Duration::from_secs(5);
@@ -33,7 +32,13 @@ const PROBE_PORT: u16 = 9000;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct PodArguments {
     pub(super) pod: usize,
-    pub(super) scenario: Scenario,
+    pub(super) transport: Transport,
+    /// Its address.
+    pub(super) source: IpAddr,
+    /// Where the external host listens.
+    pub(super) destination: SocketAddr,
+    /// Time to live of its first packets.
+    pub(super) ttl: u8,
     /// The CPU to send from; any when `None`.
     pub(super) cpu: Option<usize>,
     /// The lab's process id.
@@ -42,16 +47,26 @@ pub(super) struct PodArguments {
 
 impl PodArguments {
     /// As words of a command line.
-    pub(super) fn to_words(self) -> [String; 4] {
-        let cpu = self.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
-        [self.pod.to_string(), self.scenario.name().to_owned(), cpu, self.lab.to_string()]
+    pub(super) fn to_words(self) -> [String; 7] {
+        [
+            self.pod.to_string(),
+            self.transport.name().to_owned(),
+            self.source.to_string(),
+            self.destination.to_string(),
+            self.ttl.to_string(),
+            self.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()),
+            self.lab.to_string(),
+        ]
     }
 
     fn from_words(words: &[String]) -> Option<Self> {
-        let [pod, scenario, cpu, lab] = words else { return None };
+        let [pod, transport, source, destination, ttl, cpu, lab] = words else { return None };
         Some(Self {
             pod: pod.parse().ok().filter(|pod| *pod < MAX_PODS)?,
-            scenario: Scenario::from_name(scenario)?,
+            transport: Transport::from_name(transport)?,
+            source: source.parse().ok()?,
+            destination: destination.parse().ok()?,
+            ttl: ttl.parse().ok()?,
             cpu: if cpu == "any" { None } else { Some(cpu.parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU)?) },
             lab: lab.parse().ok()?,
         })
@@ -107,13 +122,12 @@ impl Sender {
             sched_setaffinity(None, &cpus).doing("pin a pod's sender to its CPU")?;
         }
         let duplicate = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
-        let address = pod_address(arguments.pod);
         let port = PROBE_PORT + u16::try_from(arguments.pod).unwrap_or(0);
         Ok(Self {
             arguments,
             control: duplicate(io::stdin().as_fd()).doing("use a pod's control socket")?,
             barrier: Barrier::map(io::stdout().as_fd()).doing("map a pod's barrier")?,
-            probe: UdpSocket::bind((address, port)).doing("open a pod's probe socket")?,
+            probe: UdpSocket::bind((arguments.source, port)).doing("open a pod's probe socket")?,
             connecting: Vec::new(),
             open: VecDeque::new(),
         })
@@ -129,10 +143,7 @@ impl Sender {
                     Some(Order::Probe) => self.send_probe(),
                     Some(Order::Round { round, port, barrier }) => {
                         self.close_old(round);
-                        let sent = match self.arguments.scenario {
-                            Scenario::SnatUdp => self.send_udp(round, port, barrier),
-                            Scenario::SnatTcp => self.send_tcp(round, port, barrier),
-                        };
+                        let sent = self.send_first(round, port, barrier);
                         let errno = sent.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
                         self.report(Report::Sent { round, errno: errno.cast_unsigned() })?;
                     }
@@ -156,49 +167,28 @@ impl Sender {
 
     /// The way may not be open yet; the lab asks again until a probe arrives.
     fn send_probe(&self) {
-        let _unanswered = self.probe.send_to(&self.stamp(PROBE), self.external());
+        let _unanswered = self.probe.send_to(&self.stamp(PROBE).encode(), self.arguments.destination);
     }
 
-    fn stamp(&self, round: u32) -> [u8; Stamp::LENGTH] {
-        Stamp { round, pod: u32::try_from(self.arguments.pod).unwrap_or(u32::MAX) }.encode()
+    fn stamp(&self, round: u32) -> Stamp {
+        Stamp { round, pod: u32::try_from(self.arguments.pod).unwrap_or(u32::MAX) }
     }
 
-    fn send_udp(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
-        let pod = self.arguments.pod;
-        let prepared = UdpSocket::bind((pod_address(pod), port)).and_then(|socket| {
-            socket.connect(self.external())?;
-            socket.set_ttl(mark_ttl(pod).into())?;
-            Ok(socket)
-        });
-        let stamp = self.stamp(round);
+    fn send_first(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
+        let PodArguments { transport, source, destination, ttl, .. } = self.arguments;
+        let source = SocketAddr::new(source, port);
+        let first = First { source, destination, ttl, stamp: self.stamp(round) };
+        let prepared = transport.prepare(&first);
         // Also after an error: the other pods wait for this one.
         self.barrier.arrive(barrier);
         let socket = prepared?;
-        socket.send(&stamp)?;
-        self.open.push_back(Open { round, socket: socket.into(), since: Instant::now() });
-        Ok(())
-    }
-
-    fn send_tcp(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
-        let pod = self.arguments.pod;
-        let prepare = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-            bind(&socket, &SocketAddrV4::new(pod_address(pod), port))?;
-            sockopt::set_ip_ttl(&socket, mark_ttl(pod).into())?;
-            // Closed by a reset: no farewell packets among the test traffic.
-            sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
-            Ok(socket)
-        };
-        let prepared = prepare();
-        self.barrier.arrive(barrier);
-        let socket = prepared?;
-        match connect(&socket, &self.external()) {
-            // The SYN left inside connect(); whatever follows is unmarked.
-            Ok(()) | Err(Errno::INPROGRESS) => sockopt::set_ip_ttl(&socket, PLAIN_TTL.into())?,
-            Err(error) => return Err(error.into()),
+        transport.send(&socket, &first)?;
+        let open = Open { round, socket, since: Instant::now() };
+        if transport.retransmits() {
+            self.connecting.push(open);
+        } else {
+            self.open.push_back(open);
         }
-        self.connecting.push(Open { round, socket, since: Instant::now() });
         Ok(())
     }
 
@@ -206,31 +196,22 @@ impl Sender {
     fn finish_connects(&mut self) -> Result<(), LabError> {
         let mut still = Vec::with_capacity(self.connecting.len());
         for open in std::mem::take(&mut self.connecting) {
-            let mut fds = [PollFd::new(&open.socket, PollFlags::OUT)];
-            poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).doing("look at a connect")?;
-            if fds[0].revents().is_empty() {
-                still.push(open);
-                continue;
-            }
             let round = open.round;
-            match sockopt::socket_error(&open.socket).doing("read a connect's end")? {
-                Ok(()) => {
-                    let retransmits = total_retransmits(&open.socket).doing("read TCP_INFO")?;
-                    send(&open.socket, &self.stamp(round), SendFlags::NOSIGNAL).doing("send a pod's hello")?;
+            match tcp::connected(&open.socket).doing("look at a connect")? {
+                None => still.push(open),
+                Some(Ok(retransmits)) => {
+                    let hello = self.stamp(round).encode();
+                    send(&open.socket, &hello, SendFlags::NOSIGNAL).doing("send a pod's hello")?;
                     self.report(Report::Connected { round, retransmits })?;
                     self.open.push_back(open);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.report(Report::Refused { round, errno: error.raw_os_error().cast_unsigned() })?;
                 }
             }
         }
         self.connecting = still;
         Ok(())
-    }
-
-    fn external(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(EXTERNAL, external_port(self.arguments.lab))
     }
 
     /// A socket that connected late may stand behind younger ones and live a little longer.
@@ -242,46 +223,36 @@ impl Sender {
     }
 }
 
-/// Segments sent again over the life of a connection (`tcp_info.tcpi_total_retrans`, net/ipv4/tcp.c).
-fn total_retransmits(socket: &OwnedFd) -> io::Result<u32> {
-    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: all of it is integers, zero where the kernel wrote nothing.
-    Ok(unsafe { info.assume_init() }.tcpi_total_retrans)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Family;
     use super::*;
 
     #[test]
     fn arguments_survive_the_command_line() {
-        for cpu in [None, Some(1)] {
-            let arguments = PodArguments { pod: 7, scenario: Scenario::SnatTcp, cpu, lab: 4711 };
+        for (cpu, family) in [(None, Family::V4), (Some(1), Family::V6)] {
+            let arguments = PodArguments {
+                pod: 7,
+                transport: Transport::Tcp,
+                source: family.pod(7),
+                destination: family.destination(4711),
+                ttl: 208,
+                cpu,
+                lab: 4711,
+            };
             assert_eq!(PodArguments::from_words(&arguments.to_words()), Some(arguments));
         }
     }
 
     #[test]
     fn a_command_line_of_others_is_refused() {
-        for words in
-            [vec![], vec!["8", "snat-udp", "any", "1"], vec!["0", "x", "any", "1"], vec!["0", "snat-udp", "any"]]
-        {
-            let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-            assert!(matches!(pod_main(&words), Err(LabError::Setup(_))), "{words:?}");
+        let good = "0 udp 10.99.0.10 10.99.1.2:20000 200 any 1";
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert!(PodArguments::from_words(&words(good)).is_some());
+        for (from, to) in [("0 udp", "8 udp"), ("udp", "x"), (" any", ""), ("10.99.0.10", "here"), (" 200 ", " 256 ")] {
+            let bad = words(&good.replacen(from, to, 1));
+            assert!(matches!(pod_main(&bad), Err(LabError::Setup(_))), "{bad:?}");
         }
+        assert!(matches!(pod_main(&[]), Err(LabError::Setup(_))));
     }
 }

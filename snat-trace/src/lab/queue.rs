@@ -25,7 +25,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 
-/// Bytes of each packet the kernel copies: an IPv4 header.
+/// Bytes of each packet the kernel copies: an IPv4 header, or as much of an IPv6 header as has the hop limit.
 const COPIED: u32 = 20;
 /// Lengths of `nlmsghdr` with `nfgenmsg`, and of `nlattr`.
 const HEADER: usize = 16 + 4;
@@ -35,7 +35,7 @@ const ATTRIBUTE: usize = 4;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Queued {
     pub(super) id: u32,
-    /// Time to live in its IPv4 header; `None` when that was not copied.
+    /// Time to live in its IPv4 header, or hop limit in its IPv6 header; `None` when that was not copied.
     pub(super) ttl: Option<u8>,
 }
 
@@ -154,12 +154,21 @@ fn packet(mut attributes: &[u8]) -> Option<Queued> {
         match kind {
             // Its id is in network byte order.
             NFQA_PACKET_HDR => id = word(value, 0).map(u32::from_be),
-            NFQA_PAYLOAD => ttl = value.get(8).copied(),
+            NFQA_PAYLOAD => ttl = time_to_live(value),
             _ => {}
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Some(Queued { id: id?, ttl })
+}
+
+/// The time to live of a packet's IPv4 header, the hop limit of its IPv6 header.
+fn time_to_live(packet: &[u8]) -> Option<u8> {
+    match packet.first()? >> 4 {
+        4 => packet.get(8).copied(),
+        6 => packet.get(7).copied(),
+        _ => None,
+    }
 }
 
 /// The negative errno of an acknowledgement, 0 for success.
@@ -197,12 +206,15 @@ mod tests {
     #[test]
     fn packets_are_found_with_id_and_ttl() {
         let header = attribute(NFQA_PACKET_HDR, &[0, 0, 1, 2, 8, 0, 4]);
-        let mut ip = [0; 20];
-        ip[8] = 199;
-        let one = queued(&[header.clone(), attribute(77, &[1]), attribute(NFQA_PAYLOAD, &ip)].concat());
-        let other = queued(&header);
-        let expected = [Queued { id: 258, ttl: Some(199) }, Queued { id: 258, ttl: None }];
-        assert_eq!(packets(&[one, other].concat()), expected);
+        let mut ipv4 = [0; 20];
+        (ipv4[0], ipv4[8]) = (0x45, 199);
+        let mut ipv6 = [0; 20];
+        (ipv6[0], ipv6[7]) = (0x60, 200);
+        let one = queued(&[header.clone(), attribute(77, &[1]), attribute(NFQA_PAYLOAD, &ipv4)].concat());
+        let other = queued(&[header.clone(), attribute(NFQA_PAYLOAD, &ipv6)].concat());
+        let short = queued(&header);
+        let expected = [Some(199), Some(200), None].map(|ttl| Queued { id: 258, ttl });
+        assert_eq!(packets(&[one, other, short].concat()), expected);
     }
 
     #[test]

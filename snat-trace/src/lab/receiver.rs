@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
@@ -10,9 +10,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::error::{Doing, LabError};
 use super::netns::{Netns, enter};
-use super::topology::{EXTERNAL, external_port};
 use super::wire::{Arrival, Stamp, pair, tell};
-use super::{KEPT_ROUNDS, MAX_PODS};
+use super::{KEPT_ROUNDS, MAX_PODS, Setup};
 
 /// Connections kept open after their hello: as many as the pods keep.
 const KEPT_CONNECTIONS: usize = KEPT_ROUNDS as usize * MAX_PODS;
@@ -27,11 +26,11 @@ pub(super) struct Receiver {
 
 impl Receiver {
     /// Opens the sockets and starts the thread.
-    pub(super) fn start(external: &Netns) -> Result<Self, LabError> {
+    pub(super) fn start(setup: &Setup, external: &Netns) -> Result<Self, LabError> {
         let (arrivals, log) = pair().doing("make a socket pair")?;
         let netns = external.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
         let sockets = external.inside(|| {
-            let address = (EXTERNAL, external_port(std::process::id()));
+            let address = setup.family.destination(std::process::id());
             let open = || -> io::Result<_> {
                 let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
                 udp.set_nonblocking(true)?;
@@ -69,7 +68,7 @@ struct Sink {
     tcp: TcpListener,
     log: OwnedFd,
     /// Accepted, hello not read yet.
-    waiting: Vec<(TcpStream, SocketAddrV4)>,
+    waiting: Vec<(TcpStream, SocketAddr)>,
     greeted: VecDeque<TcpStream>,
 }
 
@@ -104,9 +103,7 @@ impl Sink {
     fn accept(&mut self) -> io::Result<()> {
         while let Some((stream, source)) = ready(self.tcp.accept())? {
             stream.set_nonblocking(true)?;
-            if let Some(source) = version_4(source) {
-                self.waiting.push((stream, source));
-            }
+            self.waiting.push((stream, source));
         }
         Ok(())
     }
@@ -117,7 +114,7 @@ impl Sink {
             // A hello is one segment: it is there whole or not at all.
             match stream.read(&mut bytes) {
                 Ok(length) => {
-                    self.arrived(&bytes[..length], source.into())?;
+                    self.arrived(&bytes[..length], source)?;
                     self.greeted.push_back(stream);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.waiting.push((stream, source)),
@@ -132,18 +129,9 @@ impl Sink {
     }
 
     fn arrived(&self, bytes: &[u8], source: SocketAddr) -> io::Result<()> {
-        match (Stamp::decode(bytes), version_4(source)) {
-            (Some(stamp), Some(source)) => tell(&self.log, Arrival { stamp, source }),
-            // Not from a pod: nobody else can reach this namespace, so it was cut short on its way.
-            _ => Ok(()),
-        }
-    }
-}
-
-fn version_4(address: SocketAddr) -> Option<SocketAddrV4> {
-    match address.ip() {
-        IpAddr::V4(ip) => Some(SocketAddrV4::new(ip, address.port())),
-        IpAddr::V6(_) => None,
+        // Not from a pod: nobody else can reach this namespace, so it was cut short on its way.
+        let Some(stamp) = Stamp::decode(bytes) else { return Ok(()) };
+        tell(&self.log, Arrival { stamp, source })
     }
 }
 

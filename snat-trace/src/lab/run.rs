@@ -1,7 +1,6 @@
 //! The rounds: orders go out, arrivals and reports come in, and a round is over when every packet is accounted for.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,12 +8,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::{Doing, LabError};
+use super::log::Log;
 use super::stat::Stat;
-use super::topology::{EXTERNAL, external_port, pod_address};
-use super::truth::{FlowTruth, RoundTruth, Truth};
-use super::wire::{Arrival, Order, PROBE, Report, hear_now, tell};
-use super::{Control, Lab, Mode, Scenario, Setup};
-use crate::race::tuple::{Ends, OriginalTuple, Protocol};
+use super::truth::Truth;
+use super::wire::{Order, hear_now, tell};
+use super::{Control, Lab, Mode};
 
 /// How long anything may take before it is an error.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -30,128 +28,6 @@ pub struct Progress {
     pub rounds: u32,
     /// Packets lost in them.
     pub lost: usize,
-}
-
-/// What is known of one flow so far.
-#[derive(Clone, Copy, Debug)]
-struct Flow {
-    original: OriginalTuple,
-    sent: bool,
-    arrived_as: Option<SocketAddr>,
-    /// TCP only: connected, after so many retransmits.
-    retransmits: Option<u32>,
-}
-
-impl Flow {
-    /// Arrived, as far as this scenario can tell.
-    fn arrived(&self, scenario: Scenario) -> bool {
-        self.arrived_as.is_some() && (scenario == Scenario::SnatUdp || self.retransmits.is_some())
-    }
-
-    fn first_try(&self, scenario: Scenario) -> bool {
-        self.arrived(scenario) && self.retransmits.unwrap_or(0) == 0
-    }
-}
-
-/// Everything heard in a run.
-#[derive(Debug)]
-struct Log {
-    setup: Setup,
-    rounds: Vec<Vec<Flow>>,
-    /// Pods whose probe has arrived.
-    probed: Vec<bool>,
-    /// Thread ids of pods that are ready.
-    ready: Vec<Option<u32>>,
-    /// How many rounds are over.
-    closed: usize,
-    /// Flows of closed rounds that have not arrived: lost for good (UDP), or waiting for a retransmission (TCP).
-    missing: usize,
-}
-
-impl Log {
-    fn new(setup: Setup) -> Self {
-        let pods = setup.pods;
-        Self { setup, rounds: Vec::new(), probed: vec![false; pods], ready: vec![None; pods], closed: 0, missing: 0 }
-    }
-
-    fn begin(&mut self, round: u32) {
-        let flow = |pod| {
-            let source = SocketAddrV4::new(pod_address(pod), self.setup.port(round, pod)).into();
-            let destination = SocketAddrV4::new(EXTERNAL, external_port(std::process::id())).into();
-            let original = OriginalTuple::from_ends(Ends { source, destination });
-            Flow { original, sent: false, arrived_as: None, retransmits: None }
-        };
-        self.rounds.push((0..self.setup.pods).map(flow).collect());
-    }
-
-    fn flow(&mut self, round: u32, pod: usize) -> Option<&mut Flow> {
-        self.rounds.get_mut(usize::try_from(round).ok()?)?.get_mut(pod)
-    }
-
-    fn arrival(&mut self, Arrival { stamp, source }: Arrival) {
-        let Ok(pod) = usize::try_from(stamp.pod) else { return };
-        if stamp.round == PROBE {
-            if let Some(probed) = self.probed.get_mut(pod) {
-                *probed = true;
-            }
-        } else {
-            self.update(stamp.round, pod, |flow| flow.arrived_as = Some(source.into()));
-        }
-    }
-
-    fn report(&mut self, pod: usize, report: Report) -> Result<(), LabError> {
-        let failed = |what: String| Err(LabError::Pod { pod, what });
-        match report {
-            Report::Ready { tid } => {
-                if let Some(slot) = self.ready.get_mut(pod) {
-                    *slot = Some(tid);
-                }
-            }
-            Report::Sent { round, errno: 0 } => self.update(round, pod, |flow| flow.sent = true),
-            Report::Sent { round, errno } => {
-                return failed(format!("could not send in round {round}: {}", os_error(errno)));
-            }
-            Report::Connected { round, retransmits } => {
-                self.update(round, pod, |flow| flow.retransmits = Some(retransmits));
-            }
-            Report::Refused { round, errno } => {
-                return failed(format!("could not connect in round {round}: {}", os_error(errno)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the latest round; how many of its packets were lost.
-    fn close(&mut self) -> usize {
-        self.closed = self.rounds.len();
-        let scenario = self.setup.scenario;
-        let flows = self.rounds.last().map(Vec::as_slice).unwrap_or_default();
-        self.missing += flows.iter().filter(|flow| !flow.arrived(scenario)).count();
-        flows.iter().filter(|flow| !flow.first_try(scenario)).count()
-    }
-
-    /// Changes a flow; a flow of a closed round that arrives thereby is no longer missing.
-    fn update(&mut self, round: u32, pod: usize, change: impl FnOnce(&mut Flow)) {
-        let scenario = self.setup.scenario;
-        let closed = usize::try_from(round).is_ok_and(|round| round < self.closed);
-        let Some(flow) = self.flow(round, pod) else { return };
-        let before = flow.arrived(scenario);
-        change(flow);
-        if closed && !before && flow.arrived(scenario) {
-            self.missing = self.missing.saturating_sub(1);
-        }
-    }
-
-    /// Sent and first-try arrivals of the latest round.
-    fn latest(&self) -> (usize, usize) {
-        let flows = self.rounds.last().map(Vec::as_slice).unwrap_or_default();
-        let arrived = flows.iter().filter(|flow| flow.first_try(self.setup.scenario)).count();
-        (flows.iter().filter(|flow| flow.sent).count(), arrived)
-    }
-}
-
-fn os_error(errno: u32) -> io::Error {
-    io::Error::from_raw_os_error(errno.cast_signed())
 }
 
 impl Lab {
@@ -179,11 +55,11 @@ impl Lab {
             }
             lost += log.close();
             progress(Progress { rounds: round + 1, lost });
-            if self.setup.scenario == Scenario::SnatTcp {
+            if self.setup.scenario.transport().retransmits() {
                 self.wait_for_retransmissions(&mut log, stop, MAX_WAITING)?;
             }
         }
-        if self.setup.scenario == Scenario::SnatTcp {
+        if self.setup.scenario.transport().retransmits() {
             self.wait_for_retransmissions(&mut log, stop, 0)?;
         }
         // Nothing more may come, but what has come is heard.
@@ -312,22 +188,10 @@ impl Lab {
     }
 
     fn truth(&self, log: &Log, counted: Stat) -> Truth {
-        let scenario = self.setup.scenario;
-        let flow = |flow: &Flow| FlowTruth {
-            original: flow.original,
-            arrived_as: flow.arrived_as,
-            first_try: flow.first_try(scenario),
-        };
-        let rounds = (0..).zip(&log.rounds);
         Truth {
-            protocol: match scenario {
-                Scenario::SnatUdp => Protocol::UDP,
-                Scenario::SnatTcp => Protocol::TCP,
-            },
+            protocol: self.setup.scenario.transport().protocol(),
             pods: self.truths.clone(),
-            rounds: rounds
-                .map(|(number, flows)| RoundTruth { number, flows: flows.iter().map(flow).collect() })
-                .collect(),
+            rounds: log.rounds(),
             insert_failed: counted.insert_failed,
             drop: counted.drop,
         }

@@ -1,14 +1,16 @@
-//! What the lab, its pods and its receiver say to each other: four words per message, one message per packet.
+//! What the lab, its pods and its receiver say to each other: eight words per message, one message per packet.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-/// Four little-endian words.
-type Message = [u8; 16];
+/// What a message is made of.
+type Words = [u32; 8];
+/// The same in little-endian bytes.
+type Message = [u8; 32];
 
 /// A pair of connected ends that keep message boundaries and show the other end's close as an end of file.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -42,7 +44,7 @@ pub(super) enum Report {
 pub(super) struct Arrival {
     pub(super) stamp: Stamp,
     /// Who sent it, as the external host sees it.
-    pub(super) source: SocketAddrV4,
+    pub(super) source: SocketAddr,
 }
 
 /// What a datagram or hello says of itself.
@@ -75,20 +77,30 @@ impl Stamp {
 
 /// A message of fixed size.
 pub(super) trait Wire: Sized {
-    fn words(self) -> [u32; 4];
-    fn from_words(words: [u32; 4]) -> Option<Self>;
+    fn words(self) -> Words;
+    fn from_words(words: Words) -> Option<Self>;
+}
+
+/// A message that needs no more than four words.
+fn words([a, b, c, d]: [u32; 4]) -> Words {
+    [a, b, c, d, 0, 0, 0, 0]
+}
+
+fn first_four(words: Words) -> Option<[u32; 4]> {
+    let [a, b, c, d, 0, 0, 0, 0] = words else { return None };
+    Some([a, b, c, d])
 }
 
 impl Wire for Order {
-    fn words(self) -> [u32; 4] {
+    fn words(self) -> Words {
         match self {
-            Self::Probe => [0, 0, 0, 0],
-            Self::Round { round, port, barrier } => [1, round, port.into(), barrier],
+            Self::Probe => words([0, 0, 0, 0]),
+            Self::Round { round, port, barrier } => words([1, round, port.into(), barrier]),
         }
     }
 
-    fn from_words(words: [u32; 4]) -> Option<Self> {
-        match words {
+    fn from_words(words: Words) -> Option<Self> {
+        match first_four(words)? {
             [0, 0, 0, 0] => Some(Self::Probe),
             [1, round, port, barrier] => Some(Self::Round { round, port: u16::try_from(port).ok()?, barrier }),
             _ => None,
@@ -97,17 +109,17 @@ impl Wire for Order {
 }
 
 impl Wire for Report {
-    fn words(self) -> [u32; 4] {
+    fn words(self) -> Words {
         match self {
-            Self::Ready { tid } => [0, tid, 0, 0],
-            Self::Sent { round, errno } => [1, round, errno, 0],
-            Self::Connected { round, retransmits } => [2, round, retransmits, 0],
-            Self::Refused { round, errno } => [3, round, errno, 0],
+            Self::Ready { tid } => words([0, tid, 0, 0]),
+            Self::Sent { round, errno } => words([1, round, errno, 0]),
+            Self::Connected { round, retransmits } => words([2, round, retransmits, 0]),
+            Self::Refused { round, errno } => words([3, round, errno, 0]),
         }
     }
 
-    fn from_words(words: [u32; 4]) -> Option<Self> {
-        match words {
+    fn from_words(words: Words) -> Option<Self> {
+        match first_four(words)? {
             [0, tid, 0, 0] => Some(Self::Ready { tid }),
             [1, round, errno, 0] => Some(Self::Sent { round, errno }),
             [2, round, retransmits, 0] => Some(Self::Connected { round, retransmits }),
@@ -118,19 +130,29 @@ impl Wire for Report {
 }
 
 impl Wire for Arrival {
-    fn words(self) -> [u32; 4] {
-        [self.stamp.round, self.stamp.pod, u32::from(*self.source.ip()), self.source.port().into()]
+    fn words(self) -> Words {
+        // An IPv4 address as an IPv4-mapped one.
+        let address = match self.source.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let [a, b, c, d, e, f, g, h] = address.segments().map(u32::from);
+        let pair = |high: u32, low: u32| high << 16 | low;
+        let port = self.source.port().into();
+        [self.stamp.round, self.stamp.pod, port, pair(a, b), pair(c, d), pair(e, f), pair(g, h), 0]
     }
 
-    fn from_words([round, pod, address, port]: [u32; 4]) -> Option<Self> {
-        let source = SocketAddrV4::new(Ipv4Addr::from(address), u16::try_from(port).ok()?);
+    fn from_words([round, pod, port, a, b, c, d, _]: Words) -> Option<Self> {
+        let bits = [a, b, c, d].into_iter().fold(0, |bits, word| bits << 32 | u128::from(word));
+        let address = Ipv6Addr::from_bits(bits).to_canonical();
+        let source = SocketAddr::new(address, u16::try_from(port).ok()?);
         Some(Self { stamp: Stamp { round, pod }, source })
     }
 }
 
 /// Sends one message.
 pub(super) fn tell(to: impl AsFd, message: impl Wire) -> io::Result<()> {
-    let mut bytes: Message = [0; 16];
+    let mut bytes: Message = [0; size_of::<Words>()];
     for (slot, word) in bytes.chunks_exact_mut(4).zip(message.words()) {
         slot.copy_from_slice(&word.to_le_bytes());
     }
@@ -150,7 +172,7 @@ pub(super) fn hear_now<W: Wire>(from: impl AsFd) -> io::Result<Option<W>> {
 }
 
 fn hear_with<W: Wire>(from: impl AsFd, flags: RecvFlags) -> io::Result<Option<W>> {
-    let mut bytes: Message = [0; 16];
+    let mut bytes: Message = [0; size_of::<Words>()];
     let length = match rustix::io::retry_on_intr(|| recv(&from, bytes.as_mut_slice(), flags)) {
         Ok((length, _)) => length,
         // It went while messages of ours lay unread: gone all the same.
@@ -160,7 +182,7 @@ fn hear_with<W: Wire>(from: impl AsFd, flags: RecvFlags) -> io::Result<Option<W>
     if length == 0 {
         return Ok(None);
     }
-    let mut words = [0; 4];
+    let mut words: Words = [0; 8];
     for (word, slot) in words.iter_mut().zip(bytes.chunks_exact(4)) {
         *word = slot.try_into().map_or(0, u32::from_le_bytes);
     }
@@ -186,6 +208,11 @@ mod tests {
         ] {
             tell(&other, report).unwrap();
             assert_eq!(hear(&one).unwrap(), Some(report));
+        }
+        for source in ["10.99.1.1:10000", "[fd99::1:0:0:0:1]:10000"].map(|text| text.parse().unwrap()) {
+            let arrival = Arrival { stamp: Stamp { round: 3, pod: 1 }, source };
+            tell(&other, arrival).unwrap();
+            assert_eq!(hear(&one).unwrap(), Some(arrival));
         }
         assert_eq!(hear_now::<Report>(&one).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(other);

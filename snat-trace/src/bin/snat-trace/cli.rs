@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snat_trace::kernel::Detail;
-use snat_trace::lab::{Control, Mode, Scenario, Setup};
+use snat_trace::lab::{Control, Family, Mode, Scenario, Setup};
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
 use snat_trace::race::tuple::Protocol;
@@ -204,6 +204,9 @@ pub(crate) struct LabArgs {
     /// What each pod sends: a datagram (snat-udp) or a connection (snat-tcp)
     #[arg(long, value_name = "NAME", default_value = "snat-udp", value_parser = scenario_parser())]
     pub(crate) scenario: Scenario,
+    /// Over IPv6 instead of IPv4
+    #[arg(long)]
+    pub(crate) ipv6: bool,
     /// How many pods, 2 to 8; all but one lose in each forced round
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) pods: usize,
@@ -240,13 +243,20 @@ impl LabArgs {
             None if self.natural => Mode::Natural,
             None => Mode::Forced,
         };
-        Setup { scenario: self.scenario, pods: self.pods, rounds: self.rounds, mode, random_fully: self.random_fully }
+        Setup {
+            family: if self.ipv6 { Family::V6 } else { Family::V4 },
+            pods: self.pods,
+            rounds: self.rounds,
+            mode,
+            random_fully: self.random_fully,
+            ..Setup::new(self.scenario)
+        }
     }
 }
 
 fn scenario_parser() -> impl clap::builder::TypedValueParser<Value = Scenario> {
     use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-    PossibleValuesParser::new([Scenario::SnatUdp, Scenario::SnatTcp].map(Scenario::name))
+    PossibleValuesParser::new(Scenario::ALL.map(Scenario::name))
         .map(|name| Scenario::from_name(&name).unwrap_or(Scenario::SnatUdp))
 }
 
