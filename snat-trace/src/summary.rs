@@ -263,8 +263,14 @@ impl Summary {
                 Class::PortExhaustion => {
                     "found no free port in the rule's range: widen the range (--to-ports) or add addresses (--to-source)"
                 }
-                Class::FixedPort => "met a rule that allows one port only: give it a range, or no port at all",
-                Class::SnatPortCollision | Class::DuplicateFlow | Class::CrossedFlow | Class::Unclassified => continue,
+                Class::FixedPort => {
+                    "had no choice of a port: where the rule names one, give it a range, or no port at all"
+                }
+                Class::DuplicateFlow => {
+                    "sent two packets at once before it had an entry: for DNS a node-local cache, or single-request-reopen \
+                     in resolv.conf, avoids it"
+                }
+                Class::SnatPortCollision | Class::CrossedFlow | Class::Unclassified => continue,
             };
             advice.push(format!("{count} {flows} {what}."));
         }
@@ -279,7 +285,7 @@ mod tests {
     use crate::counters::figures::Tally;
     use crate::counters::window::{Taken, Window};
     use crate::race::classify::classify;
-    use crate::race::classify::tests::clash;
+    use crate::race::classify::tests::{clash, since};
 
     fn at(nanoseconds: u64) -> KernelTime {
         KernelTime::from_record(nanoseconds).unwrap()
@@ -287,7 +293,7 @@ mod tests {
 
     /// A dropped packet whose flow kept its port.
     fn race(time: KernelTime, nat: Option<NatRule>) -> Race {
-        let race = Race { time, nat, ..classify(&clash()).unwrap() };
+        let race = Race { time, nat, ..classify(&clash(), since()).unwrap() };
         assert_eq!((race.class, race.verdict), (Class::SnatPortCollision, Some(Verdict::Dropped)));
         assert_eq!(race.contested.ends().source.port(), race.loser.original.ends().source.port());
         race

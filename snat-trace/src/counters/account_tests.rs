@@ -28,6 +28,7 @@ fn race(netns: Option<NetnsInum>, verdict: Option<Verdict>) -> Race {
         contested: TranslatedTuple::from_ends(ends),
         overlap: None,
         nat: None,
+        port_use: None,
         winner: flow.clone(),
         loser: flow,
         packet: Bytes::new(),

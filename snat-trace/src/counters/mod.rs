@@ -5,6 +5,7 @@ pub mod accounts;
 pub mod figures;
 pub mod netlink;
 pub mod netns;
+pub mod ports;
 pub mod procfs;
 pub mod window;
 pub(crate) mod wire;

@@ -3,7 +3,7 @@
 //! Three small dumps (conntrack statistics, addresses, sockets) need forty lines of this; the formats are UAPI
 //! (include/uapi/linux/netlink.h) and everything is in host byte order unless the family says otherwise.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
 use rustix::io::Errno;
@@ -45,11 +45,17 @@ pub(crate) enum DumpError {
     /// Every attempt saw the table change.
     #[error("the kernel's table changed during each of {ATTEMPTS} attempts to read it")]
     Interrupted,
+    /// The answer was longer than there was time for.
+    #[error("the answer did not end in time")]
+    TooLong,
 }
 
 /// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(crate) struct Socket(rustix::fd::OwnedFd);
+pub(crate) struct Socket {
+    fd: rustix::fd::OwnedFd,
+    deadline: Option<Instant>,
+}
 
 impl Socket {
     /// Opens one that takes messages from the kernel only: a connected netlink socket refuses other senders
@@ -60,9 +66,14 @@ impl Socket {
                 rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
             rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
             set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
-            Ok(Self(socket))
+            Ok(Self { fd: socket, deadline: None })
         };
         open().map_err(DumpError::Socket)
+    }
+
+    /// The same, for a dump that is given up when it has not ended by `deadline`; there is no other after that one.
+    pub(crate) fn until(self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self }
     }
 
     /// Asks for a dump and hands over each message as (type, payload). When the kernel says that the table changed
@@ -91,12 +102,15 @@ impl Socket {
         body: &[u8],
         mut each: impl FnMut(u16, &[u8]),
     ) -> Result<bool, DumpError> {
-        rustix::net::send(&self.0, &request(message_type, sequence, body)?, SendFlags::empty())
+        rustix::net::send(&self.fd, &request(message_type, sequence, body)?, SendFlags::empty())
             .map_err(DumpError::Socket)?;
         let mut buffer = vec![0; RECEIVE_LEN];
         let mut consistent = true;
         loop {
-            let received = match rustix::net::recv(&self.0, buffer.as_mut_slice(), RecvFlags::TRUNC) {
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(DumpError::TooLong);
+            }
+            let received = match rustix::net::recv(&self.fd, buffer.as_mut_slice(), RecvFlags::TRUNC) {
                 Ok((_, length)) => buffer.get(..length).ok_or(DumpError::Malformed)?,
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(DumpError::Socket(error)),

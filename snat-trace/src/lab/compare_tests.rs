@@ -90,6 +90,7 @@ fn race(round: u16, loser: usize, winner: usize) -> Race {
         contested: TranslatedTuple::from_ends(contested),
         overlap: None,
         nat: None,
+        port_use: None,
         winner: flow(winner),
         loser: flow(loser),
         packet: Bytes::new(),

@@ -14,7 +14,7 @@ use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Role};
 use crate::owner::{Container, Owner, OwnerSource};
 use crate::probe::{AttachedHook, HookState};
-use crate::race::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
+use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
 use crate::session::Session;
@@ -80,6 +80,7 @@ fn collision() -> Race {
         contested: TranslatedTuple::from_ends(ends("192.0.2.10:41234", "198.51.100.7:443")),
         overlap: Some(Duration::from_nanos(812)),
         nat: Some(NatRule { random: false, ports: None }),
+        port_use: None,
         winner: Flow { inserted: Some(at(271_204_004_612)), ..asked(winner, 271_204_003_300, 0) },
         loser: asked(loser, 271_204_003_800, 3),
         packet: (0..40).collect(),
@@ -147,6 +148,7 @@ fn exhaustion() -> Race {
         class: Class::PortExhaustion,
         overlap: None,
         nat: Some(NatRule { random: true, ports: Some((40_000, 40_001)) }),
+        port_use: Some(PortUse { in_range: 2, in_use: Some(2) }),
         ..collision()
     }
 }
@@ -478,7 +480,10 @@ fn json_fields() {
         assert_eq!(bare["loser"].get(unknown), None, "what is not known is absent: {unknown}");
     }
     assert_eq!(icmp["contested"], serde_json::json!({"src": "192.0.2.10", "sport": 4660, "dst": "198.51.100.7"}));
-    assert_eq!(exhaustion["nat"], serde_json::json!({"random": true, "min_port": 40000, "max_port": 40001}));
+    assert_eq!(
+        exhaustion["nat"],
+        serde_json::json!({"random": true, "min_port": 40000, "max_port": 40001, "in_range": 2, "in_use": 2})
+    );
 
     assert_eq!((&summary["duration_ns"], &summary["closes"]), (&60_000_000_000_u64.into(), &true.into()));
     assert_eq!(summary["races"], serde_json::json!({"dropped": 12, "resolved": 0, "undecided": 0}));

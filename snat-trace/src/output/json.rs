@@ -167,6 +167,8 @@ impl<'a> RaceRecord<'a> {
                 random: rule.random,
                 min_port: rule.ports.map(|(min, _)| min),
                 max_port: rule.ports.map(|(_, max)| max),
+                in_range: race.port_use.map(|ports| ports.in_range),
+                in_use: race.port_use.and_then(|ports| ports.in_use),
             }),
             winner: flow(&race.winner),
             loser: flow(&race.loser),
@@ -203,6 +205,12 @@ struct NatRecord {
     min_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_port: Option<u16>,
+    /// How many ports there were to choose from, where the class is about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_range: Option<u32>,
+    /// How many of them were taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_use: Option<u32>,
 }
 
 #[derive(Serialize)]

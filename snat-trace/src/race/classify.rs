@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use snat_trace_common::{ClashRecord, FlowFact, Tuple, TupleDirection, flow_flags};
 
+use super::class::Contest;
 use super::decode::Undecodable;
 use super::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
 use super::time::KernelTime;
@@ -26,12 +27,12 @@ mod range {
     pub(super) const RANDOM: u32 = 1 << 2 | 1 << 4;
 }
 
-/// The race a clash was, without its owners.
+/// The race a clash was, without its owners. The hooks had all been attached at `since`.
 ///
 /// # Errors
 ///
 /// [`Undecodable::UnknownFamily`] when the entries are neither IPv4 nor IPv6.
-pub fn classify(record: &ClashRecord) -> Result<Race, Undecodable> {
+pub fn classify(record: &ClashRecord, since: KernelTime) -> Result<Race, Undecodable> {
     let (loser, winner) = (&record.loser, &record.winner);
     let unknown = Undecodable::UnknownFamily { l3num: loser.original.l3num };
     let shape = Shape::of(loser, winner);
@@ -45,11 +46,21 @@ pub fn classify(record: &ClashRecord) -> Result<Race, Undecodable> {
     let winner_flow = flow(winner).ok_or(unknown)?;
     let rule = nat_rule(loser);
     let contested = contested(shape, loser).ok_or(unknown)?;
-    let kept_port = contested.keeps_port_of(loser_flow.original);
+    let contest = Contest {
+        protocol,
+        rule,
+        kept_port: contested.keeps_port_of(loser_flow.original),
+        loser: &loser_flow,
+        winner: &winner_flow,
+        winner_unseen: unseen(winner),
+        since,
+    };
+    let class = class(shape, &contest);
+    let port_use = contest.port_use(class);
 
     Ok(Race {
         time,
-        class: class(shape, rule, kept_port, &loser_flow, &winner_flow),
+        class,
         verdict: verdict(shape, protocol, winner),
         protocol,
         netns: (record.netns != 0).then_some(NetnsInum(record.netns)),
@@ -57,6 +68,7 @@ pub fn classify(record: &ClashRecord) -> Result<Race, Undecodable> {
         contested,
         overlap: overlap(&loser_flow, &winner_flow),
         nat: rule,
+        port_use,
         winner: winner_flow,
         loser: loser_flow,
         packet: Bytes::copy_from_slice(record.packet.get(..usize::from(record.packet_len)).unwrap_or(&record.packet)),
@@ -109,36 +121,23 @@ fn zone(flow: &FlowFact, direction: TupleDirection) -> u16 {
     if flow.zone_dir & 1 << direction != 0 { flow.zone } else { 0 }
 }
 
-/// How close an insert and a request for a port may lie for their order not to be known: both hooks take the time at the
-/// entry of their function, and the entry becomes visible, or the port is looked for, only some instructions later.
-const TOO_CLOSE: Duration = Duration::from_micros(100);
+/// The zone of an entry's reply tuple, in which its translated source must be unique.
+pub(super) fn reply_zone(flow: &FlowFact) -> u16 {
+    zone(flow, REPLY)
+}
 
-/// A clash over a translated tuple is a race iff loser.allocated < winner.inserted < the clash. When the winner was in
-/// the table before the loser asked, the allocator knew it and had no other port to give. Where the two are too close to
-/// tell, a loser that kept its original port found it free: it is kept for no other reason
-/// (net/netfilter/nf_nat_core.c, `get_unique_tuple`). Where the times are not known at all (minimal detail), the tuples
-/// decide; where they should be and one is not, nothing does.
-fn class(shape: Shape, rule: Option<NatRule>, kept_port: bool, loser: &Flow, winner: &Flow) -> Class {
+fn class(shape: Shape, contest: &Contest<'_>) -> Class {
     match shape {
         Shape::SameFlow | Shape::SameOriginal => Class::DuplicateFlow,
         Shape::Crossed => Class::CrossedFlow,
         Shape::Other => Class::Unclassified,
-        Shape::SameTranslated => {
-            // With one port allowed, the kernel does not look whether it is free (get_unique_tuple again:
-            // min_proto == max_proto).
-            if matches!(rule, Some(NatRule { random: _, ports: Some((min, max)) }) if min == max) {
-                return Class::FixedPort;
-            }
-            match (loser.allocated, winner.inserted) {
-                (Some(allocated), Some(inserted)) if inserted <= allocated => {
-                    let too_close = allocated.since(inserted) < TOO_CLOSE;
-                    if too_close && kept_port { Class::SnatPortCollision } else { Class::PortExhaustion }
-                }
-                (Some(_), Some(_)) | (None, None) => Class::SnatPortCollision,
-                (Some(_), None) | (None, Some(_)) => Class::Unclassified,
-            }
-        }
+        Shape::SameTranslated => contest.class(),
     }
+}
+
+/// See [`Contest::winner_unseen`].
+fn unseen(winner: &FlowFact) -> bool {
+    winner.status & ips::NAT_DONE != 0 && winner.flags & (flow_flags::ALLOCATION | flow_flags::STALE_ALLOCATION) == 0
 }
 
 /// What the tuples prove of the kernel's decision (net/netfilter/nf_conntrack_core.c, `nf_ct_resolve_clash`).
@@ -268,11 +267,16 @@ pub(crate) mod tests {
         }
     }
 
+    /// When the hooks were attached: just before.
+    pub(crate) fn since() -> KernelTime {
+        KernelTime::from_record(1).unwrap()
+    }
+
     /// The clash, changed, and what it must become.
     fn judged(change: impl FnOnce(&mut ClashRecord)) -> (Class, Option<Verdict>) {
         let mut record = clash();
         change(&mut record);
-        let race = classify(&record).expect("IPv4");
+        let race = classify(&record, since()).expect("IPv4");
         (race.class, race.verdict)
     }
 
@@ -285,7 +289,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_race_names_both_flows() {
-        let race = classify(&clash()).expect("IPv4");
+        let race = classify(&clash(), since()).expect("IPv4");
         assert_eq!(race.class, Class::SnatPortCollision);
         assert_eq!(race.verdict, Some(Verdict::Dropped));
         assert_eq!(race.contested.ends().source.to_string(), "10.99.1.1:40000");
@@ -322,7 +326,14 @@ pub(crate) mod tests {
                 (PortExhaustion, Some(Dropped)),
             ),
             ("winner in just after", &|r| r.loser.allocated_ns = 1499, (SnatPortCollision, Some(Dropped))),
-            ("winner unknown", &|r| forget(&mut r.winner), (Unclassified, Some(Dropped))),
+            (
+                "winner unknown, another port",
+                &|r| {
+                    forget(&mut r.winner);
+                    r.loser.original.src_port_be = 1;
+                },
+                (Unclassified, Some(Dropped)),
+            ),
             ("loser unknown", &|r| forget(&mut r.loser), (Unclassified, Some(Dropped))),
             (
                 "minimal detail",
@@ -399,7 +410,7 @@ pub(crate) mod tests {
             flow.reply.src_port_be = 77_u16.to_be();
             flow.reply.dst_port_be = 0;
         }
-        let race = classify(&record).expect("IPv4");
+        let race = classify(&record, since()).expect("IPv4");
         assert_eq!(race.contested.ends().source.to_string(), "10.99.1.1:77");
         assert_eq!(race.contested.ends().destination.port(), 0);
         assert_eq!(race.loser.original.ends().destination.port(), 0);
@@ -410,14 +421,14 @@ pub(crate) mod tests {
         let mut record = clash();
         record.winner.reply.l3num = 7;
         record.loser.original.l3num = 7;
-        assert_eq!(classify(&record), Err(Undecodable::UnknownFamily { l3num: 7 }));
+        assert_eq!(classify(&record, since()), Err(Undecodable::UnknownFamily { l3num: 7 }));
     }
 
     proptest! {
         /// The rule of the whole project, over every interleaving of two flows whose times tell.
         #[test]
         fn a_race_is_what_the_times_say(asked in 1_u64..1000, won in 1_u64..1000, inserted in 1_u64..2000) {
-            let far = u64::try_from(TOO_CLOSE.as_nanos()).unwrap();
+            let far = u64::try_from(crate::race::class::TOO_CLOSE.as_nanos()).unwrap();
             let (class, _) = judged(|record| {
                 record.loser.allocated_ns = asked * far;
                 record.winner.allocated_ns = won * far;

@@ -72,7 +72,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::race::classify::{self, tests::clash};
+    use crate::race::classify::{
+        self,
+        tests::{clash, since},
+    };
 
     fn bytes_of(record: &ClashRecord) -> Vec<u8> {
         // SAFETY: a record is initialised bytes without padding.
@@ -114,7 +117,7 @@ mod tests {
                 bytes[..2].copy_from_slice(&kind::CLASH.to_ne_bytes());
             }
             if let Ok(record) = decode(&bytes) {
-                let _ = classify::classify(&record);
+                let _ = classify::classify(&record, since());
             }
         }
     }

@@ -20,7 +20,7 @@ pub enum Class {
     SnatPortCollision,
     /// The winner was in the table before the loser asked: the allocator found no free port in the rule's range.
     PortExhaustion,
-    /// The rule allows one port only, so the kernel did not look for a free one.
+    /// The rule allows one port only, or the protocol has none, so the kernel had nothing to choose.
     FixedPort,
     /// Two packets of one flow made an entry each.
     DuplicateFlow,
@@ -93,6 +93,16 @@ pub struct NatRule {
     pub ports: Option<(u16, u16)>,
 }
 
+/// The range a port was chosen from, and how full it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PortUse {
+    /// How many ports, or ids of an echo, the loser could have been given.
+    pub in_range: u32,
+    /// How many of them entries held toward the same destination, counted within a second of the clash; `None` when they
+    /// could not be counted.
+    pub in_use: Option<u32>,
+}
+
 /// One side of a clash.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Flow {
@@ -129,6 +139,8 @@ pub struct Race {
     pub overlap: Option<Duration>,
     /// What the rule allowed the loser.
     pub nat: Option<NatRule>,
+    /// How full that was, where the class is about it.
+    pub port_use: Option<PortUse>,
     /// The flow that was there.
     pub winner: Flow,
     /// The flow that was too late.

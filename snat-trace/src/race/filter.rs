@@ -80,7 +80,10 @@ impl FromStr for Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::race::classify::{classify, tests::clash};
+    use crate::race::classify::{
+        classify,
+        tests::{clash, since},
+    };
 
     #[test]
     fn prefixes() {
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_condition_must_hold_and_either_side_may_hold_it() {
-        let race = classify(&clash()).unwrap();
+        let race = classify(&clash(), since()).unwrap();
         let shows = |change: &dyn Fn(&mut Filter)| {
             let mut filter = Filter::default();
             change(&mut filter);

@@ -1,5 +1,6 @@
 //! From records to race events: decode, order, classify. Pure, and the same for a live and a replayed source.
 
+pub mod class;
 pub mod classify;
 pub mod decode;
 pub mod event;

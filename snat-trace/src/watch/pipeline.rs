@@ -5,7 +5,9 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::writer::{Message, Writer};
 use super::{Options, WatchError, joined};
+use crate::counters::ports::PortCounts;
 use crate::owner::{Owners, Query, recorded_sender};
+use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
 use crate::race::decode::decode;
 use crate::race::event::Race;
@@ -25,14 +27,21 @@ pub(super) struct Pipeline<'a> {
     session: &'a Session,
     order: Reorder,
     /// `None` while a batch is being named.
-    owners: Option<Owners>,
+    finder: Option<Finder>,
     pub(super) naming: Option<JoinHandle<Named>>,
     pub(super) totals: Totals,
     shown: u64,
 }
 
-/// A batch with its owners, and the finder of owners for the next.
-pub(super) type Named = (Owners, Vec<Race>);
+/// Finds out what the records do not say.
+#[derive(Default)]
+pub(super) struct Finder {
+    owners: Owners,
+    ports: PortCounts,
+}
+
+/// A batch with everything known, and the finder for the next.
+pub(super) type Named = (Finder, Vec<Race>);
 
 impl<'a> Pipeline<'a> {
     pub(super) fn new(options: &'a Options<'a>, session: &'a Session) -> Self {
@@ -40,7 +49,7 @@ impl<'a> Pipeline<'a> {
             options,
             session,
             order: Reorder::default(),
-            owners: Some(Owners::default()),
+            finder: Some(Finder::default()),
             naming: None,
             totals: Totals::default(),
             shown: 0,
@@ -78,7 +87,7 @@ impl<'a> Pipeline<'a> {
         while batch.len() < BATCH
             && let Some(record) = pop(&mut self.order)
         {
-            match classify(&record) {
+            match classify(&record, self.session.started) {
                 Ok(race) => batch.push((record, race)),
                 Err(undecodable) => self.totals.lose(undecodable.reason()),
             }
@@ -90,14 +99,14 @@ impl<'a> Pipeline<'a> {
         if batch.is_empty() {
             return;
         }
-        if let Some(owners) = self.owners.take() {
-            self.naming = Some(spawn_blocking(move || name_all(owners, batch)));
+        if let Some(finder) = self.finder.take() {
+            self.naming = Some(spawn_blocking(move || name_all(finder, batch)));
         }
     }
 
     /// Shows a named batch.
-    pub(super) fn emit(&mut self, (owners, races): Named, writer: &mut Writer) {
-        self.owners = Some(owners);
+    pub(super) fn emit(&mut self, (finder, races): Named, writer: &mut Writer) {
+        self.finder = Some(finder);
         for race in races {
             self.totals.add(&race, self.options.detail);
             if !self.enough() && self.options.filter.shows(&race) {
@@ -123,10 +132,17 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// Names the owners of a batch: as the kernel recorded them, and by their sockets where it did not.
-fn name_all(mut owners: Owners, batch: Vec<(ClashRecord, Race)>) -> Named {
+/// Names the owners of a batch: as the kernel recorded them, and by their sockets where it did not. Counts the ports in
+/// use where there seemed to be none left.
+fn name_all(mut finder: Finder, batch: Vec<(ClashRecord, Race)>) -> Named {
     let mut races = Vec::with_capacity(batch.len());
+    let Finder { owners, ports } = &mut finder;
     for (record, mut race) in batch {
+        if let Some((netns, range)) = exhausted_range(&race, &record.loser)
+            && let Some(in_use) = ports.count(netns, &range)
+        {
+            set_in_use(&mut race, in_use);
+        }
         for (fact, flow) in [(&record.loser, &mut race.loser), (&record.winner, &mut race.winner)] {
             flow.owner = recorded_sender(fact, record.header.time_ns).map(|sender| owners.from_fact(sender));
         }
@@ -148,5 +164,5 @@ fn name_all(mut owners: Owners, batch: Vec<(ClashRecord, Race)>) -> Named {
             }
         }
     }
-    (owners, races)
+    (finder, races)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{clock_time, duration};
 use crate::output::escape;
 use crate::owner::{Owner, OwnerSource};
-use crate::race::event::{Flow, NatRule, Race, Verdict};
+use crate::race::event::{Flow, NatRule, PortUse, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, Protocol};
 
@@ -33,6 +33,11 @@ impl fmt::Display for Block<'_> {
                 Some((min, max)) => line(f, "rule", format_args!("ports {min}-{max}, {random}"))?,
                 None => line(f, "rule", format_args!("any port, {random}"))?,
             }
+        }
+        if let Some(PortUse { in_range, in_use }) = self.race.port_use {
+            let in_use = in_use.map_or_else(|| "unknown".to_owned(), |in_use| in_use.to_string());
+            let destination = contested.ends().destination;
+            line(f, "ports", format_args!("{in_use} of {in_range} in use toward {destination}"))?;
         }
         self.flow(f, "loser", loser)?;
         self.flow(f, "winner", winner)?;

@@ -1,0 +1,381 @@
+//! How many ports toward one destination are taken: entries of the conntrack table, counted over ctnetlink.
+//!
+//! Asked for only where a range seems to be exhausted. The kernel walks its whole table for an answer, whatever it is
+//! asked to leave out of it, so questions are few: one a second for each range, and a tenth of the time for all.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut};
+use rustix::net::netlink::NETFILTER;
+
+use super::netns::{self, Depth, Netns};
+use super::wire::{Attributes, DumpError, Socket};
+use crate::race::event::NetnsInum;
+use crate::race::tuple::Protocol;
+
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET` (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+const GET: u16 = (1 << 8) | 1;
+
+// enum ctattr_type
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+// enum ctattr_tuple
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_TUPLE_ZONE: u16 = 3;
+// enum ctattr_ip
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+// enum ctattr_l4proto
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_ID: u16 = 4;
+const CTA_PROTO_ICMPV6_ID: u16 = 7;
+// enum ctattr_filter
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+// What a filter looks at (net/netfilter/nf_internals.h).
+const FILTER_IP: u32 = 1 | 1 << 1;
+const FILTER_PROTO_NUM: u32 = 1 << 3;
+const FILTER_SRC_PORT: u32 = 1 << 4;
+/// `NLA_F_NESTED`, without which the kernel refuses a filter.
+const NESTED: u16 = 0x8000;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// How old an answer may be and serve again.
+const FRESH: Duration = Duration::from_secs(1);
+/// How much of each second may be spent asking, and so about how long one question may take.
+const BUDGET: Duration = Duration::from_millis(100);
+/// Most answers kept.
+const KEPT: usize = 1024;
+
+/// What the entries to be counted have in common: all but the port in their reply tuple.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Range {
+    /// Of the flows.
+    pub protocol: Protocol,
+    /// The translated source address.
+    pub translated: IpAddr,
+    /// Where the flows go; its port is 0 for ICMP.
+    pub destination: SocketAddr,
+    /// The conntrack zone of the entries in the reply direction.
+    pub zone: u16,
+    /// The ports that count, or ids of echoes.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// Counts, and remembers what it counted for a second.
+#[derive(Debug, Default)]
+pub struct PortCounts {
+    answers: HashMap<(NetnsInum, Range), (Instant, Option<u32>)>,
+    /// Where namespaces were found.
+    places: HashMap<NetnsInum, Netns>,
+    /// The second that is running, and how much of it was spent.
+    second: Option<(Instant, Duration)>,
+}
+
+impl PortCounts {
+    /// How many ports of the range are taken in a namespace, as of a second ago at most; `None` when that cannot be said:
+    /// the namespace is gone or may not be entered, the table is too large, or too much was asked in this second.
+    pub fn count(&mut self, netns: NetnsInum, range: &Range) -> Option<u32> {
+        let now = Instant::now();
+        let key = (netns, range.clone());
+        if let Some((when, answer)) = self.answers.get(&key)
+            && now.duration_since(*when) < FRESH
+        {
+            return *answer;
+        }
+        let spent = match self.second {
+            Some((began, spent)) if now.duration_since(began) < FRESH => spent,
+            _ => {
+                self.second = Some((now, Duration::ZERO));
+                Duration::ZERO
+            }
+        };
+        if spent >= BUDGET {
+            return None;
+        }
+        let answer = self.ask(netns, range, now + BUDGET);
+        if let Some((_, spent)) = &mut self.second {
+            *spent += now.elapsed();
+        }
+        if self.answers.len() >= KEPT {
+            self.answers.retain(|_, (when, _)| now.duration_since(*when) < FRESH);
+        }
+        if self.answers.len() < KEPT {
+            self.answers.insert(key, (now, answer));
+        }
+        answer
+    }
+
+    fn ask(&mut self, netns: NetnsInum, range: &Range, deadline: Instant) -> Option<u32> {
+        let fd = match self.places.get(&netns).and_then(|place| place.open().ok()) {
+            Some(fd) => fd,
+            None => {
+                self.places = netns::enumerate(Depth::Threads).ok()?.into_iter().map(|at| (at.inum, at)).collect();
+                self.places.get(&netns)?.open().ok()?
+            }
+        };
+        netns::in_netns(fd.as_fd(), || taken(range, deadline)).ok()?.ok()
+    }
+}
+
+/// How many ports of the range are taken in the calling thread's namespace.
+fn taken(range: &Range, deadline: Instant) -> Result<u32, DumpError> {
+    let ask = |body: &[u8]| {
+        Socket::open(Some(NETFILTER))?.until(deadline).dump(GET, body, BTreeSet::new, |ports, _, payload| {
+            ports.extend(range.port_of(payload));
+        })
+    };
+    // A kernel before 5.8 does not know the filter and passes it over; one that refuses it is asked without.
+    let ports = match ask(&range.request(true)) {
+        Err(DumpError::Refused(_)) => ask(&range.request(false))?,
+        answer => answer?,
+    };
+    // A set of ports has 65536 members at most.
+    Ok(u32::try_from(ports.len()).unwrap_or(u32::MAX))
+}
+
+impl Range {
+    /// A request for every entry of the family, or those that the kernel can tell to be none of ours. An address of
+    /// IPv6 is not asked for: kernels (5.8 to at least 6.18; net/netfilter/nf_conntrack_netlink.c,
+    /// `ctnetlink_filter_match_tuple`) leave out the entries that have it instead of those that have not.
+    fn request(&self, filtered: bool) -> Vec<u8> {
+        let family = if self.translated.is_ipv4() { AF_INET } else { AF_INET6 };
+        // struct nfgenmsg: family, version, res_id.
+        let mut body = vec![family, 0, 0, 0];
+        if !filtered {
+            return body;
+        }
+        let mut flags = FILTER_PROTO_NUM;
+        let mut tuple = Vec::new();
+        if let (IpAddr::V4(source), IpAddr::V4(destination)) = (self.destination.ip(), self.translated) {
+            flags |= FILTER_IP;
+            let mut ip = Vec::new();
+            put(&mut ip, CTA_IP_V4_SRC, &source.octets());
+            put(&mut ip, CTA_IP_V4_DST, &destination.octets());
+            put(&mut tuple, CTA_TUPLE_IP | NESTED, &ip);
+        }
+        let mut proto = Vec::new();
+        put(&mut proto, CTA_PROTO_NUM, &[self.protocol.0]);
+        if matches!(self.protocol, Protocol::TCP | Protocol::UDP) {
+            flags |= FILTER_SRC_PORT;
+            put(&mut proto, CTA_PROTO_SRC_PORT, &self.destination.port().to_be_bytes());
+        }
+        put(&mut tuple, CTA_TUPLE_PROTO | NESTED, &proto);
+        put(&mut body, CTA_TUPLE_REPLY | NESTED, &tuple);
+        let mut filter = Vec::new();
+        put(&mut filter, CTA_FILTER_REPLY_FLAGS, &flags.to_ne_bytes());
+        put(&mut body, CTA_FILTER | NESTED, &filter);
+        body
+    }
+
+    /// The port that the entry of one message holds, if it is one of ours. The message is without its netlink header:
+    /// `struct nfgenmsg`, then attributes in network byte order.
+    fn port_of(&self, payload: &[u8]) -> Option<u16> {
+        let mut zone = 0;
+        let mut reply = &[][..];
+        for (kind, mut value) in Attributes(payload.get(4..)?) {
+            match kind {
+                CTA_TUPLE_REPLY => reply = value,
+                CTA_ZONE => zone = value.try_get_u16().ok()?,
+                _ => {}
+            }
+        }
+        let (mut addresses, mut protocol, mut ports) = ((None, None), None, (None, None));
+        for (kind, mut value) in Attributes(reply) {
+            match kind {
+                CTA_TUPLE_IP => addresses = ends(value),
+                // A zone of this direction only.
+                CTA_TUPLE_ZONE => zone = value.try_get_u16().ok()?,
+                CTA_TUPLE_PROTO => {
+                    for (kind, mut value) in Attributes(value) {
+                        match kind {
+                            CTA_PROTO_NUM => protocol = value.try_get_u8().ok(),
+                            CTA_PROTO_SRC_PORT => ports.0 = value.try_get_u16().ok(),
+                            CTA_PROTO_DST_PORT => ports.1 = value.try_get_u16().ok(),
+                            CTA_PROTO_ICMP_ID | CTA_PROTO_ICMPV6_ID => ports = (Some(0), value.try_get_u16().ok()),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let ours = addresses == (Some(self.destination.ip()), Some(self.translated))
+            && protocol == Some(self.protocol.0)
+            && ports.0 == Some(self.destination.port())
+            && zone == self.zone;
+        ports.1.filter(|port| ours && self.ports.contains(port))
+    }
+}
+
+/// Source and destination of a `CTA_TUPLE_IP`.
+fn ends(addresses: &[u8]) -> (Option<IpAddr>, Option<IpAddr>) {
+    let (mut source, mut destination) = (None, None);
+    for (kind, value) in Attributes(addresses) {
+        let v4 = || <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
+        let v6 = || <[u8; 16]>::try_from(value).ok().map(IpAddr::from);
+        match kind {
+            CTA_IP_V4_SRC => source = v4(),
+            CTA_IP_V4_DST => destination = v4(),
+            CTA_IP_V6_SRC => source = v6(),
+            CTA_IP_V6_DST => destination = v6(),
+            _ => {}
+        }
+    }
+    (source, destination)
+}
+
+/// Appends an attribute, padded to a multiple of four.
+fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    // A request of ours is a hundred bytes long.
+    to.put_u16_ne(u16::try_from(4 + value.len()).unwrap_or(u16::MAX));
+    to.put_u16_ne(kind);
+    to.extend(value);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::process::{Command, Stdio};
+
+    use proptest::prelude::*;
+
+    use super::super::netns::tests::{alone, new_netns};
+    use super::*;
+
+    fn range(translated: &str, destination: &str, ports: RangeInclusive<u16>) -> Range {
+        Range {
+            protocol: Protocol::UDP,
+            translated: translated.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            zone: 0,
+            ports,
+        }
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put(&mut bytes, kind, value);
+        bytes
+    }
+
+    /// One entry as the kernel dumps it: 10.0.0.2:53 answers 10.0.0.1 at a port.
+    fn entry(port: u16, proto: &[Vec<u8>], in_tuple: &[u8], around: &[u8]) -> Vec<u8> {
+        let ip = [attribute(CTA_IP_V4_SRC, &[10, 0, 0, 2]), attribute(CTA_IP_V4_DST, &[10, 0, 0, 1])].concat();
+        let port = attribute(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+        let proto = [proto.concat(), attribute(CTA_PROTO_SRC_PORT, &53_u16.to_be_bytes()), port].concat();
+        let tuple = [attribute(CTA_TUPLE_IP, &ip), attribute(CTA_TUPLE_PROTO, &proto), in_tuple.to_vec()].concat();
+        [&[2, 0, 0, 0][..], &attribute(1, &[0; 8]), &attribute(CTA_TUPLE_REPLY, &tuple), around].concat()
+    }
+
+    #[test]
+    fn an_entry_counts_by_its_reply_tuple() {
+        let udp = [attribute(CTA_PROTO_NUM, &[17])];
+        let of = |range: &Range, bytes: &[u8]| range.port_of(bytes);
+        let ours = range("10.0.0.1", "10.0.0.2:53", 100..=200);
+        assert_eq!(of(&ours, &entry(100, &udp, &[], &[])), Some(100));
+        assert_eq!(of(&ours, &entry(200, &udp, &[], &[])), Some(200));
+        assert_eq!(of(&ours, &entry(201, &udp, &[], &[])), None, "out of the range");
+        assert_eq!(of(&ours, &entry(100, &[attribute(CTA_PROTO_NUM, &[6])], &[], &[])), None, "another protocol");
+        for other in [
+            range("10.0.0.3", "10.0.0.2:53", 100..=200),
+            range("10.0.0.1", "10.0.0.3:53", 100..=200),
+            range("10.0.0.1", "10.0.0.2:54", 100..=200),
+        ] {
+            assert_eq!(of(&other, &entry(100, &udp, &[], &[])), None, "{other:?}");
+        }
+        let zoned = Range { zone: 7, ..ours.clone() };
+        let zone = |kind| attribute(kind, &7_u16.to_be_bytes());
+        for in_zone in [entry(100, &udp, &zone(CTA_TUPLE_ZONE), &[]), entry(100, &udp, &[], &zone(CTA_ZONE))] {
+            assert_eq!((of(&ours, &in_zone), of(&zoned, &in_zone)), (None, Some(100)));
+        }
+    }
+
+    #[test]
+    fn the_id_of_an_echo_counts_as_a_port() {
+        let mut ping = range("10.0.0.1", "10.0.0.2:0", 0..=u16::MAX);
+        ping.protocol = Protocol::ICMP;
+        let ip = [attribute(CTA_IP_V4_SRC, &[10, 0, 0, 2]), attribute(CTA_IP_V4_DST, &[10, 0, 0, 1])].concat();
+        let proto =
+            [attribute(CTA_PROTO_NUM, &[1]), attribute(CTA_PROTO_ICMP_ID, &77_u16.to_be_bytes()), attribute(5, &[0])];
+        let tuple = [attribute(CTA_TUPLE_IP, &ip), attribute(CTA_TUPLE_PROTO, &proto.concat())].concat();
+        let bytes = [&[2, 0, 0, 0][..], &attribute(CTA_TUPLE_REPLY, &tuple)].concat();
+        assert_eq!(ping.port_of(&bytes), Some(77));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _any = range("10.0.0.1", "10.0.0.2:53", 0..=9).port_of(&bytes);
+        }
+    }
+
+    /// Flows of the loopback, each of which holds the port it was sent from.
+    #[test]
+    fn the_kernels_table_is_counted() {
+        let Some(_alone) = alone() else { return };
+        let netns = new_netns();
+        let inum = Netns::of(netns.as_fd()).unwrap().inum;
+        let script = "ip link set lo up && \
+                      nft 'add table inet t; add chain inet t c { type filter hook input priority 0; }; \
+                      add rule inet t c ct state new'";
+        let made = netns::in_netns(netns.as_fd(), || {
+            Command::new("sh").args(["-c", script]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        });
+        if !made.unwrap() {
+            eprintln!("skipped: no ip, no nft, or no conntrack in this kernel");
+            return;
+        }
+        // Both namespaces are found by their files only.
+        let count = |range: &Range| {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            netns::in_netns(netns.as_fd(), || taken(range, deadline)).unwrap()
+        };
+        for (host, others) in [("127.0.0.1", "127.0.0.2"), ("::1", "fd00::1")] {
+            let sent = netns::in_netns(netns.as_fd(), || {
+                let to: IpAddr = host.parse().unwrap();
+                let receiver = UdpSocket::bind((to, 7000)).unwrap();
+                let send = |from: u16, to: (IpAddr, u16)| {
+                    let socket = UdpSocket::bind((to.0, from)).unwrap();
+                    socket.send_to(b"x", to).unwrap();
+                    socket
+                };
+                let toward = [6001, 6003, 6010, 6011].map(|from| send(from, (to, 7000)));
+                (receiver, toward, send(6002, (to, 7001)))
+            });
+            let destination = SocketAddr::new(host.parse().unwrap(), 7000).to_string();
+            assert_eq!(count(&range(host, &destination, 6000..=6010)), Ok(3), "{host}");
+            assert_eq!(count(&range(host, &destination, 6004..=6009)), Ok(0), "{host}");
+            assert_eq!(count(&range(others, &destination, 6000..=6010)), Ok(0), "{host}");
+            let unfiltered = Range { ports: 0..=u16::MAX, ..range(host, &destination, 0..=0) };
+            assert_eq!(count(&unfiltered), Ok(4), "{host}");
+            drop(sent);
+        }
+        let range = range("127.0.0.1", "127.0.0.1:7000", 6000..=6010);
+        let late = netns::in_netns(netns.as_fd(), || taken(&range, Instant::now())).unwrap();
+        assert_eq!(late, Err(DumpError::TooLong));
+        // Held by no process: not found by the look a count may take.
+        assert_eq!(PortCounts::default().count(inum, &range), None);
+        let mut counts = PortCounts::default();
+        counts.places.insert(inum, Netns::of(netns.as_fd()).unwrap());
+        assert_eq!(counts.count(inum, &range), Some(3));
+        // Within a second it is not asked again, whatever happened to the place.
+        counts.places.clear();
+        assert_eq!(counts.count(inum, &range), Some(3));
+        // Nor is anything else, once the second's budget is spent.
+        counts.second = Some((Instant::now(), BUDGET));
+        assert_eq!(counts.count(inum, &Range { ports: 1..=2, ..range }), None);
+    }
+}
