@@ -44,11 +44,37 @@ impl Family {
 
     /// Where the external host of a lab listens. Its port is by the lab's process id: two labs at once have the same
     /// addresses, and this tells their flows apart.
-    pub(super) fn destination(self, lab: u32) -> SocketAddr {
+    pub(super) fn listener(self, lab: u32) -> SocketAddr {
         const FIRST: u16 = 20_000;
         const PORTS: u32 = 40_000;
         let port = FIRST + u16::try_from(lab % PORTS).unwrap_or(0);
         SocketAddr::new(self.external(), port)
+    }
+
+    /// Another address of the external host, by the lab's process id: what tells the flows of two labs apart where
+    /// packets have no destination port.
+    pub(super) fn portless(self, lab: u32) -> IpAddr {
+        let [_, _, high, low] = lab.to_be_bytes();
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 100, high, low).into(),
+            Self::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0x100, 0, 0, 0, u16::from_be_bytes([high, low])).into(),
+        }
+    }
+
+    /// The network of all such addresses.
+    pub(super) fn portless_network(self) -> &'static str {
+        match self {
+            Self::V4 => "10.100.0.0/16",
+            Self::V6 => "fd99:0:0:100::/64",
+        }
+    }
+
+    /// Bits of an address.
+    pub(super) fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
     }
 
     /// Bits of a network's prefix.
@@ -121,7 +147,7 @@ mod tests {
     #[test]
     fn every_host_has_an_address_of_its_own() {
         for family in [Family::V4, Family::V6] {
-            let mut addresses = vec![family.bridge(), family.node(), family.external()];
+            let mut addresses = vec![family.bridge(), family.node(), family.external(), family.portless(7)];
             addresses.extend((0..MAX_PODS).map(|pod| family.pod(pod)));
             let all = addresses.len();
             addresses.sort();

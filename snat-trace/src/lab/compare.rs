@@ -96,6 +96,8 @@ pub struct Comparison {
     pub seen: usize,
     /// Those with both original tuples, the contested tuple, protocol and verdict right.
     pub tuples_right: usize,
+    /// Whether both processes must be named in each; else they may be absent, and never wrong.
+    pub named: bool,
     /// Those with both processes right.
     pub pids_right: usize,
     /// Those with both cgroups right; `None` when the pods had none of their own.
@@ -131,8 +133,8 @@ pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
             continue;
         };
         seen += 1;
-        let mut check = |wrongs: Vec<Wrong>, right: &mut usize| {
-            *right += usize::from(wrongs.is_empty());
+        let mut check = |Judged { all_right, wrongs }: Judged, right: &mut usize| {
+            *right += usize::from(all_right);
             differences.extend(wrongs.into_iter().map(|Wrong { what, expected, seen }| Difference::Wrong {
                 round,
                 loser,
@@ -141,11 +143,11 @@ pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
                 seen,
             }));
         };
-        check(wrong_tuples(truth, &expected, race), &mut tuples_right);
-        check(wrong_owners(truth, &expected, race, [What::LoserPid, What::WinnerPid], wrong_pid), &mut pids_right);
+        check(wrong_tuples(truth, &expected, race).into(), &mut tuples_right);
+        check(judge_owners(truth, &expected, race, [What::LoserPid, What::WinnerPid], wrong_pid), &mut pids_right);
         if cgroups_known {
             let whats = [What::LoserCgroup, What::WinnerCgroup];
-            check(wrong_owners(truth, &expected, race, whats, wrong_cgroup), &mut cgroups_right);
+            check(judge_owners(truth, &expected, race, whats, wrong_cgroup), &mut cgroups_right);
         }
     }
     differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
@@ -155,6 +157,7 @@ pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
         insert_failed: truth.insert_failed,
         seen,
         tuples_right,
+        named: truth.named,
         pids_right,
         cgroups_right: cgroups_known.then_some(cgroups_right),
         differences,
@@ -204,6 +207,20 @@ struct Wrong {
     seen: String,
 }
 
+/// What a race says of one matter.
+#[derive(Debug)]
+struct Judged {
+    /// Nothing is wrong and nothing absent.
+    all_right: bool,
+    wrongs: Vec<Wrong>,
+}
+
+impl From<Vec<Wrong>> for Judged {
+    fn from(wrongs: Vec<Wrong>) -> Self {
+        Self { all_right: wrongs.is_empty(), wrongs }
+    }
+}
+
 fn wrong_tuples(truth: &Truth, expected: &Expected<'_>, race: &Race) -> Vec<Wrong> {
     let mut wrongs = Vec::new();
     let mut wrong = |what, expected: String, seen: String| wrongs.push(Wrong { what, expected, seen });
@@ -234,25 +251,24 @@ fn source(ends: Ends) -> String {
 /// The truth and what was seen, if an owner is not this pod.
 type WrongOwner = fn(&PodTruth, &Owner) -> Option<(String, String)>;
 
-/// Judges the loser's and the winner's owner. A winner that is not known is not judged.
-fn wrong_owners(
-    truth: &Truth,
-    expected: &Expected<'_>,
-    race: &Race,
-    whats: [What; 2],
-    wrong: WrongOwner,
-) -> Vec<Wrong> {
-    let judge = |what, pod: Option<(usize, &FlowTruth)>, flow: &Flow| {
+/// Judges the loser's and the winner's owner. A winner that is not known is not judged, and an owner that is absent is
+/// wrong only where senders must be named.
+fn judge_owners(truth: &Truth, expected: &Expected<'_>, race: &Race, whats: [What; 2], wrong: WrongOwner) -> Judged {
+    let mut all_right = true;
+    let mut judge = |what, pod: Option<(usize, &FlowTruth)>, flow: &Flow| {
         let pod = truth.pods.get(pod?.0)?;
+        all_right &= flow.owner.is_some();
         let (expected, seen) = match &flow.owner {
             Some(owner) => wrong(pod, owner)?,
-            None => (pod.pid.to_string(), "unknown".to_owned()),
+            None if truth.named => (pod.pid.to_string(), "unknown".to_owned()),
+            None => return None,
         };
         Some(Wrong { what, expected, seen })
     };
     let [loser, winner] = whats;
     let both = [judge(loser, Some(expected.loser), &race.loser), judge(winner, expected.winner, &race.winner)];
-    both.into_iter().flatten().collect()
+    let wrongs: Vec<Wrong> = both.into_iter().flatten().collect();
+    Judged { all_right: all_right && wrongs.is_empty(), wrongs }
 }
 
 /// A socket look-up does not know the thread.
@@ -281,6 +297,8 @@ fn describe(race: &Race) -> String {
 /// Aligned lines, the differences last.
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let absent = self.seen.saturating_sub(self.pids_right);
+        let absent = if self.named || absent == 0 { "" } else { "  (of the others a sender is not known)" };
         let cgroups_right = self.cgroups_right.map_or_else(|| "-".to_owned(), |right| right.to_string());
         for (what, number) in [
             ("rounds", self.rounds.to_string()),
@@ -288,7 +306,7 @@ impl fmt::Display for Comparison {
             ("insert_failed", self.insert_failed.to_string()),
             ("races seen", self.seen.to_string()),
             ("  both tuples right", self.tuples_right.to_string()),
-            ("  both processes right", self.pids_right.to_string()),
+            ("  both processes right", format!("{:>8}{absent}", self.pids_right)),
             ("  both cgroups right", cgroups_right),
             ("differences", self.differences.len().to_string()),
         ] {

@@ -51,6 +51,7 @@ fn truth() -> Truth {
     Truth {
         protocol: Protocol::UDP,
         pods: vec![pod(0), pod(1)],
+        named: true,
         rounds: vec![round(0, [true, false]), round(1, [true, true]), round(2, [false, true])],
         insert_failed: 2,
         drop: 2,
@@ -229,6 +230,18 @@ fn a_counter_that_disagrees_is_not_ok() {
     let truth = Truth { insert_failed: 3, ..truth() };
     let comparison = compare(&truth, &right());
     assert!(comparison.differences.is_empty() && !comparison.ok());
+}
+
+#[test]
+fn where_senders_need_not_be_named_absent_is_no_difference_and_wrong_is_one() {
+    let truth = Truth { named: false, ..truth() };
+    let mut races = right();
+    races[0].loser.owner = None;
+    let comparison = compare(&truth, &races);
+    assert!(comparison.ok() && comparison.pids_right == 1 && comparison.cgroups_right == Some(1), "{comparison}");
+    races[0].winner.owner = Some(owner(1));
+    let comparison = compare(&truth, &races);
+    assert_eq!(whats(&comparison), [What::WinnerPid, What::WinnerCgroup], "{comparison}");
 }
 
 #[test]

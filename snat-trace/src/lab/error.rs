@@ -26,6 +26,11 @@ pub enum LabError {
         /// What refused it.
         reason: String,
     },
+    /// Connection tracking does not know SCTP's ports.
+    #[error(
+        "this kernel's connection tracking knows no SCTP (CONFIG_NF_CT_PROTO_SCTP), so nothing races for its ports"
+    )]
+    NoSctp,
     /// `ip` or `nft` failed.
     #[error("`{tool}` failed in the lab's {place} namespace: {message}")]
     Command {

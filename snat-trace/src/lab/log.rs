@@ -56,7 +56,7 @@ impl Log {
     pub(super) fn begin(&mut self, round: u32) {
         let flow = |pod| {
             let source = SocketAddr::new(self.setup.family.pod(pod), self.setup.port(round, pod));
-            let destination = self.setup.family.destination(std::process::id());
+            let destination = self.setup.destination();
             let original = OriginalTuple::from_ends(Ends { source, destination });
             Flow { original, sent: false, arrived_as: None, retransmits: None }
         };

@@ -45,6 +45,8 @@ impl Netns {
                     }
                 }
             }
+            // Ping sockets for every group; IPv6 asks the same file (net/ipv4/ping.c, `ping_init_sock`).
+            fs::write(net.join("ipv4/ping_group_range"), "0 2147483647")?;
             fs::write(net.join("ipv4/ip_forward"), if forward { "1" } else { "0" })?;
             Ok(File::open("/proc/thread-self/ns/net")?.into())
         })?

@@ -35,7 +35,9 @@ pub(super) struct PodArguments {
     pub(super) transport: Transport,
     /// Its address.
     pub(super) source: IpAddr,
-    /// Where the external host listens.
+    /// Where probes go to.
+    pub(super) listener: SocketAddr,
+    /// Where test traffic goes to.
     pub(super) destination: SocketAddr,
     /// Time to live of its first packets.
     pub(super) ttl: u8,
@@ -47,11 +49,12 @@ pub(super) struct PodArguments {
 
 impl PodArguments {
     /// As words of a command line.
-    pub(super) fn to_words(self) -> [String; 7] {
+    pub(super) fn to_words(self) -> [String; 8] {
         [
             self.pod.to_string(),
             self.transport.name().to_owned(),
             self.source.to_string(),
+            self.listener.to_string(),
             self.destination.to_string(),
             self.ttl.to_string(),
             self.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()),
@@ -60,11 +63,12 @@ impl PodArguments {
     }
 
     fn from_words(words: &[String]) -> Option<Self> {
-        let [pod, transport, source, destination, ttl, cpu, lab] = words else { return None };
+        let [pod, transport, source, listener, destination, ttl, cpu, lab] = words else { return None };
         Some(Self {
             pod: pod.parse().ok().filter(|pod| *pod < MAX_PODS)?,
             transport: Transport::from_name(transport)?,
             source: source.parse().ok()?,
+            listener: listener.parse().ok()?,
             destination: destination.parse().ok()?,
             ttl: ttl.parse().ok()?,
             cpu: if cpu == "any" { None } else { Some(cpu.parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU)?) },
@@ -167,7 +171,7 @@ impl Sender {
 
     /// The way may not be open yet; the lab asks again until a probe arrives.
     fn send_probe(&self) {
-        let _unanswered = self.probe.send_to(&self.stamp(PROBE).encode(), self.arguments.destination);
+        let _unanswered = self.probe.send_to(&self.stamp(PROBE).encode(), self.arguments.listener);
     }
 
     fn stamp(&self, round: u32) -> Stamp {
@@ -235,7 +239,8 @@ mod tests {
                 pod: 7,
                 transport: Transport::Tcp,
                 source: family.pod(7),
-                destination: family.destination(4711),
+                listener: family.listener(4711),
+                destination: SocketAddr::new(family.portless(4711), 0),
                 ttl: 208,
                 cpu,
                 lab: 4711,
@@ -246,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_command_line_of_others_is_refused() {
-        let good = "0 udp 10.99.0.10 10.99.1.2:20000 200 any 1";
+        let good = "0 udp 10.99.0.10 10.99.1.2:20000 10.99.1.2:20000 200 any 1";
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert!(PodArguments::from_words(&words(good)).is_some());
         for (from, to) in [("0 udp", "8 udp"), ("udp", "x"), (" any", ""), ("10.99.0.10", "here"), (" 200 ", " 256 ")] {

@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvFlags, recvfrom};
 
 use super::error::{Doing, LabError};
 use super::netns::{Netns, enter};
+use super::transport::Transport;
 use super::wire::{Arrival, Stamp, pair, tell};
 use super::{KEPT_ROUNDS, MAX_PODS, Setup};
 
@@ -30,20 +32,21 @@ impl Receiver {
         let (arrivals, log) = pair().doing("make a socket pair")?;
         let netns = external.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
         let sockets = external.inside(|| {
-            let address = setup.family.destination(std::process::id());
+            let address = setup.family.listener(std::process::id());
+            let transport = setup.scenario.transport();
             let open = || -> io::Result<_> {
                 let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
                 udp.set_nonblocking(true)?;
                 tcp.set_nonblocking(true)?;
-                Ok((udp, tcp))
+                Ok((udp, tcp, transport.raw(setup.family)?.map(|socket| (transport, socket))))
             };
             open().doing("open the receiver's sockets")
         })?;
         let thread = thread::Builder::new().name("lab-receiver".to_owned()).spawn(move || {
-            let (udp, tcp) = sockets;
+            let (udp, tcp, raw) = sockets;
             // Ending closes `log`, which the lab sees and names.
             let _ended = enter(netns.as_fd()).is_ok()
-                && Sink { udp, tcp, log, waiting: Vec::new(), greeted: VecDeque::new() }.serve().is_ok();
+                && Sink { udp, tcp, raw, log, waiting: Vec::new(), greeted: VecDeque::new() }.serve().is_ok();
         });
         Ok(Self { arrivals: Some(arrivals), thread: Some(thread.doing("start the receiver")?) })
     }
@@ -66,6 +69,7 @@ impl Drop for Receiver {
 struct Sink {
     udp: UdpSocket,
     tcp: TcpListener,
+    raw: Option<(Transport, OwnedFd)>,
     log: OwnedFd,
     /// Accepted, hello not read yet.
     waiting: Vec<(TcpStream, SocketAddr)>,
@@ -80,6 +84,7 @@ impl Sink {
                 PollFd::new(&self.udp, PollFlags::IN),
                 PollFd::new(&self.tcp, PollFlags::IN),
             ];
+            fds.extend(self.raw.iter().map(|(_, socket)| PollFd::new(socket, PollFlags::IN)));
             fds.extend(self.waiting.iter().map(|(stream, _)| PollFd::new(stream, PollFlags::IN)));
             rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
             // Nothing is ever written to this end's other side: any event is its close.
@@ -87,6 +92,7 @@ impl Sink {
                 return Ok(());
             }
             self.datagrams()?;
+            self.raw_packets()?;
             self.hellos()?;
             self.accept()?;
         }
@@ -98,6 +104,20 @@ impl Sink {
             self.arrived(&bytes[..length], source)?;
         }
         Ok(())
+    }
+
+    fn raw_packets(&self) -> io::Result<()> {
+        let Some((transport, socket)) = &self.raw else { return Ok(()) };
+        let mut bytes = [0; 256];
+        loop {
+            let received = recvfrom(socket, bytes.as_mut_slice(), RecvFlags::empty()).map_err(io::Error::from);
+            let Some((length, _, source)) = ready(received)? else { return Ok(()) };
+            let source = source.and_then(|source| SocketAddr::try_from(source).ok());
+            let first = source.and_then(|source| transport.read(&bytes[..length], source.ip()));
+            if let Some((source, stamp)) = first {
+                tell(&self.log, Arrival { stamp, source })?;
+            }
+        }
     }
 
     fn accept(&mut self) -> io::Result<()> {

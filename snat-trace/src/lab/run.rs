@@ -189,8 +189,9 @@ impl Lab {
 
     fn truth(&self, log: &Log, counted: Stat) -> Truth {
         Truth {
-            protocol: self.setup.scenario.transport().protocol(),
+            protocol: self.setup.scenario.transport().protocol(self.setup.family),
             pods: self.truths.clone(),
+            named: self.setup.named(),
             rounds: log.rounds(),
             insert_failed: counted.insert_failed,
             drop: counted.drop,

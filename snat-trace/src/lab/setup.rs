@@ -1,5 +1,7 @@
 //! What to build and run.
 
+use std::net::SocketAddr;
+
 use rustix::thread::CpuSet;
 
 use super::addresses::Family;
@@ -19,11 +21,15 @@ pub enum Scenario {
     SnatUdp,
     /// One connection per pod and round.
     SnatTcp,
+    /// One echo request per pod and round: pods race for its id.
+    SnatIcmp,
+    /// One INIT chunk per pod and round.
+    SnatSctp,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::SnatUdp, Self::SnatTcp];
+    pub const ALL: [Self; 4] = [Self::SnatUdp, Self::SnatTcp, Self::SnatIcmp, Self::SnatSctp];
 
     /// Its name on a command line.
     #[must_use]
@@ -31,6 +37,8 @@ impl Scenario {
         match self {
             Self::SnatUdp => "snat-udp",
             Self::SnatTcp => "snat-tcp",
+            Self::SnatIcmp => "snat-icmp",
+            Self::SnatSctp => "snat-sctp",
         }
     }
 
@@ -44,6 +52,8 @@ impl Scenario {
         match self {
             Self::SnatUdp => Transport::Udp,
             Self::SnatTcp => Transport::Tcp,
+            Self::SnatIcmp => Transport::Icmp,
+            Self::SnatSctp => Transport::Sctp,
         }
     }
 }
@@ -106,6 +116,23 @@ impl Setup {
         match self.mode {
             Mode::Control(Control::DifferentPorts) => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
             _ => 1,
+        }
+    }
+
+    /// Whether the tracer can name every sender, at either level of detail.
+    pub(super) fn named(&self) -> bool {
+        match self.scenario.transport() {
+            Transport::Udp | Transport::Tcp => true,
+            Transport::Icmp | Transport::Sctp => false,
+        }
+    }
+
+    /// Where test traffic goes to.
+    pub(super) fn destination(&self) -> SocketAddr {
+        let lab = std::process::id();
+        match self.scenario.transport() {
+            Transport::Icmp => SocketAddr::new(self.family.portless(lab), 0),
+            Transport::Udp | Transport::Tcp | Transport::Sctp => self.family.listener(lab),
         }
     }
 

@@ -9,6 +9,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::path::Path;
 use std::thread;
 
 use super::addresses::{mac, pod_mac};
@@ -16,6 +17,7 @@ use super::error::LabError;
 use super::netns::Netns;
 use super::rules::rules;
 use super::tools::Tools;
+use super::transport::Transport;
 use super::{Family, Setup};
 
 /// Every namespace of one lab.
@@ -37,6 +39,11 @@ impl Topology {
         };
         // First, so that a kernel that cannot do it is told at once.
         tools.nft(&topology.node, "node", &rules(setup))?;
+        if setup.scenario.transport() == Transport::Sctp {
+            // Made with its tracker (net/netfilter/nf_conntrack_standalone.c).
+            let setting = Path::new("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established");
+            topology.node.inside(|| if setting.exists() { Ok(()) } else { Err(LabError::NoSctp) })?;
+        }
         tools.ip(&topology.node, "node", &topology.node_script(setup.family))?;
         // Process starts are slow under emulation: the rest side by side.
         thread::scope(|scope| {
@@ -63,12 +70,14 @@ impl Topology {
              link add x0 address {node_mac} type veth peer name x1 address {external_mac} netns {external_netns}\n\
              {node_address}\
              link set x0 up\n\
-             neigh add {external} lladdr {external_mac} dev x0 nud permanent\n",
+             neigh add {external} lladdr {external_mac} dev x0 nud permanent\n\
+             route add {portless} via {external}\n",
             bridge_mac = mac(0, 1),
             bridge_address = add_address(family.bridge(), prefix, "br0"),
             node_mac = mac(1, 1),
             node_address = add_address(family.node(), prefix, "x0"),
             external = family.external(),
+            portless = family.portless_network(),
             external_mac = mac(1, 2),
             external_netns = self.external.path(),
         );
@@ -103,8 +112,9 @@ fn pod_script(family: Family, pod: usize) -> String {
 
 fn external_script(family: Family) -> String {
     format!(
-        "{address}link set x1 up\nneigh add {node} lladdr {node_mac} dev x1 nud permanent\n",
+        "{address}{portless}link set x1 up\nneigh add {node} lladdr {node_mac} dev x1 nud permanent\n",
         address = add_address(family.external(), family.prefix(), "x1"),
+        portless = add_address(family.portless(std::process::id()), family.bits(), "x1"),
         node = family.node(),
         node_mac = mac(1, 1),
     )

@@ -51,6 +51,8 @@ pub struct Truth {
     pub protocol: Protocol,
     /// By number.
     pub pods: Vec<PodTruth>,
+    /// Whether the senders must be named. Else they may also be absent; in no case may they be wrong.
+    pub named: bool,
     /// In order.
     pub rounds: Vec<RoundTruth>,
     /// What the node's namespace counted as `insert_failed` meanwhile.

@@ -201,7 +201,8 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct LabArgs {
     #[command(flatten)]
     pub(crate) trace: TraceArgs,
-    /// What each pod sends: a datagram (snat-udp) or a connection (snat-tcp)
+    /// What each pod sends: a datagram (snat-udp), a connection (snat-tcp), an echo request whose id is contested
+    /// (snat-icmp), or an INIT chunk (snat-sctp)
     #[arg(long, value_name = "NAME", default_value = "snat-udp", value_parser = scenario_parser())]
     pub(crate) scenario: Scenario,
     /// Over IPv6 instead of IPv4

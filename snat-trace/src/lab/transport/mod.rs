@@ -1,14 +1,17 @@
 //! What a pod sends, one file per protocol: how a first packet is prepared and sent.
 
+mod icmp;
+mod sctp;
 pub(super) mod tcp;
 mod udp;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::{AddressFamily, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
 
+use super::addresses::Family;
 use super::wire::Stamp;
 use crate::race::tuple::Protocol;
 
@@ -17,6 +20,9 @@ use crate::race::tuple::Protocol;
 pub(super) enum Transport {
     Udp,
     Tcp,
+    /// Echo requests of either family.
+    Icmp,
+    Sctp,
 }
 
 /// A flow's first packet.
@@ -36,19 +42,24 @@ impl Transport {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Icmp => "icmp",
+            Self::Sctp => "sctp",
         }
     }
 
     /// By its name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        [Self::Udp, Self::Tcp].into_iter().find(|transport| transport.name() == name)
+        [Self::Udp, Self::Tcp, Self::Icmp, Self::Sctp].into_iter().find(|transport| transport.name() == name)
     }
 
     /// As conntrack knows it.
-    pub(super) fn protocol(self) -> Protocol {
-        match self {
-            Self::Udp => Protocol::UDP,
-            Self::Tcp => Protocol::TCP,
+    pub(super) fn protocol(self, family: Family) -> Protocol {
+        match (self, family) {
+            (Self::Udp, _) => Protocol::UDP,
+            (Self::Tcp, _) => Protocol::TCP,
+            (Self::Icmp, Family::V4) => Protocol::ICMP,
+            (Self::Icmp, Family::V6) => Protocol::ICMPV6,
+            (Self::Sctp, _) => Protocol::SCTP,
         }
     }
 
@@ -62,6 +73,8 @@ impl Transport {
         match self {
             Self::Udp => udp::prepare(first),
             Self::Tcp => tcp::prepare(first),
+            Self::Icmp => icmp::prepare(first),
+            Self::Sctp => sctp::prepare(first),
         }
     }
 
@@ -70,7 +83,36 @@ impl Transport {
         match self {
             Self::Udp => udp::send(socket, first),
             Self::Tcp => tcp::send(socket, first),
+            Self::Icmp => icmp::send(socket, first),
+            Self::Sctp => sctp::send(socket, first),
         }
+    }
+
+    /// A socket that sees every packet of this protocol that reaches its namespace; `None` for those that have a socket
+    /// of their own to arrive at.
+    pub(super) fn raw(self, family: Family) -> io::Result<Option<OwnedFd>> {
+        let protocol = match (self, family) {
+            (Self::Udp | Self::Tcp, _) => return Ok(None),
+            (Self::Icmp, Family::V4) => ipproto::ICMP,
+            (Self::Icmp, Family::V6) => ipproto::ICMPV6,
+            (Self::Sctp, _) => ipproto::SCTP,
+        };
+        let domain = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(Some(socket_with(domain, SocketType::RAW, flags, Some(protocol))?))
+    }
+
+    /// The translated source and the stamp of what a raw socket received; `None` when it is no first packet of a pod.
+    pub(super) fn read(self, received: &[u8], source: IpAddr) -> Option<(SocketAddr, Stamp)> {
+        // Raw sockets of IPv4 receive the header too, of as many words of 32 bits as its second half byte says.
+        let header = if source.is_ipv4() { usize::from(received.first()? & 15) * 4 } else { 0 };
+        let packet = received.get(header..)?;
+        let (port, stamp) = match self {
+            Self::Udp | Self::Tcp => return None,
+            Self::Icmp => icmp::read(packet)?,
+            Self::Sctp => sctp::read(packet)?,
+        };
+        Some((SocketAddr::new(source, port), stamp))
     }
 }
 
