@@ -52,7 +52,7 @@ enum Command {
 
 #[derive(Args, Debug)]
 struct VmArguments {
-    /// Kernel series: 6.12, or 7 for the newest 7.x
+    /// Kernel series: 6.12, 7 for the newest 7.x, 6.12-full and 6.12-rt for other flavours than the cloud's
     #[arg(long, value_name = "SERIES")]
     kernel: Series,
     /// Look for a newer kernel of the series than the one found last time

@@ -1,4 +1,4 @@
-//! Debian's cloud kernels: the newest of a series, downloaded once.
+//! Debian's kernels: the newest of a series and flavour, downloaded once.
 
 use std::fmt;
 use std::fs;
@@ -15,9 +15,6 @@ use crate::debian::version;
 use crate::progress::{self, Progress, note};
 use crate::project::Project;
 
-/// Flavour: the smallest one, with the same netfilter as the others.
-const SUFFIX: &str = "-cloud-amd64";
-
 /// Which suites have which series. Every suite costs its package lists, so none is asked in vain.
 const SUITES: [(&str, &[&str]); 4] = [
     ("5.10", &["bullseye-security"]),
@@ -26,38 +23,91 @@ const SUITES: [(&str, &[&str]); 4] = [
     ("", &["trixie-backports", "sid"]),
 ];
 
-/// A kernel series, such as `6.12`, or `7` for the newest of all 7.x.
+/// How Debian configures a kernel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Flavour {
+    /// For virtual machines: the smallest, with the same netfilter as the others.
+    Cloud,
+    /// For any machine.
+    Full,
+    /// With `CONFIG_PREEMPT_RT`.
+    Rt,
+}
+
+impl Flavour {
+    /// How the releases of its kernels end.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Cloud => "-cloud-amd64",
+            Self::Full => "-amd64",
+            Self::Rt => "-rt-amd64",
+        }
+    }
+
+    /// What a series' name has for it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "",
+            Self::Full => "-full",
+            Self::Rt => "-rt",
+        }
+    }
+
+    /// The kernel release a package is of; `None` for packages of other flavours, and for those that only depend on the
+    /// newest one.
+    fn release(self, package: &str) -> Option<&str> {
+        let release = package.strip_prefix("linux-image-")?;
+        let version = release.strip_suffix(self.suffix())?;
+        // `6.1.0-50`, `6.12.117+deb13`: another flavour's name would be a part without a digit.
+        let numbers = version.split(['-', '+']).next()?;
+        let plain = version.split('-').all(|part| part.contains(|c: char| c.is_ascii_digit()));
+        (plain && numbers.split('.').count() >= 3).then_some(release)
+    }
+}
+
+/// A kernel series, such as `6.12`, or `7` for the newest of all 7.x; `6.12-full` and `6.12-rt` for other flavours than the
+/// cloud's.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Series(String);
+pub(crate) struct Series {
+    numbers: String,
+    flavour: Flavour,
+}
 
 impl FromStr for Series {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text.is_empty() || !text.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
-        {
-            bail!("a kernel series is numbers with dots, such as 6.12");
+        let flavours = [Flavour::Full, Flavour::Rt];
+        let flavoured = flavours.iter().find_map(|flavour| Some((text.strip_suffix(flavour.name())?, *flavour)));
+        let (numbers, flavour) = flavoured.unwrap_or((text, Flavour::Cloud));
+        if !numbers.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())) {
+            bail!("a kernel series is numbers with dots, such as 6.12, and may have a flavour: 6.12-full, 6.12-rt");
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self { numbers: numbers.to_owned(), flavour })
     }
 }
 
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "{}{}", self.numbers, self.flavour.name())
     }
 }
 
 impl Series {
     /// Whether a version such as `6.12.117-1` belongs to it.
     fn contains(&self, version: &str) -> bool {
-        version.strip_prefix(&self.0).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+        begins_with(version, &self.numbers)
     }
 
     fn suites(&self) -> &'static [&'static str] {
-        let own = SUITES.iter().find(|(series, _)| series.is_empty() || Self((*series).to_owned()).contains(&self.0));
+        let own = SUITES.iter().find(|(series, _)| series.is_empty() || begins_with(&self.numbers, series));
         own.map_or(&[], |(_, suites)| suites)
     }
+}
+
+/// Whether a version begins with these numbers, and not with longer ones.
+fn begins_with(version: &str, numbers: &str) -> bool {
+    version.strip_prefix(numbers).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// A kernel that is here.
@@ -87,7 +137,7 @@ impl Kernel {
 /// No suite that can be reached has the series, or it cannot be unpacked.
 pub(crate) fn ensure(project: &Project, series: &Series, refresh: bool) -> Result<Kernel> {
     let kernels = project.vm().join("kernels");
-    let known = kernels.join("series").join(&series.0);
+    let known = kernels.join("series").join(series.to_string());
     if !refresh && let Ok(release) = fs::read_to_string(&known) {
         let kernel = Kernel { dir: kernels.join(release.trim()), release: release.trim().to_owned() };
         if kernel.image().exists() {
@@ -96,7 +146,7 @@ pub(crate) fn ensure(project: &Project, series: &Series, refresh: bool) -> Resul
         }
     }
     let (archive, package) = newest(project, series)?;
-    let release = release(&package.name).context("a kernel package has an odd name")?.to_owned();
+    let release = series.flavour.release(&package.name).context("a kernel package has an odd name")?.to_owned();
     let kernel = Kernel { dir: kernels.join(&release), release };
     if !kernel.image().exists() {
         download(&archive, &package, &kernel)?;
@@ -109,7 +159,7 @@ pub(crate) fn ensure(project: &Project, series: &Series, refresh: bool) -> Resul
 
 /// Asks the suites.
 fn newest(project: &Project, series: &Series) -> Result<(Archive, Package)> {
-    progress::announce(&format!("looking for the newest Debian cloud kernel {series}"));
+    progress::announce(&format!("looking for the newest Debian kernel {series}"));
     let sources = Sources::read();
     let mut best: Option<(Archive, Package)> = None;
     let mut failed = Vec::new();
@@ -120,7 +170,7 @@ fn newest(project: &Project, series: &Series) -> Result<(Archive, Package)> {
             failed.push(*suite);
             continue;
         }
-        let found = archive.packages(&format!("^linux-image-[0-9].*{SUFFIX}$"))?;
+        let found = archive.packages(&format!("^linux-image-[0-9].*{}$", series.flavour.suffix()))?;
         if let Some(package) = newest_of(found, series)
             && best.as_ref().is_none_or(|(_, known)| version::compare(&package.version, &known.version).is_gt())
         {
@@ -138,22 +188,15 @@ fn newest(project: &Project, series: &Series) -> Result<(Archive, Package)> {
                  /etc/apt/sources.list.d makes it available again"
             )
         };
-        format!("no Debian cloud kernel {series} in {asked}{hint}")
+        format!("no Debian kernel {series} in {asked}{hint}")
     })
 }
 
 fn newest_of(packages: Vec<Package>, series: &Series) -> Option<Package> {
     packages
         .into_iter()
-        .filter(|package| release(&package.name).is_some() && series.contains(&package.version))
+        .filter(|package| series.flavour.release(&package.name).is_some() && series.contains(&package.version))
         .max_by(|left, right| version::compare(&left.version, &right.version))
-}
-
-/// The kernel release a package is of; `None` for packages that only depend on the newest one.
-fn release(package: &str) -> Option<&str> {
-    let release = package.strip_prefix("linux-image-")?;
-    let numbers = release.strip_suffix(SUFFIX)?.split(['-', '+']).next()?;
-    (numbers.split('.').count() >= 3).then_some(release)
 }
 
 fn download(archive: &Archive, package: &Package, kernel: &Kernel) -> Result<()> {
@@ -228,10 +271,10 @@ mod tests {
 
     #[test]
     fn a_series_is_numbers_with_dots() {
-        for text in ["6.12", "7", "5.10", "6.12.117"] {
+        for text in ["6.12", "7", "5.10", "6.12.117", "6.12-full", "6.1-rt"] {
             assert_eq!(series(text).to_string(), text);
         }
-        for text in ["", ".", "6.", "6.x", "../7", "6.12-cloud"] {
+        for text in ["", ".", "6.", "6.x", "../7", "6.12-cloud", "-rt", "6.1-rt-rt"] {
             assert!(text.parse::<Series>().is_err(), "{text}");
         }
     }
@@ -251,6 +294,7 @@ mod tests {
         assert_eq!(series("6.12").suites(), ["trixie-security", "trixie"]);
         assert_eq!(series("6.12.117").suites(), ["trixie-security", "trixie"]);
         assert_eq!(series("5.10").suites(), ["bullseye-security"]);
+        assert_eq!(series("6.1-rt").suites(), ["bookworm-security", "bookworm"]);
         assert_eq!(series("7").suites(), ["trixie-backports", "sid"]);
         assert_eq!(series("6.18").suites(), ["trixie-backports", "sid"]);
     }
@@ -265,6 +309,9 @@ mod tests {
             package("6.12.107+deb13-cloud-amd64", "6.12.107-1"),
             package("6.12.118+deb13-cloud-amd64-unsigned", "6.12.118-1"),
             package("6.12.118+deb13-amd64", "6.12.118-1"),
+            package("6.12.116+deb13-amd64", "6.12.116-1"),
+            package("6.12.116+deb13-rt-amd64", "6.12.116-1"),
+            package("6.12-rt-amd64", "6.12.117-1"),
             package("6.1.0-50-cloud-amd64", "6.1.176-1"),
             package("6.1.0-47-cloud-amd64", "6.1.170-3"),
             package("7.3.4+deb13-cloud-amd64", "7.3.4-1~bpo13+1"),
@@ -273,9 +320,12 @@ mod tests {
         ];
         let newest = |text: &str| newest_of(packages.clone(), &series(text)).map(|package| package.name);
         assert_eq!(newest("6.12").as_deref(), Some("linux-image-6.12.117+deb13-cloud-amd64"));
+        assert_eq!(newest("6.12-full").as_deref(), Some("linux-image-6.12.118+deb13-amd64"));
+        assert_eq!(newest("6.12-rt").as_deref(), Some("linux-image-6.12.116+deb13-rt-amd64"));
+        assert_eq!(newest("6.1-rt"), None);
         assert_eq!(newest("6.1").as_deref(), Some("linux-image-6.1.0-50-cloud-amd64"));
         assert_eq!(newest("7").as_deref(), Some("linux-image-7.3.4+deb13-cloud-amd64"));
         assert_eq!(newest("5.10"), None);
-        assert_eq!(release("linux-image-6.1.0-50-cloud-amd64"), Some("6.1.0-50-cloud-amd64"));
+        assert_eq!(Flavour::Cloud.release("linux-image-6.1.0-50-cloud-amd64"), Some("6.1.0-50-cloud-amd64"));
     }
 }
