@@ -5,9 +5,11 @@ mod debian;
 mod demo;
 mod dist;
 mod elf;
+mod matrix;
 mod progress;
 mod project;
 mod selftest;
+mod stages;
 mod test;
 mod toolchain;
 mod vm;
@@ -40,6 +42,8 @@ enum Command {
     Demo,
     /// Set up and run every test: format, lints, tests, and scenarios on Debian kernels in virtual machines
     Test,
+    /// Run the scenarios on every kernel and write the table of what came of them: docs/MATRIX.md
+    Matrix,
     /// Run a command in a virtual machine with a Debian kernel, and end with its exit code
     ///
     /// The command's working folder, which is also in its PATH, holds a static snat-trace and the files given. What it
@@ -110,6 +114,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo => return demo::run(&project),
         Command::Test => return test::run(&project),
+        Command::Matrix => return matrix::run(&project),
         Command::BtfFixture(arguments) => btf_fixture::run(&arguments)?,
         Command::Vm(arguments) => return Ok(run_vm(&project, arguments)),
     }

@@ -26,6 +26,11 @@ impl Project {
         self.root.join("target")
     }
 
+    /// What is written for readers.
+    pub(crate) fn docs(&self) -> PathBuf {
+        self.root.join("docs")
+    }
+
     /// Finished binaries.
     pub(crate) fn dist(&self) -> PathBuf {
         self.target().join("dist")

@@ -1,4 +1,4 @@
-//! Runs scenarios inside a guest, as root: `scenarios [--rows] [loaded|brief|unloaded] [NAME-PART]`.
+//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|unloaded] [NAME-PART]`.
 
 use std::process::{ExitCode, Termination as _};
 
@@ -7,6 +7,7 @@ use snat_trace_tests::scenarios;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
+    let list = arguments.next_if_eq("--list").is_some();
     let rows = arguments.next_if_eq("--rows").is_some();
     let wanted: fn(Set) -> bool = match arguments.next().as_deref() {
         None | Some("loaded") => |set| set != Set::Unloaded,
@@ -18,8 +19,16 @@ fn main() -> ExitCode {
         }
     };
     let part = arguments.next().unwrap_or_default();
+    let chosen = scenarios().filter(|Scenario { name, set, .. }| wanted(*set) && name.contains(&part));
+    if list {
+        chosen.for_each(|scenario| println!("{}", scenario.name));
+        return ExitCode::SUCCESS;
+    }
+    if rows && let Ok(version) = std::fs::read_to_string("/proc/version") {
+        print!("kernel {version}");
+    }
     let mut tally = Tally::default();
-    for scenario in scenarios().filter(|Scenario { name, set, .. }| wanted(*set) && name.contains(&part)) {
+    for scenario in chosen {
         tally.run(scenario, rows);
     }
     println!("{tally}");

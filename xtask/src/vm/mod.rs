@@ -72,6 +72,14 @@ pub(crate) fn setup(project: &Project) -> Result<()> {
     qemu::ensure(project)
 }
 
+/// What guests run under, in words: `QEMU emulator version 7.2.22 (...), TCG`.
+///
+/// # Errors
+/// The emulator does not run.
+pub(crate) fn emulator() -> Result<String> {
+    qemu::describe()
+}
+
 /// The kernel of a series; see [`kernel::ensure`].
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The emulator: getting it, and what to ask of it on this machine.
 
 use std::fs::{self, OpenOptions};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -46,6 +47,16 @@ pub(super) fn ensure(project: &Project) -> Result<()> {
     let archive = Archive::for_this_machine(&project.vm().join("apt").join(&backports), &sources)?;
     archive.update()?;
     install::install_with(|| archive.apt("apt-get"), &[PACKAGE], &["-t", &backports], purpose)
+}
+
+/// The emulator's own words on its version, and how it runs guests on this machine.
+///
+/// # Errors
+/// It does not run.
+pub(super) fn describe() -> Result<String> {
+    let version = progress::capture(Command::new(PROGRAM).arg("--version"))?;
+    let first = version.lines().next().unwrap_or(PROGRAM);
+    Ok(format!("{first}, {}", Accelerator::of_this_machine().name()))
 }
 
 /// `VERSION_CODENAME` of os-release(5).
