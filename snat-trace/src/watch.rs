@@ -13,7 +13,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::counters::accounts::{Accounts, Closed, CountersError};
-use crate::kernel::{CannotTrace, Detail, KernelFacts, ModuleWatch, Plan, plan};
+use crate::kernel::{CannotTrace, Detail, KernelFacts, ModuleNews, ModuleWatch, Plan, plan};
 use crate::output::Sink;
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::filter::Filter;
@@ -27,9 +27,6 @@ use writer::{Message, Writer};
 
 /// How often the counters of namespaces that had races are read, so that one that goes away has its last figures.
 const SAMPLE: Duration = Duration::from_secs(1);
-
-/// How often the modules are looked at: those that are unloaded take our hooks with them and say nothing.
-const LOOK: Duration = Duration::from_secs(10);
 
 /// What to watch and for how long.
 #[derive(Debug)]
@@ -92,7 +89,8 @@ pub async fn watch(
 ) -> Result<Summary, WatchError> {
     let plan = plan(facts, options.detail)?;
     let mut writer = Writer::start(sink)?;
-    let modules = ModuleWatch::start(Path::new("/"), &plan);
+    // Those that are unloaded take our hooks with them.
+    let (mut modules, mut news) = (ModuleWatch::start(Path::new("/"), &plan), ModuleNews::listen());
     let mut tracer = Tracer::attach(&plan, options.sizes)?;
     // The counters are read while the hooks run, at both ends: what is counted was seen, and what was seen before the
     // first reading or after the last is known by its time.
@@ -114,7 +112,6 @@ pub async fn watch(
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut release = ticks(REORDERING_BOUND / 2);
     let mut sample = ticks(SAMPLE);
-    let mut look = ticks(LOOK);
     while !pipeline.enough() {
         tokio::select! {
             () = &mut stop => break,
@@ -133,7 +130,7 @@ pub async fn watch(
                     Ok(accounts)
                 }));
             }
-            _ = look.tick() => if !modules.gone().is_empty() {
+            told = news.next() => if modules.hear(told) {
                 break;
             },
             sampled = joined(&mut sampling), if sampling.is_some() => accounts = Some(sampled??),

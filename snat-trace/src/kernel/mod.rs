@@ -13,6 +13,7 @@ mod hooks;
 mod modules;
 mod plan;
 mod symbols;
+mod uevents;
 
 pub use btf::{Offsets, OffsetsError};
 pub use capability::{Capabilities, Capability, Missing};
@@ -22,3 +23,4 @@ pub use hooks::{Detail, Role, programs};
 pub use modules::ModuleWatch;
 pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};
 pub use symbols::{Location, Symbols};
+pub use uevents::{ModuleNews, News};

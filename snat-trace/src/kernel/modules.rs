@@ -1,19 +1,24 @@
 //! Whether the modules that hooks went into are still the same ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::plan::Plan;
+use super::uevents::News;
 
 /// The modules of planned hooks, as they were. A kprobe in a module that is unloaded is gone for good, also when the
-/// module comes back (kernel/kprobes.c, `kprobes_module_callback`), and nothing tells its owner.
+/// module comes back (kernel/kprobes.c, `kprobes_module_callback`), and its owner is not told; but that a module goes is
+/// told to everybody.
 #[derive(Clone, Debug)]
 pub struct ModuleWatch {
     /// `/sys/module`.
     modules: PathBuf,
     known: BTreeMap<String, Identity>,
+    /// Those of `known` of which was told that they go. Their directory may still be there then (lib/kobject.c,
+    /// `__kobject_del`).
+    told: BTreeSet<String>,
 }
 
 /// Device and inode of a module's directory in sysfs, which gives each new directory a new number (fs/kernfs/dir.c,
@@ -32,15 +37,30 @@ impl ModuleWatch {
             .filter_map(|hook| hook.module.clone())
             .filter_map(|module| Some((module.clone(), identity(&modules.join(module)).ok()?)))
             .collect();
-        Self { modules, known }
+        Self { modules, known, told: BTreeSet::new() }
+    }
+
+    /// Takes in what [`ModuleNews`] gave, and says whether a module is gone.
+    pub fn hear(&mut self, news: News) -> bool {
+        match news {
+            News::Removed(module) if self.known.contains_key(&module) => {
+                self.told.insert(module);
+                true
+            }
+            News::Removed(_) => false,
+            News::Look => !self.gone().is_empty(),
+        }
     }
 
     /// The modules that were unloaded since, whether they were loaded again or not, by name.
     #[must_use]
     pub fn gone(&self) -> Vec<String> {
-        let same = |module: &str, before| match identity(&self.modules.join(module)) {
-            Ok(now) => now == before,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        let same = |module: &str, before| {
+            !self.told.contains(module)
+                && match identity(&self.modules.join(module)) {
+                    Ok(now) => now == before,
+                    Err(error) => error.kind() != io::ErrorKind::NotFound,
+                }
         };
         self.known.iter().filter(|&(module, &before)| !same(module, before)).map(|(module, _)| module.clone()).collect()
     }
@@ -94,6 +114,19 @@ mod tests {
         fs::remove_dir_all(of("nf_conntrack")).unwrap();
         fs::rename(of("new"), of("nf_conntrack")).unwrap();
         assert_eq!(modules.gone(), ["nf_conntrack"]);
+    }
+
+    #[test]
+    fn told_before_it_is_to_be_seen() {
+        let root = with_modules();
+        let mut modules = watch(&root, Detail::Full);
+        assert!(!modules.hear(News::Look));
+        assert!(!modules.hear(News::Removed("tcp_diag".to_owned())));
+        assert!(modules.hear(News::Removed("nf_nat".to_owned())));
+        assert_eq!(modules.gone(), ["nf_nat"]);
+        fs::remove_dir_all(root.path().join("sys/module/nf_conntrack")).unwrap();
+        assert!(modules.hear(News::Look));
+        assert_eq!(modules.gone(), ["nf_conntrack", "nf_nat"]);
     }
 
     #[test]
