@@ -10,7 +10,7 @@ use crate::counters::accounts::Closed;
 use crate::counters::window::Windows;
 use crate::kernel::Detail;
 use crate::probe::KernelCounts;
-use crate::race::event::{Class, NatRule, NetnsInum, Race, Verdict};
+use crate::race::event::{Class, NatRule, Race, Verdict};
 use crate::race::time::{KernelTime, WallClock};
 
 /// Running totals. Their size does not grow with the number of races.
@@ -103,11 +103,6 @@ impl Totals {
     #[must_use]
     pub fn races(&self) -> u64 {
         self.dropped + self.resolved + self.undecided
-    }
-
-    /// The network namespaces that had races.
-    pub fn involved(&self) -> impl Iterator<Item = NetnsInum> {
-        self.races.involved()
     }
 
     /// Closes the account.

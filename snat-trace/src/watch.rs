@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::counters::accounts::{Accounts, Closed, CountersError};
 use crate::kernel::{CannotTrace, Detail, KernelFacts, ModuleNews, ModuleWatch, Plan, plan};
@@ -27,6 +27,18 @@ use writer::{Message, Writer};
 
 /// How often the counters of namespaces that had races are read, so that one that goes away has its last figures.
 const SAMPLE: Duration = Duration::from_secs(1);
+
+/// How long races that were seen in time are still shown when the end is wanted at once.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How an end is asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// At once: what is not shown a second later is counted as lost.
+    Now,
+    /// When everything that was seen is shown: nothing more will come.
+    Over,
+}
 
 /// What to watch and for how long.
 #[derive(Debug)]
@@ -76,7 +88,8 @@ pub enum WatchError {
 }
 
 /// Attaches, hands every race to `sink` until `stop`, detaches and closes the account. Ends early when a module is
-/// unloaded and its hooks with it; [`Summary::hooks_gone`] tells.
+/// unloaded and its hooks with it; [`Summary::hooks_gone`] tells. When it ends for another reason than `stop`, that still
+/// says how long the last races may take.
 ///
 /// # Errors
 ///
@@ -85,7 +98,7 @@ pub async fn watch(
     facts: &KernelFacts,
     options: &Options<'_>,
     sink: Box<dyn Sink + Send>,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = Stop>,
 ) -> Result<Summary, WatchError> {
     let plan = plan(facts, options.detail)?;
     let mut writer = Writer::start(sink)?;
@@ -98,7 +111,7 @@ pub async fn watch(
     let windows = accounts.as_ref().map(Accounts::windows).unwrap_or_default();
     let session = Session::start(facts, options.detail, tracer.hooks().to_vec());
     say_what_is_missing(&plan, &session.hooks);
-    writer.push(Message::Session(Box::new(session.clone())));
+    writer.room_at_last().await?.send(Message::Session(Box::new(session.clone())));
     if let Some(path) = options.ready_file {
         // Never somebody else's file, nor one of an earlier run that told too early.
         std::fs::File::create_new(path)
@@ -108,25 +121,30 @@ pub async fn watch(
     let mut pipeline = Pipeline::new(options, &session);
     pipeline.totals.within(windows);
     let mut stop = pin!(stop);
+    let mut asked = None;
     let mut sampling: Option<JoinHandle<Result<Accounts, CountersError>>> = None;
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut release = ticks(REORDERING_BOUND / 2);
     let mut sample = ticks(SAMPLE);
     while !pipeline.enough() {
+        let has_named = pipeline.has_named();
         tokio::select! {
-            () = &mut stop => break,
+            how = &mut stop => {
+                asked = Some(how);
+                break;
+            }
             () = until(deadline) => break,
-            batch = joined(&mut pipeline.naming), if pipeline.naming.is_some() => pipeline.emit(batch?, &mut writer),
-            written = writer.progress() => written?,
+            named = joined(&mut pipeline.naming), if pipeline.naming.is_some() => pipeline.take_named(named?),
+            room = writer.room(has_named) => pipeline.hand_over(room?),
             readable = tracer.readable() => {
                 readable?;
                 tracer.drain(|bytes| pipeline.take(bytes));
             }
-            _ = release.tick(), if pipeline.can_name(&writer) => pipeline.name(KernelTime::now()),
-            _ = sample.tick(), if sampling.is_none() && pipeline.totals.involved().next().is_some() => {
-                let involved: Vec<_> = pipeline.totals.involved().collect();
+            _ = release.tick(), if pipeline.can_name() => pipeline.name(KernelTime::now()),
+            _ = sample.tick(), if accounts.as_ref().is_some_and(|accounts| accounts.involved() || pipeline.involved()) => {
+                let involved = pipeline.take_involved();
                 sampling = accounts.take().map(|mut accounts| spawn_blocking(move || {
-                    accounts.sample(&involved)?;
+                    accounts.sample(involved)?;
                     Ok(accounts)
                 }));
             }
@@ -140,19 +158,37 @@ pub async fn watch(
     if let Some(sampling) = sampling {
         accounts = Some(sampling.await??);
     }
-    let closed = match accounts {
-        Some(accounts) => spawn_blocking(|| accounts.close()).await??,
-        None => Closed::default(),
-    };
+    let mut closing = accounts.map(|accounts| spawn_blocking(|| accounts.close()));
+    let mut closed = Closed::default();
+    while closing.is_some() {
+        tokio::select! {
+            result = joined(&mut closing) => closed = result??,
+            // There may be many namespaces, and the ring is no larger than it is.
+            readable = tracer.readable() => {
+                readable?;
+                tracer.drain(|bytes| pipeline.take(bytes));
+            }
+        }
+    }
     pipeline.totals.within(closed.windows.clone());
     let ended = KernelTime::now();
     tracer.detach();
-    tracer.drain(|bytes| pipeline.take(bytes));
-    pipeline.drain(&mut writer).await?;
+    while tracer.drain(|bytes| pipeline.take(bytes)) {}
+    let enough = async {
+        let how = match asked {
+            Some(how) => how,
+            None => stop.await,
+        };
+        match how {
+            Stop::Now => sleep(LAST_WORDS).await,
+            Stop::Over => std::future::pending().await,
+        }
+    };
+    pipeline.drain(&mut writer, enough).await?;
     pipeline.totals.miss_hooks_of(modules.gone());
     let span = Span { started: session.started, ended, clock: session.clock };
     let summary = pipeline.totals.close(span, tracer.counts()?, &closed);
-    writer.push(Message::Summary(Box::new(summary.clone())));
+    writer.room_at_last().await?.send(Message::Summary(Box::new(summary.clone())));
     writer.finish().await?;
     Ok(summary)
 }

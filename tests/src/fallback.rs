@@ -11,7 +11,7 @@ use snat_trace::kernel::{Detail, KernelFacts, Symbols};
 use snat_trace::output::json::JsonSink;
 use snat_trace::probe::Sizes;
 use snat_trace::race::filter::Filter;
-use snat_trace::watch::{Options, watch};
+use snat_trace::watch::{Options, Stop, watch};
 
 use crate::output::Lines;
 use crate::scenario::{Row, Scenario, whole};
@@ -63,6 +63,7 @@ pub fn insertion_at_confirm() -> Result<Row> {
         let stop = async {
             // Both ends live as long as the watching.
             let _ = over.send(lab.await);
+            Stop::Over
         };
         watch(&facts, &options, sink, stop).await?;
         done.await?.context("the lab's thread").and_then(|lab| lab)

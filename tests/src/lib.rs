@@ -2,18 +2,26 @@
 //! know.
 
 pub mod fallback;
+pub mod load;
 pub mod loading;
 pub mod output;
 pub mod places;
 pub mod races;
 pub mod scenario;
+pub mod storm;
 pub mod verifier;
 
 use scenario::Scenario;
 
 /// Every scenario, by group, in the order they run.
-pub const GROUPS: &[&[Scenario]] =
-    &[verifier::SCENARIOS, races::SCENARIOS, fallback::SCENARIOS, places::SCENARIOS, loading::SCENARIOS];
+pub const GROUPS: &[&[Scenario]] = &[
+    verifier::SCENARIOS,
+    races::SCENARIOS,
+    fallback::SCENARIOS,
+    places::SCENARIOS,
+    load::SCENARIOS,
+    loading::SCENARIOS,
+];
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {

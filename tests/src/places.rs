@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const NOBODY: u32 = 65_534;
 
 /// Looks again and again until it holds: what is waited for leaves no event to wait for.
-fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !holds() {
         ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
@@ -45,7 +45,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
 }
 
 /// `watch` in JSON, attached.
-fn watching(arguments: &[&str], ready: &Path) -> Result<Running> {
+pub(crate) fn watching(arguments: &[&str], ready: &Path) -> Result<Running> {
     let _absent = fs::remove_file(ready);
     let ready_file = ready.to_str().context("a path is text")?;
     let mut watch = Running::start(&[&["watch", "--format", "json", "--ready-file", ready_file], arguments].concat())?;
@@ -70,7 +70,7 @@ fn probed() -> Result<Vec<String>> {
     Ok(list.lines().filter_map(function).collect())
 }
 
-fn nothing_attached() -> Result<()> {
+pub(crate) fn nothing_attached() -> Result<()> {
     until("every kprobe gone", || probed().is_ok_and(|functions| functions.is_empty()))
 }
 

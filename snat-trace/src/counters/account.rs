@@ -141,11 +141,6 @@ impl RaceCounts {
             None => verdicts.unknown += 1,
         }
     }
-
-    /// The namespaces that had any.
-    pub fn involved(&self) -> impl Iterator<Item = NetnsInum> {
-        self.0.keys().copied().flatten()
-    }
 }
 
 /// Races of one namespace by place.

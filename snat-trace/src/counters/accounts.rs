@@ -33,9 +33,11 @@ pub fn read() -> Result<Reading, CountersError> {
 }
 
 /// The counters of every network namespace since they were first read. Holds no namespace alive.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Accounts {
     watched: BTreeMap<NetnsInum, Watched>,
+    /// Those that had races and are not known to be gone.
+    involved: BTreeSet<NetnsInum>,
     /// Numbers that even a search through every open file did not find, not to be searched for again until they turn up.
     lost: BTreeSet<NetnsInum>,
     /// How many namespaces went away and left their number to another.
@@ -130,7 +132,7 @@ impl Accounts {
             });
             watched.insert(netns.inum, Watched::new(netns, counted, window));
         }
-        Ok(Self { watched, lost: BTreeSet::new(), replaced: 0 })
+        Ok(Self { watched, ..Self::default() })
     }
 
     /// From when each namespace was read. A race is judged by this while the last reading is still to come: what the
@@ -141,18 +143,29 @@ impl Accounts {
         self.watched.iter().map(from).collect()
     }
 
-    /// Reads the given namespaces again, so that one that goes away keeps its last figures. To be called about once a
-    /// second with those that have had races.
+    /// Whether there is anything to [`sample`](Self::sample).
+    #[must_use]
+    pub fn involved(&self) -> bool {
+        !self.involved.is_empty()
+    }
+
+    /// Reads the given namespaces and those given before again, so that one that goes away keeps its last figures. To be
+    /// called about once a second with those that have had races since. One that is not found is not looked for again
+    /// until it is given again.
     ///
     /// # Errors
     /// Namespaces cannot be found at all.
-    pub fn sample(&mut self, involved: &[NetnsInum]) -> Result<(), CountersError> {
-        let missing: BTreeSet<_> = involved.iter().copied().filter(|&inum| !self.read_known(inum)).collect();
+    pub fn sample(&mut self, involved: impl IntoIterator<Item = NetnsInum>) -> Result<(), CountersError> {
+        self.involved.extend(involved);
+        let missing: BTreeSet<_> = self.involved.clone().into_iter().filter(|&inum| !self.read_known(inum)).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let listed = netns::enumerate(Depth::Threads).map_err(CountersError::Enumerate)?;
-        self.find(missing, &listed)
+        for gone in self.find(missing, &listed)? {
+            self.involved.remove(&gone);
+        }
+        Ok(())
     }
 
     /// Reads everything again, namespaces made since the start included, and gives what was counted in each.
@@ -191,8 +204,12 @@ impl Accounts {
         self.read(&netns)
     }
 
-    /// Reads those of `missing` that are listed, and searches for the rest once.
-    fn find(&mut self, mut missing: BTreeSet<NetnsInum>, listed: &[Netns]) -> Result<(), CountersError> {
+    /// Reads those of `missing` that are listed, and searches for the rest once; those that are gone.
+    fn find(
+        &mut self,
+        mut missing: BTreeSet<NetnsInum>,
+        listed: &[Netns],
+    ) -> Result<BTreeSet<NetnsInum>, CountersError> {
         for netns in listed {
             if missing.contains(&netns.inum) && self.read(netns) {
                 missing.remove(&netns.inum);
@@ -206,7 +223,7 @@ impl Accounts {
                 }
             }
         }
-        for inum in missing {
+        for &inum in &missing {
             self.lost.insert(inum);
             if let Some(watched) = self.watched.get_mut(&inum) {
                 watched.gone = true;
@@ -214,7 +231,7 @@ impl Accounts {
                 watched.window.to = None;
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     /// Reads one; `false` when it is gone.

@@ -67,7 +67,7 @@ fn only_what_happens_after_opening_counts() {
     let mut accounts = Accounts::open_with(&[fd.as_fd()]).unwrap();
     let opened = KernelTime::now();
     send(&fd, 2);
-    accounts.sample(&[inum]).unwrap();
+    accounts.sample([inum]).unwrap();
     send(&fd, 3);
     let windows = accounts.windows();
     let sent = KernelTime::now();
@@ -104,7 +104,7 @@ fn a_namespace_made_later_counts_from_zero() {
     let mut accounts = Accounts::open().unwrap();
     let Some(fd) = one_port() else { return };
     send(&fd, 3);
-    accounts.sample(&[inum(&fd)]).unwrap();
+    accounts.sample([inum(&fd)]).unwrap();
     assert_eq!(failed_and_dropped(&of(&accounts.close().unwrap().deltas, inum(&fd))), (Some(2), Some(2)));
 }
 
@@ -115,8 +115,12 @@ fn a_namespace_that_goes_keeps_its_last_figures() {
     let inum = inum(&fd);
     let mut accounts = Accounts::open_with(&[fd.as_fd()]).unwrap();
     send(&fd, 3);
-    accounts.sample(&[inum]).unwrap();
+    accounts.sample([inum]).unwrap();
+    assert!(accounts.involved());
     drop(fd);
+    // Found to be gone, it is not looked for every second from then on.
+    accounts.sample([]).unwrap();
+    assert!(!accounts.involved());
     // Nothing of ours may keep it alive; its number may go to another test's namespace, so ask for what was held.
     let closed = accounts.close().unwrap();
     let delta = of(&closed.deltas, inum);
@@ -133,7 +137,7 @@ fn another_namespace_with_the_same_number_starts_at_zero() {
         let counters = super::super::figures::CpuCounters { tally, ..Default::default() };
         Reading::from([(0, counters)])
     };
-    let mut accounts = Accounts { watched: BTreeMap::new(), lost: BTreeSet::new(), replaced: 0 };
+    let mut accounts = Accounts::default();
     accounts.record(&netns, Ok(sampled(Some(1), with(10))));
     accounts.record(&netns, Ok(sampled(Some(1), with(12))));
     accounts.record(&netns, Ok(sampled(Some(2), with(13))));
@@ -148,7 +152,7 @@ fn another_namespace_with_the_same_number_starts_at_zero() {
 #[test]
 fn one_that_is_found_again_is_not_gone() {
     let netns = Netns::current().unwrap();
-    let mut accounts = Accounts { watched: BTreeMap::new(), lost: BTreeSet::new(), replaced: 0 };
+    let mut accounts = Accounts::default();
     accounts.record(&netns, Ok(sampled(Some(1), Reading::new())));
     accounts.watched.get_mut(&netns.inum).unwrap().gone = true;
     assert_eq!(accounts.watched[&netns.inum].caveat(), Some(Caveat::Ended));
@@ -159,7 +163,7 @@ fn one_that_is_found_again_is_not_gone() {
 #[test]
 fn without_a_baseline_there_are_no_figures() {
     let netns = Netns::current().unwrap();
-    let mut accounts = Accounts { watched: BTreeMap::new(), lost: BTreeSet::new(), replaced: 0 };
+    let mut accounts = Accounts::default();
     accounts.record(&netns, Err("no".into()));
     accounts.record(&netns, Ok(sampled(None, Reading::new())));
     assert_eq!(accounts.watched[&netns.inum].counted.as_ref().unwrap_err(), "no");

@@ -13,11 +13,16 @@ use super::losses::KernelCounts;
 use super::object::{Sizes, load};
 use crate::kernel::Plan;
 
+/// Most records taken before others have their turn.
+const AT_ONCE: usize = 4096;
+
 /// Attached programs. Dropping it detaches them, and so does the kernel when the process dies.
 pub struct Tracer {
     /// `None` once detached.
     object: Option<Ebpf>,
     ring: AsyncFd<RingBuf<MapData>>,
+    /// The ring was left before it was empty.
+    more: bool,
     counters: PerCpuArray<MapData, u64>,
     hooks: Vec<AttachedHook>,
     #[cfg(feature = "log")]
@@ -52,6 +57,7 @@ impl Tracer {
         Ok(Self {
             object: Some(object),
             ring,
+            more: false,
             counters,
             hooks,
             #[cfg(feature = "log")]
@@ -71,18 +77,28 @@ impl Tracer {
     ///
     /// When the ring can no longer be waited for.
     pub async fn readable(&mut self) -> Result<(), ProbeError> {
+        if self.more {
+            return Ok(());
+        }
         // Cleared before the ring is drained, so that what comes in meanwhile wakes us again.
         self.ring.readable_mut().await?.clear_ready();
         Ok(())
     }
 
-    /// Hands over every record of the ring.
-    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+    /// Hands over the records of the ring, but not for ever: where clashes come faster than they are taken, `true` says that
+    /// there are more.
+    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> bool {
         #[cfg(feature = "log")]
         self.log.flush();
-        while let Some(record) = self.ring.get_mut().next() {
+        self.more = true;
+        for _ in 0..AT_ONCE {
+            let Some(record) = self.ring.get_mut().next() else {
+                self.more = false;
+                break;
+            };
             take(&record);
         }
+        self.more
     }
 
     /// Detaches every hook. After this no record comes; the ring may still hold some.

@@ -1,24 +1,27 @@
 //! From records to named races, in the order of kernel time.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::pin::pin;
+
 use snat_trace_common::ClashRecord;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::writer::{Message, Writer};
+use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
 use crate::counters::ports::PortCounts;
 use crate::owner::{Owners, Query, recorded_sender};
 use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
 use crate::race::decode::decode;
-use crate::race::event::Race;
+use crate::race::event::{NetnsInum, Race};
 use crate::race::order::Reorder;
 use crate::race::time::KernelTime;
 use crate::session::Session;
 use crate::summary::Totals;
 
-/// Most records held back, and most races that wait for the output; more records are lost, and counted as such.
+/// Most records held back; more are lost, and counted as such.
 const PENDING: usize = 16_384;
-/// Most races whose owners are looked for at once.
+/// Most races whose owners are looked for at once, and as many may wait for the output before the next are.
 const BATCH: usize = 256;
 
 /// Records on their way to the output.
@@ -29,7 +32,11 @@ pub(super) struct Pipeline<'a> {
     /// `None` while a batch is being named.
     finder: Option<Finder>,
     pub(super) naming: Option<JoinHandle<Named>>,
+    /// Named, and on their way to the output.
+    named: VecDeque<Race>,
     pub(super) totals: Totals,
+    /// Network namespaces that had clashes of late, for the counters to be read.
+    involved: BTreeSet<NetnsInum>,
     shown: u64,
 }
 
@@ -51,7 +58,9 @@ impl<'a> Pipeline<'a> {
             order: Reorder::default(),
             finder: Some(Finder::default()),
             naming: None,
+            named: VecDeque::new(),
             totals: Totals::default(),
+            involved: BTreeSet::new(),
             shown: 0,
         }
     }
@@ -64,15 +73,36 @@ impl<'a> Pipeline<'a> {
     /// Takes the bytes of one record.
     pub(super) fn take(&mut self, bytes: &[u8]) {
         match decode(bytes) {
-            Ok(_) if self.order.len() >= PENDING => self.totals.lose("queue-full"),
-            Ok(record) => self.order.push(record),
+            Ok(record) => {
+                self.involved.extend((record.netns != 0).then_some(NetnsInum(record.netns)));
+                if self.order.len() < PENDING {
+                    self.order.push(record);
+                } else {
+                    self.totals.lose("queue-full");
+                }
+            }
             Err(undecodable) => self.totals.lose(undecodable.reason()),
         }
     }
 
+    /// Whether network namespaces had clashes since they were last taken.
+    pub(super) fn involved(&self) -> bool {
+        !self.involved.is_empty()
+    }
+
+    /// The network namespaces that had clashes since this was last asked.
+    pub(super) fn take_involved(&mut self) -> BTreeSet<NetnsInum> {
+        std::mem::take(&mut self.involved)
+    }
+
     /// Whether there is something to name, and room for it.
-    pub(super) fn can_name(&self, writer: &Writer) -> bool {
-        self.naming.is_none() && !self.order.is_empty() && writer.waiting() < PENDING
+    pub(super) fn can_name(&self) -> bool {
+        self.naming.is_none() && !self.order.is_empty() && self.named.len() < BATCH
+    }
+
+    /// Whether a race waits for the output.
+    pub(super) fn has_named(&self) -> bool {
+        !self.named.is_empty()
     }
 
     /// Starts naming what no earlier record can precede any more at `now`.
@@ -104,31 +134,55 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// Shows a named batch.
-    pub(super) fn emit(&mut self, (finder, races): Named, writer: &mut Writer) {
+    /// Takes a named batch in.
+    pub(super) fn take_named(&mut self, (finder, races): Named) {
         self.finder = Some(finder);
-        for race in races {
-            self.totals.add(&race, self.options.detail);
-            if !self.enough() && self.options.filter.shows(&race) {
-                writer.push(Message::Race(Box::new(race), self.session.clock));
-                self.shown += 1;
+        self.named.extend(races);
+    }
+
+    /// Counts the first race that waits, and hands it over if it is to be shown.
+    pub(super) fn hand_over(&mut self, room: Room<'_>) {
+        let Some(race) = self.named.pop_front() else { return };
+        self.totals.add(&race, self.options.detail);
+        if !self.enough() && self.options.filter.shows(&race) {
+            room.send(Message::Race(Box::new(race), self.session.clock));
+            self.shown += 1;
+        }
+    }
+
+    /// Names and shows everything left: no record comes any more. What is not shown when `enough` is, is lost.
+    pub(super) async fn drain(
+        &mut self,
+        writer: &mut Writer,
+        enough: impl Future<Output = ()>,
+    ) -> Result<(), WatchError> {
+        let mut enough = pin!(enough);
+        loop {
+            while self.can_name() {
+                let batch = self.next_batch(Reorder::pop_last);
+                self.start_naming(batch);
+            }
+            if self.naming.is_none() && self.named.is_empty() && self.order.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = &mut enough => return self.give_up().await,
+                named = joined(&mut self.naming), if self.naming.is_some() => self.take_named(named?),
+                room = writer.room_at_last(), if self.has_named() => self.hand_over(room?),
             }
         }
     }
 
-    /// Names and shows everything left: no record comes any more.
-    pub(super) async fn drain(&mut self, writer: &mut Writer) -> Result<(), WatchError> {
-        loop {
-            if self.naming.is_some() {
-                let batch = joined(&mut self.naming).await?;
-                self.emit(batch, writer);
-            }
-            let batch = self.next_batch(Reorder::pop_last);
-            if batch.is_empty() && self.order.is_empty() {
-                return Ok(());
-            }
-            self.start_naming(batch);
+    /// Counts as lost what is not shown yet.
+    async fn give_up(&mut self) -> Result<(), WatchError> {
+        if self.naming.is_some() {
+            let named = joined(&mut self.naming).await?;
+            self.take_named(named);
         }
+        let left = self.named.drain(..).count() + self.order.len();
+        self.order = Reorder::default();
+        (0..left).for_each(|_| self.totals.lose("not-shown"));
+        Ok(())
     }
 }
 

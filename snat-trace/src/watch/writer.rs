@@ -1,6 +1,5 @@
 //! The sink on a thread of its own: a reader that reads no more must not keep us from draining the ring, nor from ending.
 
-use std::collections::VecDeque;
 use std::io;
 use std::thread;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use crate::session::Session;
 use crate::summary::Summary;
 
 /// Messages on their way to the thread.
-const IN_FLIGHT: usize = 64;
+const IN_FLIGHT: usize = 16;
 /// How long the output may stand still when everything else has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -27,13 +26,15 @@ pub(super) enum Message {
     Summary(Box<Summary>),
 }
 
+/// The right to hand one message over.
+pub(super) type Room<'a> = mpsc::Permit<'a, Message>;
+
 /// Writes messages in their order.
 #[derive(Debug)]
 pub(super) struct Writer {
     messages: mpsc::Sender<Message>,
     /// How the thread ended: with the last message, or at the first error.
     end: oneshot::Receiver<io::Result<()>>,
-    waiting: VecDeque<Message>,
 }
 
 impl Writer {
@@ -44,47 +45,58 @@ impl Writer {
             // Nobody listens any more when the output stood still for too long.
             let _ = ended.send(write_all(sink, queue));
         })?;
-        Ok(Self { messages, end, waiting: VecDeque::new() })
+        Ok(Self { messages, end })
     }
 
-    /// Puts a message behind those that wait; [`Self::progress`] hands them over.
-    pub(super) fn push(&mut self, message: Message) {
-        self.waiting.push_back(message);
-    }
-
-    /// How many wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Hands the first message that waits to the thread, as soon as it takes one. Ends with the thread's error; waits for
-    /// one when there is no message. Dropped before its end, it has done nothing.
-    pub(super) async fn progress(&mut self) -> io::Result<()> {
+    /// Waits until the thread takes a message; unless one is `wanted`, for as long as the thread lives. Dropped before its
+    /// end, it has done nothing.
+    ///
+    /// # Errors
+    ///
+    /// The thread's, as soon as it has one.
+    pub(super) async fn room(&mut self, wanted: bool) -> io::Result<Room<'_>> {
         tokio::select! {
-            permit = self.messages.reserve(), if !self.waiting.is_empty() => {
-                if let (Ok(permit), Some(message)) = (permit, self.waiting.pop_front()) {
-                    permit.send(message);
-                    return Ok(());
-                }
-            }
+            room = self.messages.reserve(), if wanted => if let Ok(room) = room {
+                return Ok(room);
+            },
             end = &mut self.end => return Err(ended(end)),
         }
         // The thread takes no more messages: its error is on its way.
         Err(ended((&mut self.end).await))
     }
 
-    /// Hands over everything that waits, and waits until it is written.
-    pub(super) async fn finish(mut self) -> io::Result<()> {
-        let still = || io::Error::new(io::ErrorKind::TimedOut, "nobody takes it");
-        while !self.waiting.is_empty() {
-            timeout(PATIENCE, self.progress()).await.map_err(|_elapsed| still())??;
+    /// As [`room`](Self::room), when there is nothing else to do than to wait for it.
+    ///
+    /// # Errors
+    ///
+    /// As there; and when the output stands still.
+    pub(super) async fn room_at_last(&mut self) -> io::Result<Room<'_>> {
+        timeout(PATIENCE, self.room(true)).await.map_err(|_elapsed| stands_still())?
+    }
+
+    /// Waits until everything is written.
+    ///
+    /// # Errors
+    ///
+    /// The thread's; and when the output stands still.
+    pub(super) async fn finish(self) -> io::Result<()> {
+        // As long as one more is taken in time, it does not stand still.
+        while self.messages.capacity() < IN_FLIGHT {
+            let one_more = self.messages.reserve_many(self.messages.capacity() + 1);
+            if timeout(PATIENCE, one_more).await.map_err(|_elapsed| stands_still())?.is_err() {
+                break;
+            }
         }
         drop(self.messages);
         match timeout(PATIENCE, self.end).await {
             Ok(end) => end.unwrap_or_else(|_panicked| Err(io::Error::other("the output's thread panicked"))),
-            Err(_elapsed) => Err(still()),
+            Err(_elapsed) => Err(stands_still()),
         }
     }
+}
+
+fn stands_still() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "nobody takes it")
 }
 
 /// The error of a thread that ended before its time.

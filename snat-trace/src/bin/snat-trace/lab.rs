@@ -18,7 +18,7 @@ use snat_trace::race::filter::Filter;
 use snat_trace::race::time::WallClock;
 use snat_trace::session::Session;
 use snat_trace::summary::Summary;
-use snat_trace::watch::{Options, watch};
+use snat_trace::watch::{Options, Stop, watch};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
@@ -71,8 +71,8 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     };
     let stop = async {
         tokio::select! {
-            _ = done => {}
-            () = signal => {}
+            _ = done => Stop::Over,
+            how = signal => how,
         }
     };
     let summary = watch(&facts, &options, sink, stop).await;

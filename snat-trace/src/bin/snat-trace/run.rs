@@ -12,8 +12,9 @@ use snat_trace::output::Sink;
 use snat_trace::output::json::JsonSink;
 use snat_trace::output::text::{Style, TextSink};
 use snat_trace::probe::Sizes;
-use snat_trace::watch::{Options, watch};
+use snat_trace::watch::{Options, Stop, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, TraceArgs, WatchArgs};
 use crate::lab;
@@ -41,7 +42,7 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
     let facts = if args.wait {
         tokio::select! {
             facts = conntrack_loaded(args.trace.detail) => facts?,
-            () = &mut stop => return Ok(ExitCode::SUCCESS),
+            _ = &mut stop => return Ok(ExitCode::SUCCESS),
         }
     } else {
         KernelFacts::gather(Path::new("/"))?
@@ -124,22 +125,24 @@ pub(crate) fn sink(args: TraceArgs) -> Box<dyn Sink + Send> {
     }
 }
 
-/// Resolves at the first signal that asks us to end. The second one ends us at once: nothing stays attached, but the
-/// summary is not printed.
-pub(crate) fn stopped() -> Result<impl Future<Output = ()>> {
+/// Resolves at the first signal that asks us to end. The second one ends us at once, whatever we are at: nothing stays
+/// attached, but the summary is not printed. Needs a tokio runtime.
+pub(crate) fn stopped() -> Result<impl Future<Output = Stop>> {
     let mut signals = Signals {
         interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
         terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
         hangup: signal(SignalKind::hangup()).context("cannot catch SIGHUP")?,
     };
-    Ok(async move {
+    let (tell, first) = oneshot::channel();
+    tokio::spawn(async move {
         signals.next().await;
-        tokio::spawn(async move {
-            signals.next().await;
-            eprintln!("snat-trace: ended at the second signal");
-            std::process::exit(1);
-        });
-    })
+        // Nobody waits for it any more when we are about to end anyway.
+        let _ = tell.send(Stop::Now);
+        signals.next().await;
+        eprintln!("snat-trace: ended at the second signal");
+        std::process::exit(1);
+    });
+    Ok(async { first.await.unwrap_or(Stop::Now) })
 }
 
 struct Signals {

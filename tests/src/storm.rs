@@ -1,0 +1,169 @@
+//! Clashes without end: a network namespace whose rule has one port to give. The first flow to a destination has it, and
+//! every packet of any other is a clash, of which the sender is told (`EPERM`): that is the truth.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use snat_trace::counters::netns::{Netns, in_netns};
+
+/// Senders are here.
+const SENDER: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
+/// Everything is sent here, and dropped on arrival.
+const SINK: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
+/// The first port of destinations.
+const PORT: u16 = 7000;
+/// The one translated source there is.
+const RULE: &str = "table ip storm {
+    chain nat { type nat hook postrouting priority 100; ip daddr 10.98.0.2 udp dport != 53 snat to 10.98.0.3:5000; }
+    chain in { type filter hook input priority 0; ip daddr 10.98.0.2 drop; }
+}";
+
+/// Such a namespace; gone when dropped.
+#[derive(Debug)]
+pub struct Storm {
+    name: String,
+    netns: File,
+}
+
+/// What the senders know.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sent {
+    /// Packets that went out.
+    pub passed: u64,
+    /// Packets that were refused: clashes.
+    pub refused: u64,
+}
+
+impl Storm {
+    /// Makes it.
+    ///
+    /// # Errors
+    ///
+    /// `ip` or `nft` fails.
+    pub fn new(name: &str) -> Result<Self> {
+        let name = format!("storm-{name}");
+        run("ip", &["netns", "add", &name], "")?;
+        let storm = Self { netns: File::open(format!("/run/netns/{name}"))?, name };
+        run("ip", &["-n", &storm.name, "link", "set", "lo", "up"], "")?;
+        for address in ["10.98.0.1/32", "10.98.0.2/32", "10.98.0.3/32"] {
+            run("ip", &["-n", &storm.name, "address", "add", address, "dev", "lo"], "")?;
+        }
+        run("ip", &["netns", "exec", &storm.name, "nft", "-f", "-"], RULE)?;
+        Ok(storm)
+    }
+
+    /// Its number.
+    ///
+    /// # Errors
+    ///
+    /// `/proc` is not mounted.
+    pub fn inum(&self) -> Result<u32> {
+        Ok(Netns::of(self.netns.as_fd())?.inum.0)
+    }
+
+    /// A socket inside, bound to `port`.
+    ///
+    /// # Errors
+    ///
+    /// The port is taken.
+    pub fn socket(&self, port: u16) -> Result<UdpSocket> {
+        let bound = in_netns(self.netns.as_fd(), || UdpSocket::bind(SocketAddrV4::new(SENDER, port)))?;
+        bound.with_context(|| format!("port {port}"))
+    }
+
+    /// Sends from `senders` sockets at once to one destination, that another has before, until `enough` says so of the
+    /// number of clashes of each sender.
+    ///
+    /// # Errors
+    ///
+    /// A packet is neither sent nor refused.
+    pub fn rage(&self, senders: u16, enough: impl Fn(u64) -> bool + Sync) -> Result<Sent> {
+        let keeper = self.socket(1000)?;
+        let mut all = Sent::default();
+        ensure!(send(&keeper, 0, &mut all)?, "the port was taken before");
+        let results = thread::scope(|scope| {
+            let enough = &enough;
+            let senders: Vec<_> = (0..senders)
+                .map(|number| {
+                    scope.spawn(move || {
+                        let socket = self.socket(2000 + number)?;
+                        let mut sent = Sent::default();
+                        while !enough(sent.refused) {
+                            send(&socket, 0, &mut sent)?;
+                        }
+                        Ok(sent)
+                    })
+                })
+                .collect();
+            senders
+                .into_iter()
+                .map(|sender| sender.join().unwrap_or_else(|_| bail!("a sender panicked")))
+                .collect::<Vec<_>>()
+        });
+        for sent in results {
+            let sent: Sent = sent?;
+            all.passed += sent.passed;
+            all.refused += sent.refused;
+        }
+        Ok(all)
+    }
+
+    /// As [`rage`](Self::rage), until `halt`.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn rage_until(&self, senders: u16, halt: &AtomicBool) -> Result<Sent> {
+        self.rage(senders, |_| halt.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        // What fails here shows in the next scenario.
+        let _gone = run("ip", &["netns", "del", &self.name], "");
+    }
+}
+
+/// Sends one packet to the destination `number`; whether it went out.
+///
+/// # Errors
+///
+/// It was neither sent nor refused.
+pub fn send(socket: &UdpSocket, number: u16, sent: &mut Sent) -> Result<bool> {
+    match socket.send_to(b"storm", SocketAddrV4::new(SINK, PORT + number)) {
+        Ok(_) => sent.passed += 1,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            sent.refused += 1;
+            return Ok(false);
+        }
+        Err(error) => return Err(error).context("cannot send"),
+    }
+    Ok(true)
+}
+
+/// Runs a command with `input`.
+///
+/// # Errors
+///
+/// It fails; what it said is in the error.
+pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {program}"))?;
+    child.stdin.take().context("stdin is a pipe")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), said.trim());
+    Ok(())
+}
