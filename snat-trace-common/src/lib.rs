@@ -13,6 +13,6 @@ mod record;
 pub use counters::Counter;
 pub use offsets::{ABSENT, OFFSETS, Offset};
 pub use record::{
-    Allocation, COMM_LEN, ClashRecord, FlowFact, NatRange, OwnerFact, PACKET_LEN, RecordHeader, Tuple, TupleDirection,
-    flow_flags, kind, record_flags,
+    Allocation, COMM_LEN, ClashRecord, Deciding, FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN, RecordHeader, Tuple,
+    TupleDirection, VerdictRecord, flow_flags, kind, record_flags,
 };

@@ -151,6 +151,8 @@ pub struct RecordHeader {
 pub mod kind {
     /// A [`ClashRecord`](crate::ClashRecord).
     pub const CLASH: u16 = 1;
+    /// A [`VerdictRecord`](crate::VerdictRecord).
+    pub const VERDICT: u16 = 2;
 }
 
 /// Bits of [`ClashRecord::flags`].
@@ -178,12 +180,57 @@ pub struct ClashRecord {
     pub reserved: [u8; 5],
     /// How many bytes of `packet` are the packet's.
     pub packet_len: u16,
+    /// Address of the loser's entry: with the time it is the name by which a [`VerdictRecord`] calls this clash.
+    pub loser_entry: u64,
     /// The entry that could not be inserted.
     pub loser: FlowFact,
     /// The entry that was there.
     pub winner: FlowFact,
     /// The loser's packet from its network header on, already translated.
     pub packet: [u8; PACKET_LEN],
+}
+
+/// A call of a kernel function in flight: no two at a time have the same stack address, and with the task it does not
+/// matter who had that stack before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Frame {
+    /// Address of the current `task_struct`.
+    pub task: u64,
+    /// Where the call's return address stands on the stack.
+    pub stack: u64,
+}
+
+/// A clash the kernel is deciding on: the value of a map keyed by the [`Frame`] of `nf_ct_resolve_clash`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Deciding {
+    /// `header.time_ns` of its [`ClashRecord`].
+    pub clash_ns: u64,
+    /// Its `loser_entry`.
+    pub loser_entry: u64,
+    /// Address of the loser's packet, a `struct sk_buff`.
+    pub packet: u64,
+}
+
+/// What `nf_ct_resolve_clash` decided: one record at its return, after that of the clash.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct VerdictRecord {
+    /// `kind` is [`kind::VERDICT`].
+    pub header: RecordHeader,
+    /// `header.time_ns` of the clash it is about.
+    pub clash_ns: u64,
+    /// `loser_entry` of the clash it is about.
+    pub loser_entry: u64,
+    /// Address of the entry the packet belongs to now.
+    pub entry: u64,
+    /// `IPS_*` bits of that entry.
+    pub status: u64,
+    /// What the function returned: `NF_DROP` (0) or `NF_ACCEPT` (1).
+    pub returned: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 const _: () = {
@@ -197,6 +244,8 @@ const _: () = {
     assert!(size_of::<OwnerFact>() == 3 * 8 + 4 * 4 + COMM_LEN);
     assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
     assert!(size_of::<RecordHeader>() == 16);
-    assert!(size_of::<ClashRecord>() == 16 + 16 + 2 * size_of::<FlowFact>() + PACKET_LEN);
+    assert!(size_of::<ClashRecord>() == 16 + 24 + 2 * size_of::<FlowFact>() + PACKET_LEN);
     assert!(align_of::<ClashRecord>() == 8);
+    assert!(size_of::<Frame>() == 16);
+    assert!(size_of::<VerdictRecord>() == 16 + 4 * 8 + 2 * 4);
 };

@@ -8,11 +8,13 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use snat_trace_common::{
-    ABSENT, ClashRecord, Counter, FlowFact, OwnerFact, PACKET_LEN, RecordHeader, Tuple, flow_flags, kind, record_flags,
+    ABSENT, ClashRecord, Counter, Deciding, FlowFact, OwnerFact, PACKET_LEN, RecordHeader, Tuple, flow_flags, kind,
+    record_flags,
 };
 
 use crate::{
-    maps::{ALLOCATIONS, OWNERS, RING, count},
+    frame,
+    maps::{ALLOCATIONS, DECIDING, OWNERS, RING, count},
     packet::network_header,
     read::{
         Address, NF_CONN_CT_NET, NF_CONN_STATUS, NF_CONN_TUPLEHASH, NF_CONN_ZONE, SK_BUFF_HEAD, SK_BUFF_TAIL,
@@ -43,8 +45,13 @@ fn clash(ctx: ProbeContext) -> u32 {
     };
     match fill(entry.as_mut_ptr(), Address::new(skb), Address::new(h)) {
         Ok(()) => {
+            // SAFETY: `fill` has written all of the record, which is this hook's alone until it is submitted.
+            let record = unsafe { &*entry.as_mut_ptr() };
+            let deciding = Deciding { clash_ns: record.header.time_ns, loser_entry: record.loser_entry, packet: skb };
             entry.submit(0);
             count(Counter::ClashDelivered);
+            // One that is not kept has no verdict, which user space notices and counts.
+            let _ = DECIDING.insert(frame::at_entry(&ctx), deciding, 0);
         }
         Err(Unreadable) => {
             entry.discard(0);
@@ -65,6 +72,7 @@ fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unread
     record.reserved = [0; 5];
 
     let loser = entry_of(skb)?;
+    record.loser_entry = loser.as_key();
     record.matched = h.field(&TUPLE_HASH_TUPLE).plus(TUPLE_DIR).read::<u8>()? & 1;
     let before = u64::from(record.matched) * u64::from(TUPLE_HASH_SIZE.load()) + u64::from(NF_CONN_TUPLEHASH.load());
     let winner = h.plus(before.wrapping_neg());

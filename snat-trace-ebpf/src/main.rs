@@ -1,7 +1,7 @@
 //! The kernel side of snat-trace: one file per role.
 //!
 //! A hook copies facts and counts what it could not copy; judgement is user space's. Nothing goes into the ring per
-//! connection, only clashes. Which programs are loaded, and at which symbols they are attached, the loader decides.
+//! connection, only clashes and what became of them. Which programs are loaded, and at which symbols they are attached, the loader decides.
 #![no_std]
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "the kprobe macro passes the context by value")]
@@ -12,11 +12,13 @@
 
 mod allocation;
 mod clash;
+mod frame;
 mod insertion;
 mod maps;
 mod owner;
 mod packet;
 mod read;
+mod verdict;
 
 /// Required by the kernel for the helpers used here.
 #[unsafe(link_section = "license")]

@@ -4,13 +4,13 @@ use aya_ebpf::{
     btf_maps::{LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use snat_trace_common::{Allocation, ClashRecord, Counter, OwnerFact, Tuple};
+use snat_trace_common::{Allocation, ClashRecord, Counter, Deciding, Frame, OwnerFact, Tuple};
 
 /// Sizes here are least sizes: the loader sets those the user asked for.
 const RING_BYTES: usize = 4096;
 const ENTRIES: usize = 1024;
 
-/// Clash records on their way to user space.
+/// Records on their way to user space.
 #[btf_map]
 pub(crate) static RING: RingBuf<ClashRecord, RING_BYTES> = RingBuf::new();
 
@@ -22,6 +22,11 @@ pub(crate) static ALLOCATIONS: LruHashMap<u64, Allocation, ENTRIES> = LruHashMap
 /// Senders by original tuple.
 #[btf_map]
 pub(crate) static OWNERS: LruHashMap<Tuple, OwnerFact, ENTRIES> = LruHashMap::new();
+
+/// Clashes between the entry and the return of `nf_ct_resolve_clash`: seldom more than one per CPU. One whose return was
+/// missed stays until it is the least recently used.
+#[btf_map]
+pub(crate) static DECIDING: LruHashMap<Frame, Deciding, ENTRIES> = LruHashMap::new();
 
 /// One slot per [`Counter`].
 #[btf_map]

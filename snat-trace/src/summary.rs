@@ -32,6 +32,10 @@ pub struct Totals {
     without_allocation: u64,
     /// Flows of races whose sender is not known.
     without_owner: u64,
+    /// Races on which the kernel's own word is not known.
+    without_verdict: u64,
+    /// Races on which the kernel's word is not what the tuples prove, so that one of the two was misread.
+    contradicted: u64,
 }
 
 /// How races over a port chosen freely came by it: all of class `snat-port-collision`.
@@ -74,6 +78,13 @@ impl Totals {
     /// Remembers modules that were unloaded, and their hooks with them.
     pub fn miss_hooks_of(&mut self, modules: impl IntoIterator<Item = String>) {
         self.hooks_gone.extend(modules);
+    }
+
+    /// The verdict on a race: what the kernel told, else what the tuples prove. Counts where one is missing or both differ.
+    pub fn verdict(&mut self, told: Option<Verdict>, proven: Option<Verdict>) -> Option<Verdict> {
+        self.without_verdict += u64::from(told.is_none());
+        self.contradicted += u64::from(told.is_some() && proven.is_some() && told != proven);
+        told.or(proven)
     }
 
     /// Counts in a race that was seen at a level of detail.
@@ -125,6 +136,8 @@ impl Totals {
         let incomplete = [
             ("flow-without-allocation", self.without_allocation),
             ("flow-without-owner", self.without_owner),
+            ("clash-without-verdict", self.without_verdict),
+            ("verdict-against-tuples", self.contradicted),
             ("allocation-not-kept", kernel.get(Counter::AllocationNotKept)),
             ("owner-not-kept", kernel.get(Counter::OwnerNotKept)),
             ("owner-unreadable", kernel.get(Counter::OwnerUnreadable)),
@@ -303,6 +316,23 @@ mod tests {
         let mut totals = Totals::default();
         rules.iter().for_each(|&nat| totals.add(&race(at(1), nat), Detail::Full));
         close(&totals, &Closed::default()).advice()
+    }
+
+    #[test]
+    fn the_kernels_word_goes_before_what_the_tuples_prove() {
+        use Verdict::{Dropped, Resolved};
+        let mut totals = Totals::default();
+        for (told, proven, verdict) in [
+            (Some(Resolved), None, Some(Resolved)),
+            (Some(Dropped), Some(Dropped), Some(Dropped)),
+            (Some(Resolved), Some(Dropped), Some(Resolved)),
+            (None, Some(Dropped), Some(Dropped)),
+            (None, None, None),
+        ] {
+            assert_eq!(totals.verdict(told, proven), verdict, "{told:?} {proven:?}");
+        }
+        let summary = close(&totals, &Closed::default());
+        assert_eq!(summary.incomplete, [("clash-without-verdict", 2), ("verdict-against-tuples", 1)]);
     }
 
     const FREE: NatRule = NatRule { random: false, ports: None };

@@ -4,11 +4,13 @@
 pub mod fallback;
 pub mod load;
 pub mod loading;
+pub mod node;
 pub mod output;
 pub mod places;
 pub mod races;
 pub mod scenario;
 pub mod storm;
+pub mod verdicts;
 pub mod verifier;
 
 use scenario::Scenario;
@@ -17,6 +19,7 @@ use scenario::Scenario;
 pub const GROUPS: &[&[Scenario]] = &[
     verifier::SCENARIOS,
     races::SCENARIOS,
+    verdicts::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
     load::SCENARIOS,

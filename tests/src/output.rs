@@ -128,6 +128,18 @@ impl Lines {
     }
 }
 
+/// Verdicts are the kernel's own, each of them, and none is other than what the tuples prove.
+///
+/// # Errors
+///
+/// The summary says otherwise.
+pub fn verdicts_are_the_kernels(summary: &Value) -> Result<()> {
+    for reason in ["clash-without-verdict", "verdict-against-tuples"] {
+        ensure!(summary["incomplete"][reason].is_null(), "{reason}: {summary}");
+    }
+    Ok(())
+}
+
 /// snat-trace with both outputs caught, still running; killed when dropped, so that a scenario that fails leaves the next
 /// one nothing to stumble over.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
-use crate::output::{Lines, Running, SNAT_TRACE};
+use crate::output::{Lines, Running, SNAT_TRACE, verdicts_are_the_kernels};
 use crate::scenario::{Numbers, Row, Scenario, whole};
 
 /// In the order they run.
@@ -116,9 +116,9 @@ pub fn idle() -> Result<Row> {
     let lines = Lines::of(&["watch", "--duration", "1s"])?;
     ensure!(lines.races() == 0 && lines.only("summary")?["closes"] == true, "{lines:?}");
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
-    ensure!(hooks.len() == 6 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
+    ensure!(hooks.len() == 7 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
     nothing_attached()?;
-    Ok(Row::said("6 hooks, no event"))
+    Ok(Row::said("7 hooks, no event"))
 }
 
 /// A tracer of its own sees the races of a lab as well as the lab's tracer does.
@@ -186,6 +186,7 @@ pub fn in_traffic() -> Result<Row> {
         let lines = Lines::of(&["watch", "--count", "100", "--duration", "30s"])?;
         let summary = lines.only("summary")?;
         ensure!(lines.races() == 100 && summary["closes"] == true, "run {run}: {summary}");
+        verdicts_are_the_kernels(summary).with_context(|| format!("run {run}"))?;
         outside += summary["outside"].as_u64().unwrap_or(0);
     }
     Ok(Row::said(format!("3 accounts close; {outside} races outside their readings")))

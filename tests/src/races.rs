@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::output::Lines;
+use crate::output::{Lines, verdicts_are_the_kernels};
 use crate::scenario::{Row, Scenario, brief, whole};
 
 /// The lab's. Every kernel has those that are forced: their numbers are known beforehand.
@@ -64,6 +64,7 @@ fn judge(lines: &Lines, detail: &str, natural: bool) -> Result<u64> {
     ensure!(number(&lab["cgroups_right"])? == races, "both cgroups right in {} of {races}", lab["cgroups_right"]);
     ensure!(lab["ok"] == true && lab["account_closes"] == true, "the lab is not content: {lab}");
     ensure!(summary["closes"] == true && lines.lost_in_all()? == 0, "the account does not close: {summary}");
+    verdicts_are_the_kernels(summary)?;
     ensure!(number(&summary["races"]["dropped"])? == races, "the summary counts {}", summary["races"]);
 
     let accounts = summary["accounts"].as_array().context("no accounts")?;

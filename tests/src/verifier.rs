@@ -13,9 +13,11 @@ pub const SCENARIOS: &[Scenario] = &[brief("verifier", gate)];
 
 /// Most instructions the verifier may walk for a program, on any kernel of the matrix. Each is the largest count seen
 /// (6.1 or 7.3 walks most), with a tenth added; the gate prints the counts to take a new one from.
-const BUDGETS: [(Detail, &str, u32); 8] = [
+const BUDGETS: [(Detail, &str, u32); 10] = [
     (Detail::Minimal, "clash", 2430),
+    (Detail::Minimal, "verdict", 107),
     (Detail::Full, "clash", 4630),
+    (Detail::Full, "verdict", 107),
     (Detail::Full, "allocation", 136),
     (Detail::Full, "insertion", 18),
     (Detail::Full, "insertion_at_confirm", 30),

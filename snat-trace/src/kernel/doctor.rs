@@ -133,7 +133,7 @@ impl HookLine {
             Ok(hook) => Self {
                 role: hook.role.name(),
                 symbol: hook.symbol,
-                mechanism: "kprobe",
+                mechanism: hook.mechanism.name(),
                 module: hook.module,
                 available: traceable,
                 reason: None,
@@ -142,7 +142,7 @@ impl HookLine {
             Err(hook) => Self {
                 role: hook.role.name(),
                 symbol: hook.tried.first().copied().unwrap_or_default(),
-                mechanism: "kprobe",
+                mechanism: hook.mechanism.name(),
                 module: None,
                 available: false,
                 reason: Some(hook.reason.to_string()),

@@ -5,7 +5,7 @@ use std::fmt;
 /// How much is asked of the kernel.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, clap::ValueEnum)]
 pub enum Detail {
-    /// The clash hook alone: nothing runs until two flows clash.
+    /// The clash alone, and what became of it: nothing runs until two flows clash.
     Minimal,
     /// Allocations, insertions and senders as well: once or twice per new flow, and once per datagram sent on this node.
     Full,
@@ -33,6 +33,8 @@ impl fmt::Display for Detail {
 pub enum Role {
     /// Both sides of a failed insert.
     Clash,
+    /// What the kernel decided on a clash.
+    Verdict,
     /// When an entry asked for a port, and what the rule allowed.
     Allocation,
     /// When an entry went into the table.
@@ -51,6 +53,7 @@ impl Role {
     pub fn name(self) -> &'static str {
         match self {
             Self::Clash => "clash",
+            Self::Verdict => "verdict",
             Self::Allocation => "allocation",
             Self::Insertion => "insertion",
             Self::OwnerTcp => "owner-tcp",
@@ -77,6 +80,26 @@ pub(super) enum Home {
     Image,
 }
 
+/// Where in a function a hook runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mechanism {
+    /// At its entry.
+    Kprobe,
+    /// At its return.
+    Kretprobe,
+}
+
+impl Mechanism {
+    /// Its name in every output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kprobe => "kprobe",
+            Self::Kretprobe => "kretprobe",
+        }
+    }
+}
+
 /// One BPF program on one function.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
@@ -84,6 +107,8 @@ pub(super) struct Candidate {
     pub(super) symbol: &'static str,
     /// Program of the BPF object.
     pub(super) program: &'static str,
+    /// Where in the function it runs.
+    pub(super) mechanism: Mechanism,
     /// What is worse than with the preferred one.
     pub(super) drawback: Option<&'static str>,
 }
@@ -100,6 +125,13 @@ pub(super) struct Hook {
     pub(super) fallback: Option<Candidate>,
     /// What is not known without it.
     pub(super) cost: &'static str,
+}
+
+impl Candidate {
+    /// At the entry of a function, and as good as any.
+    const fn entry(symbol: &'static str, program: &'static str) -> Self {
+        Self { symbol, program, mechanism: Mechanism::Kprobe, drawback: None }
+    }
 }
 
 impl Hook {
@@ -119,21 +151,32 @@ pub(super) const CONNTRACK_MODULE: &str = "nf_conntrack";
 /// The module that translates them.
 pub(super) const NAT_MODULE: &str = "nf_nat";
 
+/// The program of the clash hook.
+pub(crate) const CLASH_PROGRAM: &str = "clash";
+
 /// Every hook, in the order they are printed. The clash hook is the only one tracing cannot do without.
 pub(super) const HOOKS: &[Hook] = &[
     Hook {
         role: Role::Clash,
         from: Detail::Minimal,
         home: Home::Conntrack,
-        preferred: Candidate { symbol: "nf_ct_resolve_clash", program: "clash", drawback: None },
+        preferred: Candidate::entry("nf_ct_resolve_clash", CLASH_PROGRAM),
         fallback: None,
         cost: "clashes cannot be seen",
+    },
+    Hook {
+        role: Role::Verdict,
+        from: Detail::Minimal,
+        home: Home::Conntrack,
+        preferred: Candidate { mechanism: Mechanism::Kretprobe, ..Candidate::entry("nf_ct_resolve_clash", "verdict") },
+        fallback: None,
+        cost: "verdicts are what the tuples of both flows prove; where they prove none, it is unknown",
     },
     Hook {
         role: Role::Allocation,
         from: Detail::Full,
         home: Home::Nat,
-        preferred: Candidate { symbol: "nf_nat_setup_info", program: "allocation", drawback: None },
+        preferred: Candidate::entry("nf_nat_setup_info", "allocation"),
         fallback: None,
         cost: "allocation times, port ranges and the overlap are absent, and a race cannot be told from an exhausted range",
     },
@@ -141,11 +184,10 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::Insertion,
         from: Detail::Full,
         home: Home::Conntrack,
-        preferred: Candidate { symbol: "__nf_conntrack_hash_insert", program: "insertion", drawback: None },
+        preferred: Candidate::entry("__nf_conntrack_hash_insert", "insertion"),
         fallback: Some(Candidate {
-            symbol: "__nf_conntrack_confirm",
-            program: "insertion_at_confirm",
             drawback: Some("insertion times are taken before the check for a clash, so they are a little early"),
+            ..Candidate::entry("__nf_conntrack_confirm", "insertion_at_confirm")
         }),
         cost: "insertion times and the overlap are absent, and a race cannot be told from an exhausted range",
     },
@@ -153,7 +195,7 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::OwnerTcp,
         from: Detail::Full,
         home: Home::Image,
-        preferred: Candidate { symbol: "tcp_connect", program: "owner_tcp", drawback: None },
+        preferred: Candidate::entry("tcp_connect", "owner_tcp"),
         fallback: None,
         cost: "owners of TCP flows are looked up after the clash, so a process that has ended is not named",
     },
@@ -161,7 +203,7 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::OwnerIpv4,
         from: Detail::Full,
         home: Home::Image,
-        preferred: Candidate { symbol: "ip_send_skb", program: "owner_ipv4", drawback: None },
+        preferred: Candidate::entry("ip_send_skb", "owner_ipv4"),
         fallback: None,
         cost: "owners of UDP flows over IPv4 are looked up after the clash, so a process that has ended is not named",
     },
@@ -169,7 +211,7 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::OwnerIpv6,
         from: Detail::Full,
         home: Home::Image,
-        preferred: Candidate { symbol: "ip6_send_skb", program: "owner_ipv6", drawback: None },
+        preferred: Candidate::entry("ip6_send_skb", "owner_ipv6"),
         fallback: None,
         cost: "owners of UDP and ICMP flows over IPv6 are looked up after the clash, so a process that has ended is not named",
     },

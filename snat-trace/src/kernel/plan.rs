@@ -5,7 +5,7 @@ use std::fmt;
 use super::btf::{Offsets, OffsetsError};
 use super::capability::{Capability, Missing};
 use super::facts::{KernelFacts, Kprobes, Lockdown, Presence};
-use super::hooks::{CONNTRACK_MODULE, Candidate, Detail, HOOKS, Home, Hook, NAT_MODULE, Role};
+use super::hooks::{CONNTRACK_MODULE, Candidate, Detail, HOOKS, Home, Hook, Mechanism, NAT_MODULE, Role};
 use super::symbols::Location;
 
 /// What to load and where to attach it.
@@ -30,6 +30,8 @@ pub struct PlannedHook {
     pub role: Role,
     /// Name of the program in the BPF object.
     pub program: &'static str,
+    /// Where in the function it runs.
+    pub mechanism: Mechanism,
     /// Kernel function, found exactly once in `/proc/kallsyms`.
     pub symbol: &'static str,
     /// Module of the function; `None` when it is in the kernel image.
@@ -47,6 +49,8 @@ pub struct MissingHook {
     pub role: Role,
     /// Functions that were looked for, in order.
     pub tried: Vec<&'static str>,
+    /// Where in the preferred one it would run.
+    pub mechanism: Mechanism,
     /// Why none of them will do.
     pub reason: MissingReason,
     /// What is not known without it.
@@ -204,6 +208,7 @@ pub(super) fn survey(facts: &KernelFacts, detail: Detail) -> impl Iterator<Item 
         find(facts, hook).map_err(|reason| MissingHook {
             role: hook.role,
             tried: hook.candidates().map(|candidate| candidate.symbol).collect(),
+            mechanism: hook.preferred.mechanism,
             reason,
             cost: hook.cost,
         })
@@ -224,6 +229,7 @@ fn find(facts: &KernelFacts, hook: &Hook) -> Result<PlannedHook, MissingReason> 
         Ok(PlannedHook {
             role: hook.role,
             program: candidate.program,
+            mechanism: candidate.mechanism,
             symbol: candidate.symbol,
             module: location.module().map(str::to_owned),
             drawback: candidate.drawback,
@@ -264,6 +270,7 @@ mod tests {
                 hooks(&full),
                 [
                     (Role::Clash, "clash", "nf_ct_resolve_clash", Some("nf_conntrack")),
+                    (Role::Verdict, "verdict", "nf_ct_resolve_clash", Some("nf_conntrack")),
                     (Role::Allocation, "allocation", "nf_nat_setup_info", Some("nf_nat")),
                     (Role::Insertion, "insertion", "__nf_conntrack_hash_insert", Some("nf_conntrack")),
                     (Role::OwnerTcp, "owner_tcp", "tcp_connect", None),
@@ -276,7 +283,7 @@ mod tests {
             assert_eq!(full.missing_capabilities, [], "{series}");
 
             let minimal = plan(&facts, Detail::Minimal).unwrap();
-            assert_eq!(hooks(&minimal), hooks(&full)[..1], "{series}");
+            assert_eq!(hooks(&minimal), hooks(&full)[..2], "{series}");
             assert_eq!(minimal.missing, [], "{series}");
         }
     }
@@ -309,7 +316,7 @@ mod tests {
                     plan.missing.iter().map(|missing| (missing.role, missing.reason.clone())).collect();
                 assert_eq!(missing, [(role, reason.clone())], "{gone} on {series}");
                 assert_eq!(plan.missing[0].tried, [gone]);
-                assert_eq!(plan.hooks.len(), 5);
+                assert_eq!(plan.hooks.len(), 6);
             }
         }
     }
@@ -349,7 +356,7 @@ mod tests {
         root.unload("nf_nat");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing[0].reason, MissingReason::NotLoaded { module: "nf_nat" });
-        assert_eq!(plan.hooks.len(), 5);
+        assert_eq!(plan.hooks.len(), 6);
     }
 
     #[test]
@@ -359,7 +366,7 @@ mod tests {
         root.write("proc/self/status", b"CapEff:\t000000c000001000\n");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing_capabilities, [Capability::SysAdmin, Capability::SysPtrace]);
-        assert_eq!(plan.hooks.len(), 6);
+        assert_eq!(plan.hooks.len(), 7);
     }
 
     /// Each makes the kernel worse than the one before; the first thing to be seen to is always the one named.

@@ -11,7 +11,7 @@ use super::json::JsonSink;
 use super::text::{Style, TextSink};
 use crate::counters::account::{Account, Caveat};
 use crate::counters::figures::Tally;
-use crate::kernel::{Detail, Role};
+use crate::kernel::{Detail, Mechanism, Role};
 use crate::owner::{Container, Owner, OwnerSource};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
@@ -176,7 +176,7 @@ fn every_kind() -> Vec<Race> {
 }
 
 fn session() -> Session {
-    let hook = |role, symbol, state| AttachedHook { role, symbol, state };
+    let hook = |role, symbol, state| AttachedHook { role, symbol, mechanism: Mechanism::Kprobe, state };
     Session {
         clock: clock(),
         started: at(211_000_000_000),
@@ -186,6 +186,10 @@ fn session() -> Session {
         detail: Detail::Full,
         hooks: vec![
             hook(Role::Clash, "nf_ct_resolve_clash", HookState::Attached),
+            AttachedHook {
+                mechanism: Mechanism::Kretprobe,
+                ..hook(Role::Verdict, "nf_ct_resolve_clash", HookState::Attached)
+            },
             hook(
                 Role::Allocation,
                 "nf_nat_setup_info",
@@ -446,7 +450,9 @@ fn json_fields() {
 
     assert_eq!(session["time"], "2026-03-01T12:03:31.000000000Z", "UTC, whatever the text's zone");
     assert_eq!(session["options"]["detail"], "full");
-    let hook = &session["hooks"][1];
+    assert_eq!(session["hooks"][0]["mechanism"], "kprobe");
+    assert_eq!(session["hooks"][1]["mechanism"], "kretprobe");
+    let hook = &session["hooks"][2];
     assert_eq!((&hook["role"], &hook["attached"]), (&Value::from("allocation"), &Value::from(false)));
     assert_eq!(hook["reason"], "module nf_nat is not loaded");
     assert_eq!(session["hooks"][0].get("reason"), None);

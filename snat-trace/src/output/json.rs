@@ -51,7 +51,13 @@ impl<W: Write> Sink for JsonSink<W> {
                     HookState::Attached => (true, None),
                     HookState::NotAttached { reason, cost: _ } => (false, Some(reason.as_str())),
                 };
-                HookRecord { role: hook.role.name(), symbol: hook.symbol, mechanism: "kprobe", attached, reason }
+                HookRecord {
+                    role: hook.role.name(),
+                    symbol: hook.symbol,
+                    mechanism: hook.mechanism.name(),
+                    attached,
+                    reason,
+                }
             })
             .collect();
         self.line(&SessionRecord {

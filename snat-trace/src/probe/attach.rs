@@ -4,7 +4,7 @@ use aya::Ebpf;
 
 use super::error::{ProbeError, is_refusal, reason};
 use super::object::verify;
-use crate::kernel::{MissingHook, Plan, PlannedHook, Role};
+use crate::kernel::{Mechanism, MissingHook, Plan, PlannedHook, Role};
 
 /// How a hook of the plan fared.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,6 +27,8 @@ pub struct AttachedHook {
     pub role: Role,
     /// Kernel function.
     pub symbol: &'static str,
+    /// Where in it.
+    pub mechanism: Mechanism,
     /// Whether it runs.
     pub state: HookState,
 }
@@ -43,7 +45,7 @@ pub(super) fn attach(object: &mut Ebpf, plan: &Plan) -> Result<Vec<AttachedHook>
             Err(error) if hook.role == Role::Clash => return Err(error),
             Err(error) => HookState::NotAttached { reason: error.to_string(), cost: hook.cost },
         };
-        hooks.push(AttachedHook { role: hook.role, symbol: hook.symbol, state });
+        hooks.push(AttachedHook { role: hook.role, symbol: hook.symbol, mechanism: hook.mechanism, state });
     }
     hooks.sort_by_key(|hook| hook.role as u8);
     Ok(hooks)
@@ -63,6 +65,7 @@ fn not_planned(hook: &MissingHook) -> AttachedHook {
     AttachedHook {
         role: hook.role,
         symbol: hook.tried.first().copied().unwrap_or_default(),
+        mechanism: hook.mechanism,
         state: HookState::NotAttached { reason: hook.reason.to_string(), cost: hook.cost },
     }
 }

@@ -60,6 +60,14 @@ pub(super) fn verify<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<
     Ok(kprobe)
 }
 
+/// Detaches one program, if it is attached.
+pub(super) fn detach(object: &mut Ebpf, program: &str) {
+    if let Some(Ok(kprobe)) = object.program_mut(program).map(<&mut KProbe>::try_from) {
+        // What was not loaded cannot be unloaded.
+        let _ = kprobe.unload();
+    }
+}
+
 /// Passes every program of the object through this kernel's verifier, attaching none, and says how many instructions it
 /// walked for each; `None` where the kernel does not tell (before 5.16).
 ///

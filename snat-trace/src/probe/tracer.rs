@@ -10,8 +10,8 @@ use tokio::io::unix::AsyncFd;
 use super::attach::{AttachedHook, attach};
 use super::error::ProbeError;
 use super::losses::KernelCounts;
-use super::object::{Sizes, load};
-use crate::kernel::Plan;
+use super::object::{Sizes, detach, load};
+use crate::kernel::{CLASH_PROGRAM, Plan};
 
 /// Most records taken before others have their turn.
 const AT_ONCE: usize = 4096;
@@ -101,8 +101,12 @@ impl Tracer {
         self.more
     }
 
-    /// Detaches every hook. After this no record comes; the ring may still hold some.
+    /// Detaches every hook, the clash hook first, so that each clash still has its verdict. After this no record comes;
+    /// the ring may still hold some.
     pub fn detach(&mut self) {
+        if let Some(object) = &mut self.object {
+            detach(object, CLASH_PROGRAM);
+        }
         self.object = None;
     }
 

@@ -261,6 +261,7 @@ pub(crate) mod tests {
             matched: 1,
             reserved: [0; 5],
             packet_len: 28,
+            loser_entry: 0xffff_8880_0000_1000,
             loser: translated_flow(11, 1100, 0),
             winner: translated_flow(10, 1000, 1500),
             packet: [0x45; PACKET_LEN],

@@ -1,6 +1,15 @@
 //! From the bytes of the ring to a record.
 
-use snat_trace_common::{ClashRecord, RecordHeader, kind};
+use snat_trace_common::{ClashRecord, RecordHeader, VerdictRecord, kind};
+
+/// What the ring brings.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Record {
+    /// A clash.
+    Clash(Box<ClashRecord>),
+    /// What became of one that came before.
+    Verdict(VerdictRecord),
+}
 
 /// Why bytes are no record. Such bytes are counted by [`Undecodable::reason`], never fatal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -42,11 +51,12 @@ impl Undecodable {
 /// # Errors
 ///
 /// [`Undecodable::Short`] and [`Undecodable::UnknownKind`].
-pub fn decode(bytes: &[u8]) -> Result<ClashRecord, Undecodable> {
+pub fn decode(bytes: &[u8]) -> Result<Record, Undecodable> {
     let short = Undecodable::Short { len: bytes.len() };
     let header: RecordHeader = read(bytes).ok_or(short)?;
     match header.kind {
-        kind::CLASH => read(bytes).ok_or(short),
+        kind::CLASH => read(bytes).map(|clash| Record::Clash(Box::new(clash))).ok_or(short),
+        kind::VERDICT => read(bytes).map(Record::Verdict).ok_or(short),
         kind => Err(Undecodable::UnknownKind { kind }),
     }
 }
@@ -61,6 +71,8 @@ unsafe trait Plain: Copy {}
 unsafe impl Plain for RecordHeader {}
 // SAFETY: integers only.
 unsafe impl Plain for ClashRecord {}
+// SAFETY: integers only.
+unsafe impl Plain for VerdictRecord {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are enough bytes, they need not be aligned, and every bit pattern is a `T`.
@@ -73,33 +85,44 @@ mod tests {
 
     use super::*;
     use crate::race::classify::{
-        self,
+        classify,
         tests::{clash, since},
     };
+    use crate::race::verdict::{decided, tests::verdict_on};
 
-    fn bytes_of(record: &ClashRecord) -> Vec<u8> {
+    fn bytes_of(record: &impl Plain) -> Vec<u8> {
         // SAFETY: a record is initialised bytes without padding.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of::<ClashRecord>()) }.to_vec()
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of_val(record)) }.to_vec()
+    }
+
+    /// One record of each kind, as the kernel would write it.
+    fn of_each_kind() -> [(Vec<u8>, Record); 2] {
+        let clash = clash();
+        let verdict = verdict_on(&clash);
+        [(bytes_of(&clash), Record::Clash(Box::new(clash))), (bytes_of(&verdict), Record::Verdict(verdict))]
     }
 
     #[test]
     fn what_the_kernel_wrote_comes_back() {
-        let record = clash();
-        assert_eq!(decode(&bytes_of(&record)), Ok(record));
+        for (bytes, record) in of_each_kind() {
+            assert_eq!(decode(&bytes), Ok(record));
+        }
     }
 
     #[test]
     fn a_longer_record_is_a_newer_one() {
-        let mut bytes = bytes_of(&clash());
-        bytes.extend([7; 24]);
-        assert_eq!(decode(&bytes), Ok(clash()));
+        for (mut bytes, record) in of_each_kind() {
+            bytes.extend([7; 24]);
+            assert_eq!(decode(&bytes), Ok(record));
+        }
     }
 
     #[test]
     fn a_cut_record_is_short_at_every_length() {
-        let bytes = bytes_of(&clash());
-        for len in 0..bytes.len() {
-            assert_eq!(decode(&bytes[..len]), Err(Undecodable::Short { len }));
+        for (bytes, _) in of_each_kind() {
+            for len in 0..bytes.len() {
+                assert_eq!(decode(&bytes[..len]), Err(Undecodable::Short { len }));
+            }
         }
     }
 
@@ -112,12 +135,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..1024), clash in any::<bool>()) {
-            if clash && bytes.len() >= 2 {
-                bytes[..2].copy_from_slice(&kind::CLASH.to_ne_bytes());
+        fn no_bytes_make_it_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..1024),
+            known in proptest::option::of(kind::CLASH..=kind::VERDICT),
+        ) {
+            if let Some(kind) = known && bytes.len() >= 2 {
+                bytes[..2].copy_from_slice(&kind.to_ne_bytes());
             }
-            if let Ok(record) = decode(&bytes) {
-                let _ = classify::classify(&record, since());
+            match decode(&bytes) {
+                Ok(Record::Clash(clash)) => {
+                    let _ = classify(&clash, since());
+                }
+                Ok(Record::Verdict(verdict)) => {
+                    let _ = decided(&verdict);
+                }
+                Err(_) => {}
             }
         }
     }

@@ -8,3 +8,4 @@ pub mod filter;
 pub mod order;
 pub mod time;
 pub mod tuple;
+pub mod verdict;

@@ -1,10 +1,11 @@
-//! Kernel time is the order of events, though the ring delivers them in the order CPUs let go of them.
+//! Kernel time is the order of events, though the ring delivers them in the order CPUs let go of them. And a clash waits
+//! here for its verdict.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::time::Duration;
 
-use snat_trace_common::ClashRecord;
+use snat_trace_common::{ClashRecord, VerdictRecord};
 
 use super::time::KernelTime;
 
@@ -15,19 +16,31 @@ pub const REORDERING_BOUND: Duration = Duration::from_millis(100);
 /// Holds records back until every earlier one must have come.
 ///
 /// Records that come out of the ring within [`REORDERING_BOUND`] of their own time leave in the order of their times,
-/// whatever the timing of the reads.
+/// whatever the timing of the reads. A verdict comes within microseconds of its clash, and behind it, so the same wait
+/// does for it.
 #[derive(Debug, Default)]
 pub struct Reorder {
     waiting: BinaryHeap<Reverse<Waiting>>,
+    /// Of every clash held back, and of no other.
+    verdicts: HashMap<ClashName, Option<VerdictRecord>>,
     /// Records with equal times keep the order of the ring.
     pushed: u64,
 }
 
 impl Reorder {
-    /// Takes a record in.
-    pub fn push(&mut self, record: ClashRecord) {
+    /// Takes a clash in.
+    pub fn push(&mut self, clash: Box<ClashRecord>) {
         self.pushed += 1;
-        self.waiting.push(Reverse(Waiting { time: record.header.time_ns, number: self.pushed, record }));
+        self.verdicts.insert(ClashName::of(&clash), None);
+        self.waiting.push(Reverse(Waiting { time: clash.header.time_ns, number: self.pushed, clash }));
+    }
+
+    /// Puts a verdict to its clash. Where that is not held back, it was lost, or is out without a verdict and was counted
+    /// as such.
+    pub fn decide(&mut self, verdict: VerdictRecord) {
+        if let Some(place) = self.verdicts.get_mut(&ClashName::named_by(&verdict)) {
+            *place = Some(verdict);
+        }
     }
 
     /// How many are held back.
@@ -42,8 +55,8 @@ impl Reorder {
         self.waiting.is_empty()
     }
 
-    /// The earliest record, if at `now` no earlier one can come any more.
-    pub fn pop(&mut self, now: KernelTime) -> Option<ClashRecord> {
+    /// The earliest clash, if at `now` no earlier one can come any more.
+    pub fn pop(&mut self, now: KernelTime) -> Option<Decided> {
         let bound = u64::try_from(REORDERING_BOUND.as_nanos()).unwrap_or(u64::MAX);
         let Reverse(earliest) = self.waiting.peek()?;
         if earliest.time.saturating_add(bound) > now.nanoseconds() {
@@ -52,9 +65,37 @@ impl Reorder {
         self.pop_last()
     }
 
-    /// The earliest record, when the source has ended and none can come any more.
-    pub fn pop_last(&mut self) -> Option<ClashRecord> {
-        self.waiting.pop().map(|Reverse(waiting)| waiting.record)
+    /// The earliest clash, when the source has ended and none can come any more.
+    pub fn pop_last(&mut self) -> Option<Decided> {
+        let Reverse(Waiting { clash, .. }) = self.waiting.pop()?;
+        let verdict = self.verdicts.remove(&ClashName::of(&clash)).flatten();
+        Some(Decided { clash, verdict })
+    }
+}
+
+/// A clash, and what the kernel decided where that is known.
+#[derive(Debug)]
+pub struct Decided {
+    /// The clash.
+    pub clash: Box<ClashRecord>,
+    /// `None` when its record did not come.
+    pub verdict: Option<VerdictRecord>,
+}
+
+/// No entry can lose twice at one time.
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct ClashName {
+    time_ns: u64,
+    loser_entry: u64,
+}
+
+impl ClashName {
+    fn of(clash: &ClashRecord) -> Self {
+        Self { time_ns: clash.header.time_ns, loser_entry: clash.loser_entry }
+    }
+
+    fn named_by(verdict: &VerdictRecord) -> Self {
+        Self { time_ns: verdict.clash_ns, loser_entry: verdict.loser_entry }
     }
 }
 
@@ -63,7 +104,7 @@ impl Reorder {
 struct Waiting {
     time: u64,
     number: u64,
-    record: ClashRecord,
+    clash: Box<ClashRecord>,
 }
 
 impl Waiting {
@@ -98,11 +139,17 @@ mod tests {
 
     use super::*;
     use crate::race::classify::tests::clash;
+    use crate::race::verdict::tests::verdict_on;
 
-    fn at(time_ns: u64) -> ClashRecord {
+    fn at(time_ns: u64) -> Box<ClashRecord> {
         let mut record = clash();
         record.header.time_ns = time_ns;
-        record
+        Box::new(record)
+    }
+
+    /// A clash at `time_ns` of the entry at `loser_entry`.
+    fn of(loser_entry: u64, time_ns: u64) -> Box<ClashRecord> {
+        Box::new(ClashRecord { loser_entry, ..*at(time_ns) })
     }
 
     fn now(nanoseconds: u64) -> KernelTime {
@@ -115,8 +162,37 @@ mod tests {
         let mut order = Reorder::default();
         order.push(at(1000));
         assert!(order.pop(now(1000 + bound - 1)).is_none());
-        assert_eq!(order.pop(now(1000 + bound)).map(|record| record.header.time_ns), Some(1000));
+        assert_eq!(order.pop(now(1000 + bound)).map(|decided| decided.clash.header.time_ns), Some(1000));
         assert!(order.is_empty());
+    }
+
+    #[test]
+    fn a_verdict_is_that_of_its_clash_and_of_no_other() {
+        // Two at one time, and one entry at two times.
+        let clashes = [of(0x10, 1000), of(0x20, 1000), of(0x10, 2000)];
+        let mut order = Reorder::default();
+        clashes.iter().for_each(|clash| order.push(clash.clone()));
+        for (clash, returned) in [(&clashes[2], 1), (&clashes[0], 0)] {
+            order.decide(VerdictRecord { returned, ..verdict_on(clash) });
+        }
+        let popped = std::iter::from_fn(|| order.pop_last());
+        let verdicts: Vec<_> = popped
+            .map(|Decided { clash, verdict }| {
+                (clash.loser_entry, clash.header.time_ns, verdict.map(|verdict| verdict.returned))
+            })
+            .collect();
+        assert_eq!(verdicts, [(0x10, 1000, Some(0)), (0x20, 1000, None), (0x10, 2000, Some(1))]);
+    }
+
+    #[test]
+    fn a_verdict_without_its_clash_takes_no_room() {
+        let mut order = Reorder::default();
+        order.decide(verdict_on(&at(1000)));
+        order.push(at(1000));
+        order.decide(verdict_on(&of(0x10, 1000)));
+        assert!(order.pop_last().is_some_and(|decided| decided.verdict.is_none()), "it came before its clash");
+        order.decide(verdict_on(&at(1000)));
+        assert!(order.verdicts.is_empty(), "{:?}", order.verdicts);
     }
 
     proptest! {
@@ -131,12 +207,12 @@ mod tests {
             let mut out = Vec::new();
             for (read, time) in reads {
                 order.push(at(time));
-                while let Some(record) = order.pop(now(read)) {
-                    out.push(record.header.time_ns);
+                while let Some(decided) = order.pop(now(read)) {
+                    out.push(decided.clash.header.time_ns);
                 }
             }
-            while let Some(record) = order.pop_last() {
-                out.push(record.header.time_ns);
+            while let Some(decided) = order.pop_last() {
+                out.push(decided.clash.header.time_ns);
             }
             let mut expected: Vec<u64> = records.iter().map(|&(time, _)| time).collect();
             expected.sort_unstable();

@@ -12,10 +12,11 @@ use crate::counters::ports::PortCounts;
 use crate::owner::{Owners, Query, recorded_sender};
 use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
-use crate::race::decode::decode;
+use crate::race::decode::{Record, decode};
 use crate::race::event::{NetnsInum, Race};
-use crate::race::order::Reorder;
+use crate::race::order::{Decided, Reorder};
 use crate::race::time::KernelTime;
+use crate::race::verdict::decided;
 use crate::session::Session;
 use crate::summary::Totals;
 
@@ -73,14 +74,15 @@ impl<'a> Pipeline<'a> {
     /// Takes the bytes of one record.
     pub(super) fn take(&mut self, bytes: &[u8]) {
         match decode(bytes) {
-            Ok(record) => {
-                self.involved.extend((record.netns != 0).then_some(NetnsInum(record.netns)));
+            Ok(Record::Clash(clash)) => {
+                self.involved.extend((clash.netns != 0).then_some(NetnsInum(clash.netns)));
                 if self.order.len() < PENDING {
-                    self.order.push(record);
+                    self.order.push(clash);
                 } else {
                     self.totals.lose("queue-full");
                 }
             }
+            Ok(Record::Verdict(verdict)) => self.order.decide(verdict),
             Err(undecodable) => self.totals.lose(undecodable.reason()),
         }
     }
@@ -112,20 +114,23 @@ impl<'a> Pipeline<'a> {
     }
 
     /// The next records that `pop` gives, classified.
-    fn next_batch(&mut self, pop: impl Fn(&mut Reorder) -> Option<ClashRecord>) -> Vec<(ClashRecord, Race)> {
+    fn next_batch(&mut self, pop: impl Fn(&mut Reorder) -> Option<Decided>) -> Vec<(Box<ClashRecord>, Race)> {
         let mut batch = Vec::new();
         while batch.len() < BATCH
-            && let Some(record) = pop(&mut self.order)
+            && let Some(Decided { clash, verdict }) = pop(&mut self.order)
         {
-            match classify(&record, self.session.started) {
-                Ok(race) => batch.push((record, race)),
+            match classify(&clash, self.session.started) {
+                Ok(mut race) => {
+                    race.verdict = self.totals.verdict(verdict.as_ref().and_then(decided), race.verdict);
+                    batch.push((clash, race));
+                }
                 Err(undecodable) => self.totals.lose(undecodable.reason()),
             }
         }
         batch
     }
 
-    fn start_naming(&mut self, batch: Vec<(ClashRecord, Race)>) {
+    fn start_naming(&mut self, batch: Vec<(Box<ClashRecord>, Race)>) {
         if batch.is_empty() {
             return;
         }
@@ -188,7 +193,7 @@ impl<'a> Pipeline<'a> {
 
 /// Names the owners of a batch: as the kernel recorded them, and by their sockets where it did not. Counts the ports in
 /// use where there seemed to be none left.
-fn name_all(mut finder: Finder, batch: Vec<(ClashRecord, Race)>) -> Named {
+fn name_all(mut finder: Finder, batch: Vec<(Box<ClashRecord>, Race)>) -> Named {
     let mut races = Vec::with_capacity(batch.len());
     let Finder { owners, ports } = &mut finder;
     for (record, mut race) in batch {
