@@ -1,8 +1,9 @@
 //! Who has which address in a lab, and by what its packets are told apart.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::setup::MAX_PODS;
+use super::wiring::NODE_OUTSIDE;
 
 /// The IP version of everything in a lab.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,7 +16,7 @@ pub enum Family {
 
 impl Family {
     /// A host of one of the lab's networks: `10.99.NETWORK.HOST`, or `fd99::NETWORK:HOST`.
-    fn address(self, network: u8, host: u8) -> IpAddr {
+    pub(super) fn address(self, network: u8, host: u8) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::new(10, 99, network, host).into(),
             Self::V6 => Ipv6Addr::new(0xfd99, 0, 0, u16::from(network), 0, 0, 0, u16::from(host)).into(),
@@ -27,28 +28,14 @@ impl Family {
         self.address(0, 1)
     }
 
-    /// A pod's address.
+    /// The address a pod has on the node's bridge, or its gateway.
     pub(super) fn pod(self, pod: usize) -> IpAddr {
         self.address(0, 10 + low_byte(pod))
     }
 
-    /// The node's address towards the external host: the source of every translated packet.
+    /// The node's address outwards: the source of every packet it translates.
     pub(super) fn node(self) -> IpAddr {
-        self.address(1, 1)
-    }
-
-    /// The external host.
-    pub(super) fn external(self) -> IpAddr {
-        self.address(1, 2)
-    }
-
-    /// Where the external host of a lab listens. Its port is by the lab's process id: two labs at once have the same
-    /// addresses, and this tells their flows apart.
-    pub(super) fn listener(self, lab: u32) -> SocketAddr {
-        const FIRST: u16 = 20_000;
-        const PORTS: u32 = 40_000;
-        let port = FIRST + u16::try_from(lab % PORTS).unwrap_or(0);
-        SocketAddr::new(self.external(), port)
+        self.address(NODE_OUTSIDE, 1)
     }
 
     /// Another address of the external host, by the lab's process id: what tells the flows of two labs apart where
@@ -58,14 +45,6 @@ impl Family {
         match self {
             Self::V4 => Ipv4Addr::new(10, 100, high, low).into(),
             Self::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0x100, 0, 0, 0, u16::from_be_bytes([high, low])).into(),
-        }
-    }
-
-    /// The network of all such addresses.
-    pub(super) fn portless_network(self) -> &'static str {
-        match self {
-            Self::V4 => "10.100.0.0/16",
-            Self::V6 => "fd99:0:0:100::/64",
         }
     }
 
@@ -94,12 +73,17 @@ impl Family {
     }
 }
 
+/// The network a pod is alone in with its gateway.
+pub(super) fn pod_network(pod: usize) -> u8 {
+    100 + low_byte(pod)
+}
+
 /// A link-layer address of a host, locally administered.
 pub(super) fn mac(network: u8, host: u8) -> String {
     format!("02:00:0a:63:{network:02x}:{host:02x}")
 }
 
-/// A pod's link-layer address.
+/// The link-layer address of a pod on the node's bridge, or of its gateway.
 pub(super) fn pod_mac(pod: usize) -> String {
     mac(0, 10 + low_byte(pod))
 }
@@ -147,8 +131,9 @@ mod tests {
     #[test]
     fn every_host_has_an_address_of_its_own() {
         for family in [Family::V4, Family::V6] {
-            let mut addresses = vec![family.bridge(), family.node(), family.external(), family.portless(7)];
+            let mut addresses = vec![family.bridge(), family.node(), family.portless(7)];
             addresses.extend((0..MAX_PODS).map(|pod| family.pod(pod)));
+            addresses.extend((0..MAX_PODS).map(|pod| family.address(pod_network(pod), 2)));
             let all = addresses.len();
             addresses.sort();
             addresses.dedup();

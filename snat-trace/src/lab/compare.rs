@@ -117,7 +117,7 @@ impl Comparison {
 }
 
 /// Compares the races seen in the node's namespace during a run with what happened in it. Each lost packet takes one
-/// race with its original tuple as the loser's, if any the one with the right winner.
+/// race with its original tuple and zone as the loser's, if any the one with the right winner.
 #[must_use]
 pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
     let mut left = Left::new(races);
@@ -168,21 +168,22 @@ pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
 #[derive(Debug)]
 struct Left<'a> {
     races: Vec<Option<&'a Race>>,
-    by_loser: HashMap<OriginalTuple, Vec<usize>>,
+    /// By the loser's original tuple and zone.
+    by_loser: HashMap<(OriginalTuple, u16), Vec<usize>>,
 }
 
 impl<'a> Left<'a> {
     fn new(races: &'a [Race]) -> Self {
         let mut by_loser: HashMap<_, Vec<usize>> = HashMap::new();
         for (index, race) in races.iter().enumerate() {
-            by_loser.entry(race.loser.original).or_default().push(index);
+            by_loser.entry((race.loser.original, race.zone)).or_default().push(index);
         }
         Self { races: races.iter().map(Some).collect(), by_loser }
     }
 
     /// Takes the race about this loss.
     fn take(&mut self, truth: &Truth, expected: &Expected<'_>) -> Option<&'a Race> {
-        let about = self.by_loser.get_mut(&expected.loser.1.original)?;
+        let about = self.by_loser.get_mut(&(expected.loser.1.original, expected.loser.1.zone))?;
         let right = |index: &usize| {
             let race = self.races.get(*index).copied().flatten();
             race.is_some_and(|race| wrong_tuples(truth, expected, race).is_empty())

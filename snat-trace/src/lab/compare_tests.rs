@@ -26,7 +26,7 @@ fn original(pod: usize, port: u16) -> OriginalTuple {
 
 fn flow_truth(pod: usize, port: u16, won: bool) -> FlowTruth {
     let arrived_as = won.then(|| address(&format!("10.99.1.1:{port}")));
-    FlowTruth { original: original(pod, port), arrived_as, first_try: won }
+    FlowTruth { original: original(pod, port), zone: 0, arrived_as, first_try: won }
 }
 
 fn cgroup(pod: usize) -> CgroupTruth {

@@ -31,7 +31,7 @@ pub enum LabError {
         "this kernel's connection tracking knows no SCTP (CONFIG_NF_CT_PROTO_SCTP), so nothing races for its ports"
     )]
     NoSctp,
-    /// `ip` or `nft` failed.
+    /// `ip`, `nft` or `iptables` failed.
     #[error("`{tool}` failed in the lab's {place} namespace: {message}")]
     Command {
         /// The command.

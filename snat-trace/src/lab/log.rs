@@ -15,6 +15,7 @@ use crate::race::tuple::{Ends, OriginalTuple};
 struct Flow {
     /// As it reaches the node.
     original: OriginalTuple,
+    zone: u16,
     sent: bool,
     arrived_as: Option<SocketAddr>,
     /// TCP only: connected, after so many retransmits.
@@ -55,10 +56,10 @@ impl Log {
 
     pub(super) fn begin(&mut self, round: u32) {
         let flow = |pod| {
-            let source = SocketAddr::new(self.setup.family.pod(pod), self.setup.port(round, pod));
+            let source = SocketAddr::new(self.setup.seen_by_node(pod), self.setup.port(round, pod));
             let destination = self.setup.destination();
             let original = OriginalTuple::from_ends(Ends { source, destination });
-            Flow { original, sent: false, arrived_as: None, retransmits: None }
+            Flow { original, zone: self.setup.zone(pod), sent: false, arrived_as: None, retransmits: None }
         };
         self.rounds.push((0..self.setup.pods).map(flow).collect());
     }
@@ -74,7 +75,8 @@ impl Log {
                 *probed = true;
             }
         } else {
-            self.update(stamp.round, pod, |flow| flow.arrived_as = Some(source));
+            let translated = self.setup.translated(source);
+            self.update(stamp.round, pod, |flow| flow.arrived_as = Some(translated));
         }
     }
 
@@ -134,6 +136,7 @@ impl Log {
         let transport = self.setup.scenario.transport();
         let flow = |flow: &Flow| FlowTruth {
             original: flow.original,
+            zone: flow.zone,
             arrived_as: flow.arrived_as,
             first_try: flow.first_try(transport),
         };

@@ -26,6 +26,7 @@ mod topology;
 mod transport;
 mod truth;
 mod wire;
+mod wiring;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -38,7 +39,7 @@ pub use self::compare::{Comparison, Difference, What, compare};
 pub use self::error::LabError;
 pub use self::pod::pod_main;
 pub use self::run::Progress;
-pub use self::setup::{Control, MAX_PODS, Mode, Scenario, Setup};
+pub use self::setup::{Control, DoubleNat, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Zones};
 pub use self::truth::{CgroupTruth, FlowTruth, PodTruth, RoundTruth, Truth};
 
 use self::cgroup::Cgroups;

@@ -69,10 +69,10 @@ impl Node {
             let arguments = PodArguments {
                 pod,
                 transport: setup.scenario.transport(),
-                source: setup.family.pod(pod),
-                listener: setup.family.listener(lab),
+                source: setup.own(pod),
+                listener: setup.listener(),
                 destination: setup.destination(),
-                ttl: first_ttl(pod, 1),
+                ttl: first_ttl(pod, setup.hops()),
                 cpu: *cpu,
                 lab,
             };

@@ -239,7 +239,7 @@ mod tests {
                 pod: 7,
                 transport: Transport::Tcp,
                 source: family.pod(7),
-                listener: family.listener(4711),
+                listener: SocketAddr::new(family.node(), 20_000),
                 destination: SocketAddr::new(family.portless(4711), 0),
                 ttl: 208,
                 cpu,

@@ -32,7 +32,7 @@ impl Receiver {
         let (arrivals, log) = pair().doing("make a socket pair")?;
         let netns = external.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
         let sockets = external.inside(|| {
-            let address = setup.family.listener(std::process::id());
+            let address = setup.listener();
             let transport = setup.scenario.transport();
             let open = || -> io::Result<_> {
                 let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);

@@ -1,7 +1,14 @@
-//! The node's rules: translation, and in a forced run the chain that holds packets.
+//! The node's rules: translation by the tool asked for, and by nft the chains that hold packets and put pods in zones.
 
-use super::addresses::{PLAIN_TTL, mark};
-use super::{Family, Mode, Setup};
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use super::addresses::{Family, PLAIN_TTL, mark, pod_mac};
+use super::error::LabError;
+use super::netns::Netns;
+use super::setup::{Mode, RuleTool, Setup, Translation, Zones};
+use super::tools::Tools;
+use super::wiring::OUTSIDE;
 
 /// The hold chain's queue.
 pub(super) const QUEUE: u16 = 0;
@@ -10,34 +17,150 @@ pub(super) const QUEUE: u16 = 0;
 /// port of a later round.
 pub(super) const RETRY_PORTS: u16 = 50_000;
 
-/// The node's nft rules.
-pub(super) fn rules(setup: &Setup) -> String {
-    let (table, ttl) = match setup.family {
-        Family::V4 => ("ip", "ip ttl"),
-        Family::V6 => ("ip6", "ip6 hoplimit"),
-    };
-    let random = if setup.random_fully { " fully-random" } else { "" };
-    let mut nat = String::new();
-    let mut hold = String::new();
-    if setup.mode == Mode::Forced {
-        if setup.scenario.transport().retransmits() {
-            nat = format!(
-                "    oifname x0 {ttl} {retried} meta l4proto tcp masquerade to :{RETRY_PORTS}-65535{random}\n",
-                retried = PLAIN_TTL - 1
-            );
+/// Everything the node is to be told.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Rules {
+    /// For `nft -f`; empty when it is not needed.
+    nft: String,
+    /// For `iptables` or its like, one command each.
+    iptables: Vec<String>,
+    tool: RuleTool,
+    family: Family,
+}
+
+impl Rules {
+    /// What a setup needs.
+    pub(super) fn of(setup: &Setup) -> Self {
+        let Setup { family, rules: tool, .. } = *setup;
+        let mut chains = zone_chain(setup);
+        let mut iptables = Vec::new();
+        let translate = Translate::all_of(setup);
+        if tool == RuleTool::Nft {
+            chains.push_str("  chain nat {\n    type nat hook postrouting priority 100; policy accept;\n");
+            translate.for_each(|rule| chains.push_str(&rule.nft(setup)));
+            chains.push_str("  }\n");
+        } else {
+            iptables.extend(translate.map(|rule| rule.iptables(setup)));
         }
-        // Between the choice of a port (priority 100) and its insertion (INT_MAX). Only first packets are held: a
-        // retransmitted SYN must not wait for a round that is over.
-        let (first, last) = (mark(0), mark(setup.pods.saturating_sub(1)));
-        hold = format!(
-            "  chain hold {{\n    type filter hook postrouting priority 200; policy accept;\n    \
-             oifname x0 ct state new {ttl} {first}-{last} queue num {QUEUE}\n  }}\n"
-        );
+        if setup.mode == Mode::Forced {
+            chains.push_str(&hold_chain(setup));
+        }
+        let nft = if chains.is_empty() { String::new() } else { table(family, &chains) };
+        Self { nft, iptables, tool, family }
     }
+
+    /// Tells them.
+    pub(super) fn load(&self, tools: &Tools, node: &Netns) -> Result<(), LabError> {
+        if !self.nft.is_empty() {
+            tools.nft(node, "node", &self.nft)?;
+        }
+        self.iptables.iter().try_for_each(|rule| tools.iptables(self.tool, self.family, node, rule))
+    }
+}
+
+/// The rules of a translator where nothing races.
+pub(super) fn masquerade(family: Family, link: &str) -> String {
+    let chain = "  chain nat {\n    type nat hook postrouting priority 100; policy accept;\n";
+    table(family, &format!("{chain}    oifname {link} masquerade\n  }}\n"))
+}
+
+fn table(family: Family, chains: &str) -> String {
+    let table = if family == Family::V4 { "ip" } else { "ip6" };
+    format!("table {table} snat_trace_lab {{\n{chains}}}\n")
+}
+
+/// What nft calls the time to live.
+fn ttl(family: Family) -> &'static str {
+    if family == Family::V4 { "ip ttl" } else { "ip6 hoplimit" }
+}
+
+/// One rule that translates.
+#[derive(Clone, Copy, Debug)]
+enum Translate {
+    /// Only what has not the mark of a first packet, to ports no round takes.
+    Retried,
+    Everything,
+}
+
+impl Translate {
+    fn all_of(setup: &Setup) -> impl Iterator<Item = Self> {
+        let retried = setup.mode == Mode::Forced && setup.scenario.transport().retransmits();
+        retried.then_some(Self::Retried).into_iter().chain([Self::Everything])
+    }
+
+    fn nft(self, setup: &Setup) -> String {
+        let random = if setup.random_fully { " fully-random" } else { "" };
+        let (retried, ports) = match self {
+            Self::Everything => (String::new(), String::new()),
+            Self::Retried => (
+                format!(" {} {} meta l4proto tcp", ttl(setup.family), retry_ttl(setup)),
+                format!(":{RETRY_PORTS}-65535"),
+            ),
+        };
+        let translation = match (setup.translation, ports.is_empty()) {
+            (Translation::Masquerade, true) => "masquerade".to_owned(),
+            (Translation::Masquerade, false) => format!("masquerade to {ports}"),
+            (Translation::Snat, _) => format!("snat to {}{ports}", with_ports(setup.family.node(), &ports)),
+        };
+        format!("    oifname {OUTSIDE}{retried} {translation}{random}\n")
+    }
+
+    fn iptables(self, setup: &Setup) -> String {
+        let random = if setup.random_fully { " --random-fully" } else { "" };
+        let (module, option) = if setup.family == Family::V4 { ("ttl", "--ttl-eq") } else { ("hl", "--hl-eq") };
+        let (retried, ports) = match self {
+            Self::Everything => (String::new(), String::new()),
+            Self::Retried => {
+                (format!(" -p tcp -m {module} {option} {}", retry_ttl(setup)), format!("{RETRY_PORTS}-65535"))
+            }
+        };
+        let translation = match (setup.translation, ports.is_empty()) {
+            (Translation::Masquerade, true) => "MASQUERADE".to_owned(),
+            (Translation::Masquerade, false) => format!("MASQUERADE --to-ports {ports}"),
+            (Translation::Snat, true) => format!("SNAT --to-source {}", setup.family.node()),
+            (Translation::Snat, false) => {
+                format!("SNAT --to-source {}:{ports}", with_ports(setup.family.node(), &ports))
+            }
+        };
+        format!("-w -t nat -A POSTROUTING -o {OUTSIDE}{retried} -j {translation}{random}")
+    }
+}
+
+/// The time to live of a retransmitted SYN when it is translated.
+fn retry_ttl(setup: &Setup) -> u8 {
+    PLAIN_TTL - setup.hops()
+}
+
+/// An address as it stands before ports.
+fn with_ports(address: IpAddr, ports: &str) -> String {
+    if address.is_ipv6() && !ports.is_empty() { format!("[{address}]") } else { address.to_string() }
+}
+
+/// Between the choice of a port (priority 100) and its insertion (INT_MAX). Only first packets are held: a retransmitted
+/// SYN must not wait for a round that is over.
+fn hold_chain(setup: &Setup) -> String {
+    let (first, last) = (mark(0), mark(setup.pods.saturating_sub(1)));
     format!(
-        "table {table} snat_trace_lab {{\n  chain nat {{\n    type nat hook postrouting priority 100; policy accept;\n\
-         {nat}    oifname x0 masquerade{random}\n  }}\n{hold}}}\n"
+        "  chain hold {{\n    type filter hook postrouting priority 200; policy accept;\n    \
+         oifname {OUTSIDE} ct state new {ttl} {first}-{last} queue num {QUEUE}\n  }}\n",
+        ttl = ttl(setup.family)
     )
+}
+
+/// Before connection tracking (priority -200), a zone for each pod, told by its link-layer address.
+fn zone_chain(setup: &Setup) -> String {
+    let direction = match setup.zones {
+        None => return String::new(),
+        Some(Zones::Original) => "original ",
+        Some(Zones::Both) => "",
+    };
+    let mut chain = "  chain zones {\n    type filter hook prerouting priority -300; policy accept;\n".to_owned();
+    for pod in 0..setup.pods {
+        // Writing to a String cannot fail.
+        let _infallible =
+            writeln!(chain, "    ether saddr {} ct {direction}zone set {}", pod_mac(pod), setup.zone(pod));
+    }
+    chain + "  }\n"
 }
 
 #[cfg(test)]
@@ -45,20 +168,53 @@ mod tests {
     use super::super::{Control, Scenario};
     use super::*;
 
+    fn tcp() -> Setup {
+        Setup::new(Scenario::SnatTcp)
+    }
+
     #[test]
     fn only_a_forced_run_holds_packets() {
-        let mut setup = Setup { pods: 8, random_fully: true, ..Setup::new(Scenario::SnatTcp) };
-        let forced = rules(&setup);
+        let mut setup = Setup { pods: 8, random_fully: true, ..tcp() };
+        let forced = Rules::of(&setup).nft;
         assert!(forced.contains("ip ttl 200-207 queue num 0"), "{forced}");
         assert!(forced.contains("oifname x0 masquerade fully-random"), "{forced}");
         assert!(forced.contains("ip ttl 63 meta l4proto tcp masquerade to :50000-65535"), "{forced}");
         setup.family = Family::V6;
-        let forced = rules(&setup);
+        let forced = Rules::of(&setup).nft;
         assert!(forced.contains("ip6 hoplimit 200-207 queue num 0") && !forced.contains("ip ttl"), "{forced}");
         for mode in [Mode::Natural, Mode::Control(Control::OneCpu)] {
             setup.mode = mode;
-            let natural = rules(&setup);
+            let natural = Rules::of(&setup).nft;
             assert!(!natural.contains("queue") && !natural.contains("hoplimit"), "{natural}");
         }
+    }
+
+    #[test]
+    fn iptables_translates_and_nft_holds() {
+        let setup = Setup { rules: RuleTool::IptablesLegacy, translation: Translation::Snat, ..tcp() };
+        let Rules { nft, iptables, .. } = Rules::of(&setup);
+        assert!(nft.contains("queue num 0") && !nft.contains("type nat"), "{nft}");
+        assert_eq!(
+            iptables,
+            [
+                "-w -t nat -A POSTROUTING -o x0 -p tcp -m ttl --ttl-eq 63 -j SNAT --to-source 10.99.1.1:50000-65535",
+                "-w -t nat -A POSTROUTING -o x0 -j SNAT --to-source 10.99.1.1",
+            ]
+        );
+        let natural = Setup { family: Family::V6, mode: Mode::Natural, random_fully: true, ..setup };
+        let Rules { nft, iptables, .. } = Rules::of(&natural);
+        let rule = "-w -t nat -A POSTROUTING -o x0 -j SNAT --to-source fd99:0:0:1::1 --random-fully";
+        assert_eq!((nft.as_str(), iptables), ("", vec![rule.to_owned()]));
+        let forced = Setup { family: Family::V6, ..setup };
+        assert!(Rules::of(&forced).iptables[0].ends_with("--to-source [fd99:0:0:1::1]:50000-65535"));
+    }
+
+    #[test]
+    fn every_pod_has_a_zone() {
+        let setup = Setup { zones: Some(Zones::Original), ..Setup::new(Scenario::SnatUdp) };
+        let rules = Rules::of(&setup).nft;
+        assert!(rules.contains("ether saddr 02:00:0a:63:00:0b ct original zone set 2"), "{rules}");
+        let rules = Rules::of(&Setup { zones: Some(Zones::Both), ..setup }).nft;
+        assert!(rules.contains("ether saddr 02:00:0a:63:00:0b ct zone set 2"), "{rules}");
     }
 }

@@ -1,13 +1,14 @@
 //! What to build and run.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use rustix::thread::CpuSet;
 
-use super::addresses::Family;
+use super::addresses::{Family, pod_network};
 use super::error::LabError;
 use super::rules::RETRY_PORTS;
 use super::transport::Transport;
+use super::wiring::{NODE_OUTSIDE, OUTER_OUTSIDE};
 
 /// How many pods a lab may have.
 pub const MAX_PODS: usize = 8;
@@ -15,22 +16,19 @@ pub const MAX_PODS: usize = 8;
 const FIRST_PORT: u16 = 10_000;
 
 /// What the pods send.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Scenario {
-    /// One datagram per pod and round.
+    /// A datagram per pod and round
     SnatUdp,
-    /// One connection per pod and round.
+    /// A connection per pod and round
     SnatTcp,
-    /// One echo request per pod and round: pods race for its id.
+    /// An echo request per pod and round, its id in the place of a port
     SnatIcmp,
-    /// One INIT chunk per pod and round.
+    /// An INIT chunk per pod and round
     SnatSctp,
 }
 
 impl Scenario {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::SnatUdp, Self::SnatTcp, Self::SnatIcmp, Self::SnatSctp];
-
     /// Its name on a command line.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -40,12 +38,6 @@ impl Scenario {
             Self::SnatIcmp => "snat-icmp",
             Self::SnatSctp => "snat-sctp",
         }
-    }
-
-    /// By its name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|scenario| scenario.name() == name)
     }
 
     pub(super) fn transport(self) -> Transport {
@@ -71,14 +63,52 @@ pub enum Mode {
 }
 
 /// The one thing changed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Control {
-    /// Every pod has a source port of its own.
+    /// Every pod has a source port of its own
     DifferentPorts,
-    /// All pods send from one CPU.
+    /// All pods send from one CPU
     OneCpu,
-    /// Each pod sends after the one before has arrived.
+    /// Each pod sends after the one before has arrived
     Sequential,
+}
+
+/// By what the node translates.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Translation {
+    /// To the address of the link it leaves by
+    Masquerade,
+    /// To an address the rule names
+    Snat,
+}
+
+/// Whose rules translate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum RuleTool {
+    /// nft, by a chain of nf_tables
+    Nft,
+    /// iptables over nf_tables
+    IptablesNft,
+    /// iptables with tables of its own
+    IptablesLegacy,
+}
+
+/// Every pod has the same address and a conntrack zone of its own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Zones {
+    /// In the original direction only: pods clash in the zone all answers share
+    Original,
+    /// In both directions: nothing clashes
+    Both,
+}
+
+/// In which of two translations in a row the race is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum DoubleNat {
+    /// The winner's packet is translated once more, further on
+    First,
+    /// Each pod's packets have been translated before, by a gateway of its own
+    Second,
 }
 
 /// What to build and run.
@@ -96,13 +126,32 @@ pub struct Setup {
     pub mode: Mode,
     /// Whether the node's rule says `fully-random`.
     pub random_fully: bool,
+    /// By what the node translates.
+    pub translation: Translation,
+    /// Whose rules do it.
+    pub rules: RuleTool,
+    /// Whether pods have zones instead of addresses of their own.
+    pub zones: Option<Zones>,
+    /// Whether packets are translated twice.
+    pub double_nat: Option<DoubleNat>,
 }
 
 impl Setup {
     /// Two pods that race in each of 20 forced rounds.
     #[must_use]
     pub fn new(scenario: Scenario) -> Self {
-        Self { scenario, family: Family::V4, pods: 2, rounds: 20, mode: Mode::Forced, random_fully: false }
+        Self {
+            scenario,
+            family: Family::V4,
+            pods: 2,
+            rounds: 20,
+            mode: Mode::Forced,
+            random_fully: false,
+            translation: Translation::Masquerade,
+            rules: RuleTool::Nft,
+            zones: None,
+            double_nat: None,
+        }
     }
 
     /// Every round takes a new source port (a port that was translated once keeps its translation), and they are finite.
@@ -121,19 +170,63 @@ impl Setup {
 
     /// Whether the tracer can name every sender, at either level of detail.
     pub(super) fn named(&self) -> bool {
-        match self.scenario.transport() {
-            Transport::Udp | Transport::Tcp => true,
-            Transport::Icmp | Transport::Sctp => false,
-        }
+        // One tuple of two pods has two senders; what a gateway has translated is sent by nobody.
+        let told_apart = self.zones.is_none() && !self.has_gateways();
+        told_apart && matches!(self.scenario.transport(), Transport::Udp | Transport::Tcp)
+    }
+
+    /// Whether each pod has a translator between it and the node.
+    pub(super) fn has_gateways(&self) -> bool {
+        self.double_nat == Some(DoubleNat::Second)
+    }
+
+    /// Whether there is a translator between the node and the external host.
+    pub(super) fn has_outer(&self) -> bool {
+        self.double_nat == Some(DoubleNat::First)
+    }
+
+    /// How many times a pod's packet is forwarded before the node's hold chain sees it.
+    pub(super) fn hops(&self) -> u8 {
+        if self.has_gateways() { 2 } else { 1 }
+    }
+
+    /// A pod's own address.
+    pub(super) fn own(&self, pod: usize) -> IpAddr {
+        if self.has_gateways() { self.family.address(pod_network(pod), 2) } else { self.seen_by_node(pod) }
+    }
+
+    /// The address a pod's packets have when they come to the node.
+    pub(super) fn seen_by_node(&self, pod: usize) -> IpAddr {
+        self.family.pod(if self.zones.is_some() { 0 } else { pod })
+    }
+
+    /// The conntrack zone of a pod's flows.
+    pub(super) fn zone(&self, pod: usize) -> u16 {
+        self.zones.and_then(|_| u16::try_from(pod + 1).ok()).unwrap_or(0)
+    }
+
+    /// Where the external host listens. Its port is by the lab's process id: two labs at once have the same addresses,
+    /// and this tells their flows apart.
+    pub(super) fn listener(&self) -> SocketAddr {
+        const FIRST: u16 = 20_000;
+        const PORTS: u32 = 40_000;
+        let port = FIRST + u16::try_from(std::process::id() % PORTS).unwrap_or(0);
+        let network = if self.has_outer() { OUTER_OUTSIDE } else { NODE_OUTSIDE };
+        SocketAddr::new(self.family.address(network, 2), port)
     }
 
     /// Where test traffic goes to.
     pub(super) fn destination(&self) -> SocketAddr {
-        let lab = std::process::id();
         match self.scenario.transport() {
-            Transport::Icmp => SocketAddr::new(self.family.portless(lab), 0),
-            Transport::Udp | Transport::Tcp | Transport::Sctp => self.family.listener(lab),
+            Transport::Icmp => SocketAddr::new(self.family.portless(std::process::id()), 0),
+            Transport::Udp | Transport::Tcp | Transport::Sctp => self.listener(),
         }
+    }
+
+    /// The source the node gave a packet, by the source the external host sees: a second translator keeps the port.
+    pub(super) fn translated(&self, arrived: SocketAddr) -> SocketAddr {
+        let address = if self.has_outer() { self.family.node() } else { arrived.ip() };
+        SocketAddr::new(address, arrived.port())
     }
 
     /// A pod's source port in a round.
@@ -160,6 +253,12 @@ impl Setup {
                 self.rounds
             )));
         }
+        if self.zones.is_some() && self.scenario.transport().retransmits() {
+            return refuse("pods in zones have one address, so no answer finds its pod and no connection comes up");
+        }
+        if self.zones.is_some() && self.double_nat.is_some() {
+            return refuse("pods are in zones or translated twice, not both");
+        }
         Ok(())
     }
 
@@ -173,6 +272,10 @@ impl Setup {
         };
         (0..self.pods).map(cpu).collect()
     }
+}
+
+fn refuse(why: &str) -> Result<(), LabError> {
+    Err(LabError::Setup(why.to_owned()))
 }
 
 #[cfg(test)]
@@ -204,6 +307,8 @@ mod tests {
             Setup { pods: MAX_PODS + 1, ..good },
             Setup { rounds: 0, ..good },
             Setup { rounds: good.max_rounds() + 1, ..good },
+            Setup { zones: Some(Zones::Both), scenario: Scenario::SnatTcp, ..good },
+            Setup { zones: Some(Zones::Original), double_nat: Some(DoubleNat::First), ..good },
         ] {
             assert!(matches!(bad.check(), Err(LabError::Setup(_))), "{bad:?}");
         }

@@ -1,45 +1,64 @@
-//! The two commands of others the lab runs: `ip` and `nft`, each fed one script.
+//! The commands of others the lab runs: `ip` and `nft`, each fed one script, and `iptables`, a rule a time.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::addresses::Family;
 use super::error::{Doing, LabError};
 use super::netns::Netns;
+use super::setup::RuleTool;
 
 /// Where system commands are when `PATH` is a plain user's.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
-/// Both commands, found.
+/// Where commands are looked for.
 #[derive(Debug)]
 pub(super) struct Tools {
-    ip: PathBuf,
-    nft: PathBuf,
+    path: OsString,
 }
 
 impl Tools {
-    /// Looks for both.
+    /// Takes the search path from the environment, and looks for `ip`, without which there is no lab at all.
     pub(super) fn find() -> Result<Self, LabError> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let find = |tool, package| find_in(&path, tool).ok_or(LabError::MissingTool { tool, package });
-        Ok(Self { ip: find("ip", "iproute2")?, nft: find("nft", "nftables")? })
+        let tools = Self { path: std::env::var_os("PATH").unwrap_or_default() };
+        tools.program("ip", "iproute2")?;
+        Ok(tools)
+    }
+
+    fn program(&self, tool: &'static str, package: &'static str) -> Result<PathBuf, LabError> {
+        find_in(&self.path, tool).ok_or(LabError::MissingTool { tool, package })
     }
 
     /// `ip -batch` inside `netns`; `place` names it in an error.
     pub(super) fn ip(&self, netns: &Netns, place: &str, script: &str) -> Result<(), LabError> {
-        let failed = run(&self.ip, &["-batch", "-"], netns, script)?;
+        let failed = run(&self.program("ip", "iproute2")?, &["-batch", "-"], netns, script)?;
         failed.map_or(Ok(()), |said| Err(command_error("ip", place, &said)))
     }
 
     /// `nft -f` inside `netns`.
     pub(super) fn nft(&self, netns: &Netns, place: &str, script: &str) -> Result<(), LabError> {
-        let Some(said) = run(&self.nft, &["-f", "-"], netns, script)? else { return Ok(()) };
+        let Some(said) = run(&self.program("nft", "nftables")?, &["-f", "-"], netns, script)? else { return Ok(()) };
         // nft repeats the line the kernel refused; the only one of ours with this word is the queue rule.
         if said.lines().any(|line| line.contains("queue num")) {
             return Err(LabError::NoQueue { reason: first_line(&said) });
         }
         Err(command_error("nft", place, &said))
+    }
+
+    /// One rule of the node.
+    pub(super) fn iptables(&self, tool: RuleTool, family: Family, node: &Netns, rule: &str) -> Result<(), LabError> {
+        let tool = match (tool, family) {
+            (RuleTool::Nft, _) => "nft",
+            (RuleTool::IptablesNft, Family::V4) => "iptables-nft",
+            (RuleTool::IptablesNft, Family::V6) => "ip6tables-nft",
+            (RuleTool::IptablesLegacy, Family::V4) => "iptables-legacy",
+            (RuleTool::IptablesLegacy, Family::V6) => "ip6tables-legacy",
+        };
+        let arguments: Vec<&str> = rule.split_whitespace().collect();
+        let failed = run(&self.program(tool, "iptables")?, &arguments, node, "")?;
+        failed.map_or(Ok(()), |said| Err(command_error(tool, "node", &said)))
     }
 }
 
@@ -58,10 +77,10 @@ fn run(program: &Path, arguments: &[&str], netns: &Netns, script: &str) -> Resul
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .doing("start ip or nft")?;
+            .doing("start ip, nft or iptables")?;
         // A command that stops reading has failed and says why.
         let _unread = child.stdin.take().map(|mut stdin| stdin.write_all(script.as_bytes()));
-        child.wait_with_output().doing("wait for ip or nft")
+        child.wait_with_output().doing("wait for ip, nft or iptables")
     })?;
     Ok((!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned()))
 }

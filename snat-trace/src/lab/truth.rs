@@ -27,9 +27,11 @@ pub struct PodTruth {
 /// One pod's flow in one round.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FlowTruth {
-    /// As the pod made it.
+    /// As it came to the node.
     pub original: OriginalTuple,
-    /// Its source as the receiver saw it; `None` when it never arrived.
+    /// The conntrack zone of its entry.
+    pub zone: u16,
+    /// Its source as the node translated it, told by the receiver; `None` when it never arrived.
     pub arrived_as: Option<SocketAddr>,
     /// Whether its first packet arrived; for TCP, whether it connected without a retransmission.
     pub first_try: bool,

@@ -44,6 +44,7 @@ pub(super) const WANTED: &[&str] = &[
     "xt_statistic",
     "xt_addrtype",
     "xt_NFQUEUE",
+    "xt_hl",
     "veth",
     "bridge",
     "br_netfilter",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snat_trace::kernel::Detail;
-use snat_trace::lab::{Control, Family, Mode, Scenario, Setup};
+use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Setup, Translation, Zones};
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
 use snat_trace::race::tuple::Protocol;
@@ -201,13 +201,24 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct LabArgs {
     #[command(flatten)]
     pub(crate) trace: TraceArgs,
-    /// What each pod sends: a datagram (snat-udp), a connection (snat-tcp), an echo request whose id is contested
-    /// (snat-icmp), or an INIT chunk (snat-sctp)
-    #[arg(long, value_name = "NAME", default_value = "snat-udp", value_parser = scenario_parser())]
+    /// What each pod sends
+    #[arg(long, value_name = "NAME", default_value = "snat-udp")]
     pub(crate) scenario: Scenario,
     /// Over IPv6 instead of IPv4
     #[arg(long)]
     pub(crate) ipv6: bool,
+    /// How the node's rule translates
+    #[arg(long, value_name = "HOW", default_value = "masquerade")]
+    pub(crate) nat: Translation,
+    /// Which tool makes that rule; races are forced by an nft chain in any case
+    #[arg(long, value_name = "TOOL", default_value = "nft")]
+    pub(crate) rules: RuleTool,
+    /// Give all pods one address and each a conntrack zone
+    #[arg(long, value_name = "DIRECTION")]
+    pub(crate) zones: Option<Zones>,
+    /// Translate every packet twice, in two namespaces in a row, and race in one of them
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) double_nat: Option<DoubleNat>,
     /// How many pods, 2 to 8; all but one lose in each forced round
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) pods: usize,
@@ -219,28 +230,16 @@ pub(crate) struct LabArgs {
     pub(crate) natural: bool,
     /// Take away one thing without which there is no race
     #[arg(long, value_name = "WHAT")]
-    pub(crate) control: Option<ControlArg>,
+    pub(crate) control: Option<Control>,
     /// Show the fix: let the node's rule say fully-random
     #[arg(long)]
     pub(crate) random_fully: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ControlArg {
-    /// Every pod has a source port of its own
-    DifferentPorts,
-    /// All pods send from one CPU
-    OneCpu,
-    /// Each pod sends after the one before has arrived
-    Sequential,
-}
-
 impl LabArgs {
     pub(crate) fn to_setup(&self) -> Setup {
         let mode = match self.control {
-            Some(ControlArg::DifferentPorts) => Mode::Control(Control::DifferentPorts),
-            Some(ControlArg::OneCpu) => Mode::Control(Control::OneCpu),
-            Some(ControlArg::Sequential) => Mode::Control(Control::Sequential),
+            Some(control) => Mode::Control(control),
             None if self.natural => Mode::Natural,
             None => Mode::Forced,
         };
@@ -250,15 +249,13 @@ impl LabArgs {
             rounds: self.rounds,
             mode,
             random_fully: self.random_fully,
+            translation: self.nat,
+            rules: self.rules,
+            zones: self.zones,
+            double_nat: self.double_nat,
             ..Setup::new(self.scenario)
         }
     }
-}
-
-fn scenario_parser() -> impl clap::builder::TypedValueParser<Value = Scenario> {
-    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-    PossibleValuesParser::new(Scenario::ALL.map(Scenario::name))
-        .map(|name| Scenario::from_name(&name).unwrap_or(Scenario::SnatUdp))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
