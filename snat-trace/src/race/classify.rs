@@ -312,11 +312,21 @@ pub(crate) mod tests {
         let ports = |record: &mut ClashRecord, min: u16, max: u16| {
             record.loser.range = NatRange { flags: range::PORTS, min_port_be: min.to_be(), max_port_be: max.to_be() };
         };
+        let few_ports_asked = |record: &mut ClashRecord, allocated_ns| {
+            ports(record, 40_000, 40_009);
+            record.loser.allocated_ns = allocated_ns;
+        };
         type Case<'a> = (&'a str, &'a dyn Fn(&mut ClashRecord), (Class, Option<Verdict>));
         let cases: &[Case<'_>] = &[
             ("tcp", &|r| set_protocol(r, Protocol::TCP), (SnatPortCollision, Some(Dropped))),
-            ("winner in before", &|r| r.loser.allocated_ns = 101_500, (PortExhaustion, Some(Dropped))),
-            ("winner in just before", &|r| r.loser.allocated_ns = 101_499, (SnatPortCollision, Some(Dropped))),
+            ("winner in before", &|r| r.loser.allocated_ns = 1_000_001_500, (PortExhaustion, Some(Dropped))),
+            (
+                "stamped before, port kept",
+                &|r| r.loser.allocated_ns = 1_000_001_499,
+                (SnatPortCollision, Some(Dropped)),
+            ),
+            ("winner in before, few ports", &|r| few_ports_asked(r, 101_500), (PortExhaustion, Some(Dropped))),
+            ("winner in just before, few ports", &|r| few_ports_asked(r, 101_499), (SnatPortCollision, Some(Dropped))),
             ("winner in at once", &|r| r.loser.allocated_ns = 1500, (SnatPortCollision, Some(Dropped))),
             (
                 "winner in at once, another port",
@@ -429,14 +439,14 @@ pub(crate) mod tests {
         /// The rule of the whole project, over every interleaving of two flows whose times tell.
         #[test]
         fn a_race_is_what_the_times_say(asked in 1_u64..1000, won in 1_u64..1000, inserted in 1_u64..2000) {
-            let far = u64::try_from(crate::race::class::TOO_CLOSE.as_nanos()).unwrap();
+            let far = u64::try_from(crate::race::class::ON_ITS_WAY.as_nanos()).unwrap();
             let (class, _) = judged(|record| {
                 record.loser.allocated_ns = asked * far;
                 record.winner.allocated_ns = won * far;
                 record.winner.inserted_ns = inserted * far + 1;
                 record.header.time_ns = 3000 * far;
             });
-            // In the table a nanosecond after the loser asked, or most of TOO_CLOSE before.
+            // In the table a nanosecond after the loser asked, or most of ON_ITS_WAY before: the port was kept.
             let race = asked * far < inserted * far + 1 || asked == inserted + 1;
             prop_assert_eq!(class == Class::SnatPortCollision, race);
             prop_assert_eq!(class == Class::PortExhaustion, !race);
