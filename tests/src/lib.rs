@@ -1,6 +1,7 @@
 //! Scenarios of snat-trace against real kernels: each runs the real binary and holds what it says against what others
 //! know.
 
+pub mod collisions;
 pub mod fallback;
 pub mod load;
 pub mod loading;
@@ -20,6 +21,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     verifier::SCENARIOS,
     races::SCENARIOS,
     verdicts::SCENARIOS,
+    collisions::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
     load::SCENARIOS,

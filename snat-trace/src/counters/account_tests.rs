@@ -25,6 +25,7 @@ fn race(netns: Option<NetnsInum>, verdict: Option<Verdict>) -> Race {
         protocol: Protocol::UDP,
         netns,
         zone: 0,
+        winner_zone: 0,
         contested: TranslatedTuple::from_ends(ends),
         overlap: None,
         nat: None,

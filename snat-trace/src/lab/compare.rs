@@ -54,7 +54,7 @@ pub enum What {
     Protocol,
     /// The kernel dropped the packet.
     Verdict,
-    /// The winner's original tuple.
+    /// The winner's original tuple or zone.
     Winner,
     /// The translated source both claimed.
     Contested,
@@ -233,8 +233,12 @@ fn wrong_tuples(truth: &Truth, expected: &Expected<'_>, race: &Race) -> Vec<Wron
         wrong(What::Verdict, Verdict::Dropped.name().to_owned(), seen.to_owned());
     }
     let Some((_, winner)) = expected.winner else { return wrongs };
-    if race.winner.original != winner.original {
-        wrong(What::Winner, source(winner.original.ends()), source(race.winner.original.ends()));
+    if (race.winner.original, race.winner_zone) != (winner.original, winner.zone) {
+        let text = |tuple: OriginalTuple, zone| match zone {
+            0 => tuple.ends().source.to_string(),
+            zone => format!("{} in zone {zone}", tuple.ends().source),
+        };
+        wrong(What::Winner, text(winner.original, winner.zone), text(race.winner.original, race.winner_zone));
     }
     let destination = winner.original.ends().destination;
     let contested = winner.arrived_as.map(|source| TranslatedTuple::from_ends(Ends { source, destination }));
@@ -243,10 +247,6 @@ fn wrong_tuples(truth: &Truth, expected: &Expected<'_>, race: &Race) -> Vec<Wron
         wrong(What::Contested, contested.map_or_else(String::new, text), text(race.contested));
     }
     wrongs
-}
-
-fn source(ends: Ends) -> String {
-    ends.source.to_string()
 }
 
 /// The truth and what was seen, if an owner is not this pod.

@@ -88,6 +88,7 @@ fn race(round: u16, loser: usize, winner: usize) -> Race {
         protocol: Protocol::UDP,
         netns: None,
         zone: 0,
+        winner_zone: 0,
         contested: TranslatedTuple::from_ends(contested),
         overlap: None,
         nat: None,
@@ -242,6 +243,28 @@ fn where_senders_need_not_be_named_absent_is_no_difference_and_wrong_is_one() {
     races[0].winner.owner = Some(owner(1));
     let comparison = compare(&truth, &races);
     assert_eq!(whats(&comparison), [What::WinnerPid, What::WinnerCgroup], "{comparison}");
+}
+
+#[test]
+fn pods_of_one_address_are_told_by_their_zones() {
+    let mut truth = truth();
+    for (pod, flow) in truth.rounds.iter_mut().flat_map(|round| round.flows.iter_mut().enumerate()) {
+        flow.original = original(0, flow.original.ends().source.port());
+        flow.zone = u16::try_from(pod).unwrap() + 1;
+    }
+    let mut races = right();
+    for (race, (loser, winner)) in races.iter_mut().zip([(2, 1), (1, 2)]) {
+        race.loser.original = original(0, race.loser.original.ends().source.port());
+        race.winner.original = race.loser.original;
+        (race.zone, race.winner_zone) = (loser, winner);
+    }
+    let comparison = compare(&truth, &races);
+    assert!(comparison.ok(), "{comparison}");
+    races[0].winner_zone = 3;
+    assert_eq!(whats(&compare(&truth, &races)), [What::Winner]);
+    races[0].zone = 1;
+    let comparison = compare(&truth, &races);
+    assert!(matches!(comparison.differences[..], [Difference::Missing { .. }, Difference::Unexpected { .. }]));
 }
 
 #[test]

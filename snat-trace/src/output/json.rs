@@ -152,8 +152,9 @@ struct RaceRecord<'a> {
 
 impl<'a> RaceRecord<'a> {
     fn new(race: &'a Race, clock: WallClock) -> Self {
-        let flow = |flow: &'a Flow| FlowRecord {
+        let flow = |flow: &'a Flow, zone| FlowRecord {
             original: EndsRecord::new(flow.original.ends(), race.protocol),
+            zone,
             allocated: flow.allocated.map(|time| wall(clock, time)),
             inserted: flow.inserted.map(|time| wall(clock, time)),
             cpu: flow.cpu,
@@ -176,8 +177,8 @@ impl<'a> RaceRecord<'a> {
                 in_range: race.port_use.map(|ports| ports.in_range),
                 in_use: race.port_use.and_then(|ports| ports.in_use),
             }),
-            winner: flow(&race.winner),
-            loser: flow(&race.loser),
+            winner: flow(&race.winner, race.winner_zone),
+            loser: flow(&race.loser, race.zone),
             packet: (!race.packet.is_empty()).then(|| hex(&race.packet)),
         }
     }
@@ -222,6 +223,7 @@ struct NatRecord {
 #[derive(Serialize)]
 struct FlowRecord<'a> {
     original: EndsRecord,
+    zone: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     allocated: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

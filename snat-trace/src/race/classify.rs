@@ -65,6 +65,7 @@ pub fn classify(record: &ClashRecord, since: KernelTime) -> Result<Race, Undecod
         protocol,
         netns: (record.netns != 0).then_some(NetnsInum(record.netns)),
         zone: loser.zone,
+        winner_zone: winner.zone,
         contested,
         overlap: overlap(&loser_flow, &winner_flow),
         nat: rule,

@@ -133,6 +133,8 @@ pub struct Race {
     pub netns: Option<NetnsInum>,
     /// Conntrack zone of the loser.
     pub zone: u16,
+    /// Conntrack zone of the winner: with zones for one direction, two flows of one tuple may clash in the other.
+    pub winner_zone: u16,
     /// The tuple both claimed.
     pub contested: TranslatedTuple,
     /// How long both held the tuple without either being in the table: from the later allocation to the winner's insert.

@@ -21,11 +21,13 @@ pub(super) struct Block<'a> {
 
 impl fmt::Display for Block<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Race { class, verdict, protocol, zone, contested, overlap, nat, winner, loser, .. } = self.race;
+        let Race { class, verdict, protocol, zone, winner_zone, contested, overlap, nat, winner, loser, .. } =
+            self.race;
         let verdict = verdict.map_or("verdict unknown", Verdict::name);
         let netns = self.race.netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string());
         line(f, "class", format_args!("{class}, {verdict}"))?;
-        line(f, "where", format_args!("netns {netns}, conntrack zone {zone}"))?;
+        let winners = if zone == winner_zone { String::new() } else { format!(", the winner's {winner_zone}") };
+        line(f, "where", format_args!("netns {netns}, conntrack zone {zone}{winners}"))?;
         line(f, "contested", format_args!("{protocol} {}", ends(contested.ends(), *protocol)))?;
         if let Some(NatRule { random, ports }) = nat {
             let random = if *random { "random" } else { "no random flag" };
