@@ -7,6 +7,8 @@
 pub mod counters;
 pub mod kernel;
 pub mod lab;
+#[cfg(test)]
+mod mutate;
 pub mod output;
 pub mod owner;
 pub mod probe;

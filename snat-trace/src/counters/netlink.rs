@@ -95,6 +95,7 @@ mod tests {
 
     use super::*;
     use crate::counters::figures::Tally;
+    use crate::mutate::survives;
 
     /// The second CPU's message of a 6.18 kernel, netlink header cut off, after three flows on that CPU had failed to
     /// get the one port their rule allowed.
@@ -159,5 +160,14 @@ mod tests {
         assert_eq!(CtnetlinkError::from(DumpError::Refused(Errno::PERM)), CtnetlinkError::NotPermitted);
         assert_eq!(CtnetlinkError::from(DumpError::Refused(Errno::INVAL)), CtnetlinkError::Missing);
         assert_eq!(CtnetlinkError::from(DumpError::Socket(Errno::PROTONOSUPPORT)), CtnetlinkError::Missing);
+    }
+
+    #[test]
+    fn mutated_messages_are_survived() {
+        survives("netlink", &[&captured()], |bytes| {
+            for payload in [Some(bytes), bytes.get(16..)].into_iter().flatten() {
+                let _ = parse(payload);
+            }
+        });
     }
 }

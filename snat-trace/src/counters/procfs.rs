@@ -64,6 +64,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
 
     /// A 6.18 kernel's, after three failed inserts on the second CPU.
     const CAPTURED: &str = "\
@@ -111,5 +112,10 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
         fn any_text_is_survived(text in "(insert_failed|drop| |\n|[0-9a-f]{1,9}|\\PC){0,60}") {
             let _ = parse(&text);
         }
+    }
+
+    #[test]
+    fn mutated_files_are_survived() {
+        survives("procfs", &[CAPTURED.as_bytes()], |bytes| drop(parse(&String::from_utf8_lossy(bytes))));
     }
 }

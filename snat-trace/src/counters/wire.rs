@@ -126,11 +126,8 @@ impl Socket {
                 consistent &= message.flags & NLM_F_DUMP_INTR == 0;
                 match message.kind {
                     NLMSG_ERROR | NLMSG_DONE => {
-                        return match status(message.payload) {
-                            Some(error) => Err(DumpError::Refused(error)),
-                            None if message.kind == NLMSG_DONE => Ok(consistent),
-                            None => Err(DumpError::Malformed),
-                        };
+                        status(message.payload)?;
+                        return if message.kind == NLMSG_DONE { Ok(consistent) } else { Err(DumpError::Malformed) };
                     }
                     kind => each(kind, message.payload),
                 }
@@ -139,10 +136,14 @@ impl Socket {
     }
 }
 
-/// The error that the payload of `NLMSG_ERROR` and `NLMSG_DONE` begins with: negative errno, 0 for success.
-fn status(mut payload: &[u8]) -> Option<Errno> {
-    let errno = payload.try_get_i32_ne().ok()?.checked_neg()?;
-    (errno > 0).then(|| Errno::from_raw_os_error(errno))
+/// The error that the payload of `NLMSG_ERROR` and `NLMSG_DONE` begins with: negative errno, 0 for success. The kernel
+/// knows none beyond 4095 (include/linux/err.h, `MAX_ERRNO`), nor does `Errno`.
+fn status(mut payload: &[u8]) -> Result<(), DumpError> {
+    match payload.try_get_i32_ne() {
+        Ok(0) => Ok(()),
+        Ok(error @ -4095..=-1) => Err(DumpError::Refused(Errno::from_raw_os_error(-error))),
+        Ok(_) | Err(_) => Err(DumpError::Malformed),
+    }
 }
 
 fn request(message_type: u16, sequence: u32, body: &[u8]) -> Result<BytesMut, DumpError> {
@@ -219,6 +220,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
 
     /// An address dump's start: one message of 20 bytes of payload with two attributes, then `NLMSG_DONE`.
     fn two_messages() -> Vec<u8> {
@@ -245,15 +247,16 @@ mod tests {
         assert_eq!(messages.iter().map(|message| message.kind).collect::<Vec<_>>(), [20, NLMSG_DONE]);
         let attributes: Vec<_> = Attributes(messages[0].payload).collect();
         assert_eq!(attributes, [(1, &[0xaa][..]), (2, &[][..])]);
-        assert_eq!(status(messages[1].payload), None);
+        assert_eq!(status(messages[1].payload), Ok(()));
     }
 
     #[test]
     fn an_error_is_its_errno() {
-        assert_eq!(status(&(-1i32).to_ne_bytes()), Some(Errno::PERM));
-        assert_eq!(status(&0i32.to_ne_bytes()), None);
-        assert_eq!(status(&i32::MIN.to_ne_bytes()), None);
-        assert_eq!(status(&[1]), None);
+        assert_eq!(status(&(-1i32).to_ne_bytes()), Err(DumpError::Refused(Errno::PERM)));
+        assert_eq!(status(&0i32.to_ne_bytes()), Ok(()));
+        for no_error in [&1i32.to_ne_bytes()[..], &(-4096i32).to_ne_bytes(), &i32::MIN.to_ne_bytes(), &[1], &[]] {
+            assert_eq!(status(no_error), Err(DumpError::Malformed));
+        }
     }
 
     #[test]
@@ -296,5 +299,22 @@ mod tests {
         let socket = Socket::open(Some(rustix::net::netlink::NETFILTER)).unwrap();
         let refused = socket.dump(0xfe << 8, &[0; 4], || (), |(), _, _| ());
         assert!(matches!(refused, Err(DumpError::Refused(_))), "{refused:?}");
+    }
+
+    /// However a dump is framed, what it says of lengths is never believed beyond its end, and it comes to one.
+    #[test]
+    fn mutated_dumps_are_survived() {
+        survives("netlink", &[], |bytes| {
+            let mut payloads = 0;
+            for message in Messages(bytes) {
+                let Ok(message) = message else { break };
+                payloads += message.payload.len();
+                let _ = status(message.payload);
+                assert!(
+                    Attributes(message.payload).map(|(_, value)| value.len()).sum::<usize>() <= message.payload.len()
+                );
+            }
+            assert!(payloads <= bytes.len());
+        });
     }
 }

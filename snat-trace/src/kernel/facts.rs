@@ -214,6 +214,8 @@ fn text(root: &Path, path: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::kernel::fixture::{Root, SERIES};
+    use crate::kernel::{Detail, Report, plan};
+    use crate::mutate::survives;
 
     #[test]
     fn facts_of_known_kernels() {
@@ -309,5 +311,32 @@ mod tests {
     fn this_machine_has_facts() {
         let facts = KernelFacts::gather(Path::new("/")).unwrap();
         assert_eq!(facts.release, rustix::system::uname().release().to_str().unwrap());
+    }
+
+    /// From any files, a plan or the reason why there is none, and a report of it.
+    #[test]
+    fn mutated_files_make_a_plan_or_none() {
+        let root = Root::new("6.12");
+        for path in [
+            "proc/kallsyms",
+            "proc/modules",
+            "proc/sys/kernel/osrelease",
+            "proc/self/status",
+            "proc/sys/kernel/random/boot_id",
+            "sys/bus/event_source/devices/kprobe/type",
+            "sys/kernel/security/lockdown",
+        ] {
+            let whole = std::fs::read(root.path().join(path)).unwrap();
+            survives("facts", &[&whole], |bytes| {
+                root.write(path, bytes);
+                let Ok(facts) = KernelFacts::gather(root.path()) else { return };
+                for detail in [Detail::Minimal, Detail::Full] {
+                    drop(plan(&facts, detail));
+                    let report = Report::new(&facts, detail).to_string();
+                    assert!(!report.contains('\x1b'), "{report:?}");
+                }
+            });
+            root.write(path, &whole);
+        }
     }
 }

@@ -73,6 +73,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
 
     fn modules(kallsyms: &str, name: &'static str) -> Vec<Option<String>> {
         let symbols = Symbols::read(kallsyms.as_bytes(), [name]).unwrap();
@@ -123,5 +124,11 @@ mod tests {
         fn any_printable_lines_are_read(text in "([0-9a-f ]{0,4}[ tT\t\\[\\]a\n]{0,6}){0,40}") {
             Symbols::read(text.as_bytes(), ["a"]).unwrap();
         }
+    }
+
+    #[test]
+    fn mutated_lists_are_survived() {
+        let list = std::fs::read(crate::kernel::fixture::data("6.12").join("kallsyms")).unwrap();
+        survives("kallsyms", &[&list], |bytes| drop(Symbols::read(bytes, ["tcp_connect", "nf_ct_resolve_clash"])));
     }
 }

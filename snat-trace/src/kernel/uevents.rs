@@ -161,6 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
 
     #[test]
     fn a_module_that_goes_is_named() {
@@ -189,5 +190,12 @@ mod tests {
             let message = [&b"remove@/module/"[..], &tail].concat();
             prop_assert!(removed_module(&message).is_none_or(|name| !name.contains(['/', '\0'])));
         }
+    }
+
+    #[test]
+    fn mutated_messages_are_survived() {
+        survives("uevent", &[b"remove@/module/nf_nat\0ACTION=remove\0DEVPATH=/module/nf_nat\0"], |bytes| {
+            let _ = removed_module(bytes);
+        });
     }
 }

@@ -180,6 +180,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
+    use crate::owner::container::container;
 
     #[test]
     fn the_mount_is_found() {
@@ -258,5 +260,17 @@ mod tests {
         // What was resolved in time is still known.
         assert_eq!(paths.path(id), Some(path));
         assert_eq!(paths.path(u64::MAX), None);
+    }
+
+    #[test]
+    fn mutated_files_are_survived() {
+        survives("mountinfo", &[], |bytes| drop(unified_mount(bytes)));
+        survives("cgroup", &[], |bytes| {
+            let cgroups = parse_cgroups(&String::from_utf8_lossy(bytes));
+            for path in [cgroups.unified, cgroups.legacy].into_iter().flatten() {
+                assert!(path.starts_with('/') && !path.starts_with("/../"));
+                drop(container(&path));
+            }
+        });
     }
 }

@@ -129,6 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
 
     fn socket(family: u8, local: &str, remote: &str, v6only: bool) -> Socket {
         Socket { family, local: local.parse().unwrap(), remote: remote.parse().unwrap(), v6only, inode: 1 }
@@ -194,5 +195,14 @@ mod tests {
         let found = sockets(Protocol::UDP, local.port()).unwrap();
         assert_eq!(found.iter().filter(|socket| socket.local == local && socket.inode != 0).count(), 1, "{found:?}");
         assert!(addresses().unwrap().contains(&local.ip()));
+    }
+
+    #[test]
+    fn mutated_messages_are_survived() {
+        survives("netlink", &[], |bytes| {
+            for payload in [Some(bytes), bytes.get(16..)].into_iter().flatten() {
+                let _ = (parse(payload), parse_address(payload));
+            }
+        });
     }
 }

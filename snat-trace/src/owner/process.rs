@@ -78,6 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
 
     /// A process of a 6.18 kernel; `{}` is its name.
     const STAT: &str = "4711 ({}) S 1 4711 4711 0 -1 4194560 1158 0 0 0 3 1 0 0 20 0 1 0 218437 8179712 1024 \
@@ -138,5 +139,12 @@ mod tests {
         assert_eq!(comm_from_record(b"sixteen-bytes-xx"), "sixteen-bytes-xx");
         assert_eq!(comm_from_record(b"a\xffb\0"), "a\u{fffd}b");
         assert_eq!(comm_from_record(b""), "");
+    }
+
+    #[test]
+    fn mutated_files_are_survived() {
+        survives("stat", &[], |bytes| {
+            let _ = parse_start(bytes);
+        });
     }
 }

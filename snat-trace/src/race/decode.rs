@@ -84,10 +84,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mutate::survives;
+    use crate::output::Sink as _;
+    use crate::output::json::JsonSink;
+    use crate::output::text::{Style, TextSink};
+    use crate::owner::{Owner, OwnerSource, recorded_sender};
     use crate::race::classify::{
         classify,
         tests::{clash, since},
     };
+    use crate::race::time::WallClock;
     use crate::race::verdict::{decided, tests::verdict_on};
 
     fn bytes_of(record: &impl Plain) -> Vec<u8> {
@@ -152,5 +158,48 @@ mod tests {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whatever comes out of the ring, what is printed of it is one line of JSON, and text without control characters.
+    #[test]
+    fn mutated_records_are_survived() {
+        let clock = WallClock::from_offset(1_772_366_400_000_000_000);
+        let zone = jiff::tz::TimeZone::UTC;
+        let style = |width, verbose| Style { width, colour: false, verbose, zone: zone.clone() };
+        let [(clash, _), (verdict, _)] = of_each_kind();
+        survives("record", &[&clash, &verdict], |bytes| {
+            let record = match decode(bytes) {
+                Ok(Record::Clash(record)) => record,
+                Ok(Record::Verdict(verdict)) => {
+                    let _ = decided(&verdict);
+                    return;
+                }
+                Err(_) => return,
+            };
+            let Ok(mut race) = classify(&record, since()) else { return };
+            for (fact, flow) in [(&record.loser, &mut race.loser), (&record.winner, &mut race.winner)] {
+                let owner = recorded_sender(fact, record.header.time_ns);
+                flow.owner = owner.map(|owner| Owner {
+                    pid: owner.tgid,
+                    tid: Some(owner.tid),
+                    comm: String::from_utf8_lossy(&owner.comm).into_owned(),
+                    netns: None,
+                    cgroup_id: None,
+                    cgroup: Some(String::from_utf8_lossy(&record.packet).into_owned()),
+                    container: None,
+                    source: OwnerSource::Socket,
+                });
+            }
+            let (mut json, mut text, mut verbose) = (Vec::new(), Vec::new(), Vec::new());
+            JsonSink::new(&mut json).race(&race, clock).unwrap();
+            TextSink::new(&mut text, style(Some(80), false)).race(&race, clock).unwrap();
+            TextSink::new(&mut verbose, style(None, true)).race(&race, clock).unwrap();
+            assert!(json.ends_with(b"}\n") && json.iter().filter(|&&byte| byte == b'\n').count() == 1);
+            drop(serde_json::from_slice::<serde_json::Value>(&json).unwrap());
+            for line in [text, verbose] {
+                let line = String::from_utf8(line).unwrap();
+                assert!(!line.contains(|character: char| character.is_control() && character != '\n'), "{line:?}");
+            }
+        });
     }
 }

@@ -162,6 +162,7 @@ mod tests {
     use super::types::tests::Builder;
     use super::*;
     use crate::kernel::fixture::{SERIES, data};
+    use crate::mutate::survives;
 
     fn fixture(series: &str, name: &str) -> Vec<u8> {
         fs::read(data(series).join(name)).unwrap()
@@ -286,5 +287,19 @@ mod tests {
         fn a_changed_module_gives_an_answer(bytes in changed(fixture("split", "nf_conntrack.btf"))) {
             drop(Offsets::parse(&fixture("split", "vmlinux.btf"), || Ok(Some(bytes))));
         }
+    }
+
+    #[test]
+    fn mutated_kernels_give_an_answer() {
+        let kernels = SERIES.map(|series| fixture(series, "vmlinux.btf"));
+        survives("btf", &kernels.each_ref().map(Vec::as_slice), |bytes| drop(parse(bytes)));
+    }
+
+    #[test]
+    fn mutated_modules_give_an_answer() {
+        let base = fixture("split", "vmlinux.btf");
+        survives("btf-module", &[&fixture("split", "nf_conntrack.btf")], |bytes| {
+            drop(Offsets::parse(&base, || Ok(Some(bytes.to_vec()))));
+        });
     }
 }
