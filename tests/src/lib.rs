@@ -1,6 +1,7 @@
 //! Scenarios of snat-trace against real kernels: each runs the real binary and holds what it says against what others
 //! know.
 
+pub mod classes;
 pub mod collisions;
 pub mod fallback;
 pub mod load;
@@ -22,6 +23,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     races::SCENARIOS,
     verdicts::SCENARIOS,
     collisions::SCENARIOS,
+    classes::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
     load::SCENARIOS,

@@ -117,7 +117,7 @@ impl Lines {
         let lab = self.only("lab")?;
         let number = |name: &str| lab[name].as_u64().with_context(|| format!("{name} is missing: {lab}")).map(Some);
         Ok(Numbers {
-            expected: number("packets_lost")?,
+            expected: number("packets_lost")?.zip(number("resolved")?).map(|(lost, resolved)| lost + resolved),
             seen: number("seen")?,
             pids_right: number("pids_right")?,
             // Absent when the pods have no cgroups of their own.

@@ -180,7 +180,7 @@ pub fn count() -> Result<Row> {
 ///
 /// It does not.
 pub fn in_traffic() -> Result<Row> {
-    let _traffic = lab_with_races()?;
+    let _traffic = lab_with_races(&["--rounds", "40000"])?;
     let mut outside = 0;
     for run in 0..3 {
         let lines = Lines::of(&["watch", "--count", "100", "--duration", "30s"])?;
@@ -258,7 +258,7 @@ pub fn stuck_pipe() -> Result<Row> {
 ///
 /// Something does.
 pub fn interrupted_lab() -> Result<Row> {
-    let mut lab = lab_with_races()?;
+    let mut lab = lab_with_races(&["--rounds", "40000"])?;
     lab.signal(Signal::INT)?;
     let output = lab.wait()?;
     ensure!(output.status.code() == Some(1), "{}", output.status);
@@ -273,7 +273,7 @@ pub fn interrupted_lab() -> Result<Row> {
 ///
 /// Something remains.
 pub fn killed_lab() -> Result<Row> {
-    let mut lab = lab_with_races()?;
+    let mut lab = lab_with_races(&["--rounds", "40000"])?;
     lab.signal(Signal::KILL)?;
     lab.wait()?;
     nothing_attached()?;
@@ -285,8 +285,8 @@ pub fn killed_lab() -> Result<Row> {
 }
 
 /// A lab that has printed a race and has many more rounds to go.
-fn lab_with_races() -> Result<Running> {
-    let mut lab = Running::start(&["lab", "--rounds", "40000", "--format", "json"])?;
+pub(crate) fn lab_with_races(arguments: &[&str]) -> Result<Running> {
+    let mut lab = Running::start(&[&["lab", "--format", "json"], arguments].concat())?;
     let stdout = lab.child()?.stdout.take().context("stdout is a pipe")?;
     let mut lines = BufReader::new(stdout);
     let mut line = String::new();

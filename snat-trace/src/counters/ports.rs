@@ -1,12 +1,12 @@
 //! How many ports toward one destination are taken: entries of the conntrack table, counted over ctnetlink.
 //!
 //! Asked for only where a range seems to be exhausted. The kernel walks its whole table for an answer, whatever it is
-//! asked to leave out of it, so questions are few: one a second for each range, and a tenth of the time for all.
+//! asked to leave out of it, so questions are few: one a second for each range, and a quarter of the time for all.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
@@ -53,8 +53,10 @@ const AF_INET6: u8 = 10;
 
 /// How old an answer may be and serve again.
 const FRESH: Duration = Duration::from_secs(1);
-/// How much of each second may be spent asking, and so about how long one question may take.
-const BUDGET: Duration = Duration::from_millis(100);
+/// How much of each second may be spent asking. After a question that took longer there is none for four times as long.
+const BUDGET: Duration = Duration::from_millis(250);
+/// How long the kernel may take over one answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Most answers kept.
 const KEPT: usize = 1024;
 
@@ -77,9 +79,10 @@ pub struct Range {
 #[derive(Debug, Default)]
 pub struct PortCounts {
     answers: HashMap<(NetnsInum, Range), (Instant, Option<u32>)>,
-    /// Where namespaces were found.
+    /// Where namespaces were found, and when they were last looked for.
     places: HashMap<NetnsInum, Netns>,
-    /// The second that is running, and how much of it was spent.
+    looked: Option<Instant>,
+    /// When the running second began, and how much was spent since.
     second: Option<(Instant, Duration)>,
 }
 
@@ -95,7 +98,7 @@ impl PortCounts {
             return *answer;
         }
         let spent = match self.second {
-            Some((began, spent)) if now.duration_since(began) < FRESH => spent,
+            Some((began, spent)) if now.duration_since(began) < FRESH.max(4 * spent) => spent,
             _ => {
                 self.second = Some((now, Duration::ZERO));
                 Duration::ZERO
@@ -104,10 +107,7 @@ impl PortCounts {
         if spent >= BUDGET {
             return None;
         }
-        let answer = self.ask(netns, range, now + BUDGET);
-        if let Some((_, spent)) = &mut self.second {
-            *spent += now.elapsed();
-        }
+        let answer = self.ask(netns, range);
         if self.answers.len() >= KEPT {
             self.answers.retain(|_, (when, _)| now.duration_since(*when) < FRESH);
         }
@@ -117,15 +117,27 @@ impl PortCounts {
         answer
     }
 
-    fn ask(&mut self, netns: NetnsInum, range: &Range, deadline: Instant) -> Option<u32> {
+    fn ask(&mut self, netns: NetnsInum, range: &Range) -> Option<u32> {
         let fd = match self.places.get(&netns).and_then(|place| place.open().ok()) {
             Some(fd) => fd,
-            None => {
-                self.places = netns::enumerate(Depth::Threads).ok()?.into_iter().map(|at| (at.inum, at)).collect();
-                self.places.get(&netns)?.open().ok()?
-            }
+            None => self.find(netns)?,
         };
-        netns::in_netns(fd.as_fd(), || taken(range, deadline)).ok()?.ok()
+        let began = Instant::now();
+        let answer = netns::in_netns(fd.as_fd(), || taken(range, began + PATIENCE));
+        if let Some((_, spent)) = &mut self.second {
+            *spent += began.elapsed();
+        }
+        answer.ok()?.ok()
+    }
+
+    /// Looks for a namespace, at most once a second.
+    fn find(&mut self, netns: NetnsInum) -> Option<OwnedFd> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < FRESH) {
+            return None;
+        }
+        self.looked = Some(Instant::now());
+        self.places = netns::enumerate(Depth::Threads).ok()?.into_iter().map(|place| (place.inum, place)).collect();
+        self.places.get(&netns)?.open().ok()
     }
 }
 

@@ -5,10 +5,11 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::truth::{Expected, FlowTruth, PodTruth, Truth};
-use crate::owner::Owner;
-use crate::race::event::{Flow, Race, Verdict};
-use crate::race::tuple::{Ends, OriginalTuple, TranslatedTuple};
+use super::judge::{Judged, Sides, Wrong, wrong_cgroup, wrong_class, wrong_pid, wrong_ports, wrong_tuples};
+use super::truth::{Expected, Truth, Winner};
+use crate::kernel::Detail;
+use crate::race::event::Race;
+use crate::race::tuple::OriginalTuple;
 
 /// How many differences the text lists before it only counts them.
 const LISTED: usize = 20;
@@ -25,6 +26,11 @@ pub enum Difference {
         loser: usize,
         /// The pod that won, where known.
         winner: Option<usize>,
+    },
+    /// A packet lost and was sent on all the same, and no race says so.
+    Unnoticed {
+        /// The round.
+        round: u32,
     },
     /// A race nobody lost a packet in, or the second one about the same loss.
     Unexpected {
@@ -52,8 +58,12 @@ pub enum Difference {
 pub enum What {
     /// The protocol.
     Protocol,
-    /// The kernel dropped the packet.
+    /// Why the packet lost.
+    Class,
+    /// What the kernel did with the packet.
     Verdict,
+    /// How many ports there were, or how many were in use.
+    Ports,
     /// The winner's original tuple or zone.
     Winner,
     /// The translated source both claimed.
@@ -72,7 +82,9 @@ impl What {
     fn name(self) -> &'static str {
         match self {
             Self::Protocol => "protocol",
+            Self::Class => "class",
             Self::Verdict => "verdict",
+            Self::Ports => "ports in range and in use",
             Self::Winner => "winner",
             Self::Contested => "contested source",
             Self::LoserPid => "loser's process",
@@ -92,10 +104,17 @@ pub struct Comparison {
     pub packets_lost: usize,
     /// What the kernel counted.
     pub insert_failed: u64,
-    /// Races that name a packet that was lost.
+    /// Packets that lost and were sent on all the same: as many more races must be seen.
+    pub resolved: u64,
+    /// Races that name a packet that lost.
     pub seen: usize,
+    /// Those whose class is right.
+    pub classes_right: usize,
     /// Those with both original tuples, the contested tuple, protocol and verdict right.
     pub tuples_right: usize,
+    /// Those that say how many ports there were and how many were in use, and are right; `None` where ports are not to be
+    /// told.
+    pub ports_right: Option<usize>,
     /// Whether both processes must be named in each; else they may be absent, and never wrong.
     pub named: bool,
     /// Those with both processes right.
@@ -111,28 +130,46 @@ impl Comparison {
     #[must_use]
     pub fn ok(&self) -> bool {
         self.differences.is_empty()
-            && self.seen == self.packets_lost
             && u64::try_from(self.packets_lost).is_ok_and(|lost| lost == self.insert_failed)
+            && u64::try_from(self.seen).is_ok_and(|seen| seen == self.insert_failed + self.resolved)
     }
 }
 
-/// Compares the races seen in the node's namespace during a run with what happened in it. Each lost packet takes one
-/// race with its original tuple and zone as the loser's, if any the one with the right winner.
+/// Compares the races seen in the node's namespace during a run with what happened in it, as far as a level of detail tells.
+/// Each packet that lost takes one race with its original tuple and zone as the loser's, if any one that is right.
 #[must_use]
-pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
+pub fn compare(truth: &Truth, races: &[Race], detail: Detail) -> Comparison {
     let mut left = Left::new(races);
-    let mut differences = Vec::new();
-    let (mut packets_lost, mut seen, mut tuples_right, mut pids_right, mut cgroups_right) = (0, 0, 0, 0, 0);
+    let ports = truth.cause.in_range.filter(|_| detail == Detail::Full);
     let cgroups_known = truth.pods.iter().all(|pod| pod.cgroup.is_some());
+    let mut comparison = Comparison {
+        rounds: truth.rounds.len(),
+        packets_lost: truth.packets_lost(),
+        insert_failed: truth.insert_failed,
+        resolved: truth.resolved(),
+        seen: 0,
+        classes_right: 0,
+        tuples_right: 0,
+        ports_right: ports.map(|_| 0),
+        named: truth.named,
+        pids_right: 0,
+        cgroups_right: cgroups_known.then_some(0),
+        differences: Vec::new(),
+    };
     for expected in truth.expected() {
-        packets_lost += 1;
-        let (round, loser) = (expected.round, expected.loser.0);
+        let round = expected.round.number;
         let Some(race) = left.take(truth, &expected) else {
-            let winner = expected.winner.map(|(pod, _)| pod);
-            differences.push(Difference::Missing { round, loser, winner });
+            let winner = if let Winner::Is((pod, _)) = expected.winner { Some(pod) } else { None };
+            comparison.differences.push(match expected.loser {
+                Some((loser, _)) => Difference::Missing { round, loser, winner },
+                None => Difference::Unnoticed { round },
+            });
             continue;
         };
-        seen += 1;
+        comparison.seen += 1;
+        let sides = Sides::of(truth, &expected, race);
+        let loser = sides.loser.first().copied().unwrap_or_default();
+        let differences = &mut comparison.differences;
         let mut check = |Judged { all_right, wrongs }: Judged, right: &mut usize| {
             *right += usize::from(all_right);
             differences.extend(wrongs.into_iter().map(|Wrong { what, expected, seen }| Difference::Wrong {
@@ -143,28 +180,24 @@ pub fn compare(truth: &Truth, races: &[Race]) -> Comparison {
                 seen,
             }));
         };
-        check(wrong_tuples(truth, &expected, race).into(), &mut tuples_right);
-        check(judge_owners(truth, &expected, race, [What::LoserPid, What::WinnerPid], wrong_pid), &mut pids_right);
-        if cgroups_known {
-            let whats = [What::LoserCgroup, What::WinnerCgroup];
-            check(judge_owners(truth, &expected, race, whats, wrong_cgroup), &mut cgroups_right);
+        check(wrong_class(truth.cause.class, race, detail).into(), &mut comparison.classes_right);
+        check(wrong_tuples(truth, &expected, race).into(), &mut comparison.tuples_right);
+        if let (Some(ports), Some(right)) = (ports, &mut comparison.ports_right) {
+            check(wrong_ports(ports, race).into(), right);
+        }
+        check(
+            sides.judge_owners(truth, race, [What::LoserPid, What::WinnerPid], wrong_pid),
+            &mut comparison.pids_right,
+        );
+        if let Some(right) = &mut comparison.cgroups_right {
+            check(sides.judge_owners(truth, race, [What::LoserCgroup, What::WinnerCgroup], wrong_cgroup), right);
         }
     }
-    differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
-    Comparison {
-        rounds: truth.rounds.len(),
-        packets_lost,
-        insert_failed: truth.insert_failed,
-        seen,
-        tuples_right,
-        named: truth.named,
-        pids_right,
-        cgroups_right: cgroups_known.then_some(cgroups_right),
-        differences,
-    }
+    comparison.differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
+    comparison
 }
 
-/// The races no lost packet has taken yet.
+/// The races no packet that lost has taken yet.
 #[derive(Debug)]
 struct Left<'a> {
     races: Vec<Option<&'a Race>>,
@@ -181,113 +214,27 @@ impl<'a> Left<'a> {
         Self { races: races.iter().map(Some).collect(), by_loser }
     }
 
-    /// Takes the race about this loss.
+    /// Takes the race about this packet.
     fn take(&mut self, truth: &Truth, expected: &Expected<'_>) -> Option<&'a Race> {
-        let about = self.by_loser.get_mut(&(expected.loser.1.original, expected.loser.1.zone))?;
+        let losers: Vec<_> = match expected.loser {
+            Some((_, flow)) => vec![(flow.original, flow.zone)],
+            None => expected.round.flows.iter().map(|flow| (flow.original, flow.zone)).collect(),
+        };
+        let about = || losers.iter().filter_map(|loser| self.by_loser.get(loser)).flatten().copied();
         let right = |index: &usize| {
             let race = self.races.get(*index).copied().flatten();
             race.is_some_and(|race| wrong_tuples(truth, expected, race).is_empty())
         };
-        let best = about.iter().position(right).unwrap_or(0);
-        if about.is_empty() {
-            return None;
+        let best = about().find(right).or_else(|| about().next())?;
+        for loser in &losers {
+            self.by_loser.entry(*loser).or_default().retain(|index| *index != best);
         }
-        self.races.get_mut(about.remove(best))?.take()
+        self.races.get_mut(best)?.take()
     }
 
     fn rest(self) -> impl Iterator<Item = &'a Race> {
         self.races.into_iter().flatten()
     }
-}
-
-/// One thing a race is wrong about.
-#[derive(Debug)]
-struct Wrong {
-    what: What,
-    expected: String,
-    seen: String,
-}
-
-/// What a race says of one matter.
-#[derive(Debug)]
-struct Judged {
-    /// Nothing is wrong and nothing absent.
-    all_right: bool,
-    wrongs: Vec<Wrong>,
-}
-
-impl From<Vec<Wrong>> for Judged {
-    fn from(wrongs: Vec<Wrong>) -> Self {
-        Self { all_right: wrongs.is_empty(), wrongs }
-    }
-}
-
-fn wrong_tuples(truth: &Truth, expected: &Expected<'_>, race: &Race) -> Vec<Wrong> {
-    let mut wrongs = Vec::new();
-    let mut wrong = |what, expected: String, seen: String| wrongs.push(Wrong { what, expected, seen });
-    if race.protocol != truth.protocol {
-        wrong(What::Protocol, truth.protocol.to_string(), race.protocol.to_string());
-    }
-    if race.verdict != Some(Verdict::Dropped) {
-        let seen = race.verdict.map_or("unknown", Verdict::name);
-        wrong(What::Verdict, Verdict::Dropped.name().to_owned(), seen.to_owned());
-    }
-    let Some((_, winner)) = expected.winner else { return wrongs };
-    if (race.winner.original, race.winner_zone) != (winner.original, winner.zone) {
-        let text = |tuple: OriginalTuple, zone| match zone {
-            0 => tuple.ends().source.to_string(),
-            zone => format!("{} in zone {zone}", tuple.ends().source),
-        };
-        wrong(What::Winner, text(winner.original, winner.zone), text(race.winner.original, race.winner_zone));
-    }
-    let destination = winner.original.ends().destination;
-    let contested = winner.arrived_as.map(|source| TranslatedTuple::from_ends(Ends { source, destination }));
-    if contested != Some(race.contested) {
-        let text = |tuple: TranslatedTuple| format!("{} > {}", tuple.ends().source, tuple.ends().destination);
-        wrong(What::Contested, contested.map_or_else(String::new, text), text(race.contested));
-    }
-    wrongs
-}
-
-/// The truth and what was seen, if an owner is not this pod.
-type WrongOwner = fn(&PodTruth, &Owner) -> Option<(String, String)>;
-
-/// Judges the loser's and the winner's owner. A winner that is not known is not judged, and an owner that is absent is
-/// wrong only where senders must be named.
-fn judge_owners(truth: &Truth, expected: &Expected<'_>, race: &Race, whats: [What; 2], wrong: WrongOwner) -> Judged {
-    let mut all_right = true;
-    let mut judge = |what, pod: Option<(usize, &FlowTruth)>, flow: &Flow| {
-        let pod = truth.pods.get(pod?.0)?;
-        all_right &= flow.owner.is_some();
-        let (expected, seen) = match &flow.owner {
-            Some(owner) => wrong(pod, owner)?,
-            None if truth.named => (pod.pid.to_string(), "unknown".to_owned()),
-            None => return None,
-        };
-        Some(Wrong { what, expected, seen })
-    };
-    let [loser, winner] = whats;
-    let both = [judge(loser, Some(expected.loser), &race.loser), judge(winner, expected.winner, &race.winner)];
-    let wrongs: Vec<Wrong> = both.into_iter().flatten().collect();
-    Judged { all_right: all_right && wrongs.is_empty(), wrongs }
-}
-
-/// A socket look-up does not know the thread.
-fn wrong_pid(pod: &PodTruth, owner: &Owner) -> Option<(String, String)> {
-    let right = owner.pid == pod.pid && owner.tid.is_none_or(|tid| tid == pod.tid);
-    let ids = |pid, tid: Option<u32>| tid.map_or_else(|| format!("{pid}"), |tid| format!("{pid}/{tid}"));
-    (!right).then(|| (ids(pod.pid, Some(pod.tid)), ids(owner.pid, owner.tid)))
-}
-
-/// The id must be right; the path, when it could be read.
-fn wrong_cgroup(pod: &PodTruth, owner: &Owner) -> Option<(String, String)> {
-    let cgroup = pod.cgroup.as_ref()?;
-    let right = owner.cgroup_id == Some(cgroup.id) && owner.cgroup.as_ref().is_none_or(|path| *path == cgroup.path);
-    let seen = || {
-        let id = owner.cgroup_id.map_or_else(|| "unknown".to_owned(), |id| id.to_string());
-        format!("{id} {}", owner.cgroup.as_deref().unwrap_or("").escape_debug())
-    };
-    (!right).then(|| (format!("{} {}", cgroup.id, cgroup.path), seen()))
 }
 
 fn describe(race: &Race) -> String {
@@ -301,16 +248,20 @@ impl fmt::Display for Comparison {
         let absent = self.seen.saturating_sub(self.pids_right);
         let absent = if self.named || absent == 0 { "" } else { "  (of the others a sender is not known)" };
         let cgroups_right = self.cgroups_right.map_or_else(|| "-".to_owned(), |right| right.to_string());
-        for (what, number) in [
-            ("rounds", self.rounds.to_string()),
-            ("packets lost", self.packets_lost.to_string()),
-            ("insert_failed", self.insert_failed.to_string()),
-            ("races seen", self.seen.to_string()),
-            ("  both tuples right", self.tuples_right.to_string()),
-            ("  both processes right", format!("{:>8}{absent}", self.pids_right)),
-            ("  both cgroups right", cgroups_right),
-            ("differences", self.differences.len().to_string()),
-        ] {
+        let lines = [
+            ("rounds", Some(self.rounds.to_string())),
+            ("packets lost", Some(self.packets_lost.to_string())),
+            ("insert_failed", Some(self.insert_failed.to_string())),
+            ("clash_resolve", (self.resolved > 0).then(|| self.resolved.to_string())),
+            ("races seen", Some(self.seen.to_string())),
+            ("  class right", Some(self.classes_right.to_string())),
+            ("  both tuples right", Some(self.tuples_right.to_string())),
+            ("  ports in use right", self.ports_right.map(|right| right.to_string())),
+            ("  both processes right", Some(format!("{:>8}{absent}", self.pids_right))),
+            ("  both cgroups right", Some(cgroups_right)),
+            ("differences", Some(self.differences.len().to_string())),
+        ];
+        for (what, number) in lines.into_iter().filter_map(|(what, number)| Some((what, number?))) {
             writeln!(f, "  {what:<28}{number:>8}")?;
         }
         for difference in self.differences.iter().take(LISTED) {
@@ -332,6 +283,9 @@ impl fmt::Display for Difference {
             Self::Missing { round, loser, winner: None } => {
                 write!(f, "round {round}: pod {loser} lost, and no race says so")
             }
+            Self::Unnoticed { round } => {
+                write!(f, "round {round}: a packet lost and was sent on all the same, and no race says so")
+            }
             Self::Unexpected { race } => write!(f, "a race that was none: {race}"),
             Self::Wrong { round, loser, what, expected, seen } => {
                 write!(f, "round {round}, pod {loser} lost: {} is {expected}, not {seen}", what.name())
@@ -342,4 +296,4 @@ impl fmt::Display for Difference {
 
 #[cfg(test)]
 #[path = "compare_tests.rs"]
-mod tests;
+pub(super) mod tests;

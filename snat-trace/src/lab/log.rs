@@ -8,7 +8,7 @@ use super::setup::Setup;
 use super::transport::Transport;
 use super::truth::{FlowTruth, RoundTruth};
 use super::wire::{Arrival, PROBE, Report};
-use crate::race::tuple::{Ends, OriginalTuple};
+use crate::race::tuple::OriginalTuple;
 
 /// What is known of one flow so far.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,7 @@ struct Flow {
     zone: u16,
     sent: bool,
     arrived_as: Option<SocketAddr>,
+    arrived_at: Option<u16>,
     /// TCP only: connected, after so many retransmits.
     retransmits: Option<u32>,
 }
@@ -42,6 +43,8 @@ pub(super) struct Log {
     pub(super) probed: Vec<bool>,
     /// Thread ids of pods that are ready.
     pub(super) ready: Vec<Option<u32>>,
+    /// Of each round that is over, see [`RoundTruth::resolved`].
+    resolved: Vec<u64>,
     /// How many rounds are over.
     closed: usize,
     /// Flows of closed rounds that have not arrived: lost for good (UDP), or waiting for a retransmission (TCP).
@@ -51,15 +54,22 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn new(setup: Setup) -> Self {
         let pods = setup.pods;
-        Self { setup, rounds: Vec::new(), probed: vec![false; pods], ready: vec![None; pods], closed: 0, missing: 0 }
+        Self {
+            setup,
+            rounds: Vec::new(),
+            probed: vec![false; setup.probing()],
+            ready: vec![None; pods],
+            resolved: Vec::new(),
+            closed: 0,
+            missing: 0,
+        }
     }
 
     pub(super) fn begin(&mut self, round: u32) {
         let flow = |pod| {
-            let source = SocketAddr::new(self.setup.seen_by_node(pod), self.setup.port(round, pod));
-            let destination = self.setup.destination();
-            let original = OriginalTuple::from_ends(Ends { source, destination });
-            Flow { original, zone: self.setup.zone(pod), sent: false, arrived_as: None, retransmits: None }
+            let original = OriginalTuple::from_ends(self.setup.ends(round, pod));
+            let zone = self.setup.zone(pod);
+            Flow { original, zone, sent: false, arrived_as: None, arrived_at: None, retransmits: None }
         };
         self.rounds.push((0..self.setup.pods).map(flow).collect());
     }
@@ -68,7 +78,7 @@ impl Log {
         self.rounds.get_mut(usize::try_from(round).ok()?)?.get_mut(pod)
     }
 
-    pub(super) fn arrival(&mut self, Arrival { stamp, source }: Arrival) {
+    pub(super) fn arrival(&mut self, Arrival { stamp, source, at }: Arrival) {
         let Ok(pod) = usize::try_from(stamp.pod) else { return };
         if stamp.round == PROBE {
             if let Some(probed) = self.probed.get_mut(pod) {
@@ -76,19 +86,32 @@ impl Log {
             }
         } else {
             let translated = self.setup.translated(source);
-            self.update(stamp.round, pod, |flow| flow.arrived_as = Some(translated));
+            self.update(stamp.round, pod, |flow| {
+                flow.arrived_as = Some(translated);
+                flow.arrived_at = Some(at);
+            });
         }
     }
 
     pub(super) fn report(&mut self, pod: usize, report: Report) -> Result<(), LabError> {
         let failed = |what: String| Err(LabError::Pod { pod, what });
         match report {
-            Report::Ready { tid } => {
-                if let Some(slot) = self.ready.get_mut(pod) {
-                    *slot = Some(tid);
+            Report::Ready { tid, twin } => {
+                for (pod, tid) in self.setup.pods_of(pod).zip([tid, twin]) {
+                    if let Some(slot) = self.ready.get_mut(pod) {
+                        *slot = Some(tid);
+                    }
                 }
             }
-            Report::Sent { round, errno: 0 } => self.update(round, pod, |flow| flow.sent = true),
+            Report::Sent { round, errno: 0 } => {
+                for pod in self.setup.pods_of(pod) {
+                    self.update(round, pod, |flow| flow.sent = true);
+                }
+            }
+            // From the only other pod.
+            Report::Heard { round, port } => self.update(round, 1 - pod.min(1), |flow| {
+                flow.arrived_as = Some(SocketAddr::new(flow.original.ends().source.ip(), port));
+            }),
             Report::Sent { round, errno } => {
                 return failed(format!("could not send in round {round}: {}", os_error(errno)));
             }
@@ -102,9 +125,10 @@ impl Log {
         Ok(())
     }
 
-    /// Closes the latest round; how many of its packets were lost.
-    pub(super) fn close(&mut self) -> usize {
+    /// Closes the latest round, in which so many packets were sent on although they had lost; how many were lost.
+    pub(super) fn close(&mut self, resolved: u64) -> usize {
         self.closed = self.rounds.len();
+        self.resolved.push(resolved);
         let transport = self.setup.scenario.transport();
         let flows = self.rounds.last().map(Vec::as_slice).unwrap_or_default();
         self.missing += flows.iter().filter(|flow| !flow.arrived(transport)).count();
@@ -138,10 +162,16 @@ impl Log {
             original: flow.original,
             zone: flow.zone,
             arrived_as: flow.arrived_as,
+            arrived_at: flow.arrived_at,
             first_try: flow.first_try(transport),
         };
-        let rounds = (0..).zip(&self.rounds);
-        rounds.map(|(number, flows)| RoundTruth { number, flows: flows.iter().map(flow).collect() }).collect()
+        let rounds = (0..).zip(&self.rounds).zip(&self.resolved);
+        let round = |((number, flows), &resolved): ((u32, &Vec<Flow>), &u64)| RoundTruth {
+            number,
+            flows: flows.iter().map(flow).collect(),
+            resolved,
+        };
+        rounds.map(round).collect()
     }
 }
 

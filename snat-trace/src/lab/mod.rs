@@ -8,9 +8,11 @@
 mod addresses;
 mod barrier;
 mod cgroup;
+mod classes;
 mod compare;
 mod error;
 mod hold;
+mod judge;
 mod log;
 mod netns;
 mod node;
@@ -25,6 +27,7 @@ mod tools;
 mod topology;
 mod transport;
 mod truth;
+mod twin;
 mod wire;
 mod wiring;
 
@@ -40,7 +43,7 @@ pub use self::error::LabError;
 pub use self::pod::pod_main;
 pub use self::run::Progress;
 pub use self::setup::{Control, DoubleNat, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Zones};
-pub use self::truth::{CgroupTruth, FlowTruth, PodTruth, RoundTruth, Truth};
+pub use self::truth::{Cause, CgroupTruth, FlowTruth, PodTruth, RoundTruth, Truth};
 
 use self::cgroup::Cgroups;
 use self::error::Doing;

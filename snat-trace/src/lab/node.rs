@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::gettid;
 
+use super::Setup;
 use super::addresses::first_ttl;
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
@@ -20,7 +21,6 @@ use super::queue::Queue;
 use super::rules::QUEUE;
 use super::topology::Topology;
 use super::wire::pair;
-use super::{Mode, Setup};
 
 /// A pod's process as the lab holds it; dropped, it is killed and reaped.
 #[derive(Debug)]
@@ -63,25 +63,27 @@ impl Node {
         let (life, other_end) = pair().doing("make a socket pair")?;
         let node = topology.node.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
         let mut starts = Vec::with_capacity(topology.pods.len());
-        for (pod, (netns, cpu)) in topology.pods.iter().zip(cpus).enumerate() {
+        for (pod, (netns, cpu)) in topology.pods.iter().zip(cpus).enumerate().take(setup.processes()) {
+            let netns = if setup.is_external(pod) { &topology.external } else { netns };
             let netns = netns.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
             let lab = std::process::id();
             let arguments = PodArguments {
                 pod,
                 transport: setup.scenario.transport(),
+                role: setup.role(cpus),
                 source: setup.own(pod),
                 listener: setup.listener(),
-                destination: setup.destination(),
+                destination: setup.ends(0, pod).destination,
                 ttl: first_ttl(pod, setup.hops()),
                 cpu: *cpu,
                 lab,
             };
             starts.push((netns, arguments));
         }
-        let (mode, pods) = (setup.mode, setup.pods);
+        let (holds, pods) = (setup.holds(), setup.pods);
         let (report, ready) = mpsc::channel();
         let thread = thread::Builder::new().name("lab-node".to_owned()).spawn(move || {
-            let begun = begin(&starts, &node, mode);
+            let begun = begin(&starts, &node, holds);
             let (queue, begun) = match begun {
                 Ok((queue, processes)) => (queue, Ok((tid(), processes))),
                 Err(error) => (None, Err(error)),
@@ -129,7 +131,7 @@ fn tid() -> u32 {
 fn begin(
     starts: &[(OwnedFd, PodArguments)],
     node: &OwnedFd,
-    mode: Mode,
+    holds: bool,
 ) -> Result<(Option<Queue>, Vec<Pod>), LabError> {
     let barrier = Barrier::memory().doing("make the barrier's memory")?;
     let mut pods = Vec::with_capacity(starts.len());
@@ -150,10 +152,8 @@ fn begin(
         pods.push(Pod { child, control });
     }
     enter(node.as_fd())?;
-    let queue = match mode {
-        Mode::Forced => Some(Queue::bind(QUEUE).map_err(|error| LabError::NoQueue { reason: error.to_string() })?),
-        Mode::Natural | Mode::Control(_) => None,
-    };
+    let no_queue = |error: std::io::Error| LabError::NoQueue { reason: error.to_string() };
+    let queue = holds.then(|| Queue::bind(QUEUE)).transpose().map_err(no_queue)?;
     Ok((queue, pods))
 }
 

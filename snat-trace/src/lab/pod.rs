@@ -9,13 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, recvfrom, send};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::transport::{First, Transport, tcp};
+use super::twin::Twin;
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
 use super::{KEPT_ROUNDS, MAX_PODS};
 
@@ -33,6 +34,7 @@ const PROBE_PORT: u16 = 9000;
 pub(super) struct PodArguments {
     pub(super) pod: usize,
     pub(super) transport: Transport,
+    pub(super) role: Role,
     /// Its address.
     pub(super) source: IpAddr,
     /// Where probes go to.
@@ -47,31 +49,77 @@ pub(super) struct PodArguments {
     pub(super) lab: u32,
 }
 
+/// What a pod does besides sending.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Role {
+    /// Nothing.
+    Plain,
+    /// Sends each round's packet a second time, from a thread on this CPU.
+    Twins { cpu: Option<usize> },
+    /// Sends to the port it sends from, and hears what comes back.
+    Crossed,
+}
+
+impl Role {
+    fn to_word(self) -> String {
+        match self {
+            Self::Plain => "plain".to_owned(),
+            Self::Twins { cpu } => format!("twins-{}", cpu_word(cpu)),
+            Self::Crossed => "crossed".to_owned(),
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "plain" => Some(Self::Plain),
+            "crossed" => Some(Self::Crossed),
+            word => Some(Self::Twins { cpu: cpu_from_word(word.strip_prefix("twins-")?)? }),
+        }
+    }
+}
+
+fn cpu_word(cpu: Option<usize>) -> String {
+    cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string())
+}
+
+fn cpu_from_word(word: &str) -> Option<Option<usize>> {
+    if word == "any" { Some(None) } else { word.parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU).map(Some) }
+}
+
+/// Pins the calling thread to a CPU.
+pub(super) fn pin(cpu: usize) -> Result<(), LabError> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).doing("pin a pod's sender to its CPU")
+}
+
 impl PodArguments {
     /// As words of a command line.
-    pub(super) fn to_words(self) -> [String; 8] {
+    pub(super) fn to_words(self) -> [String; 9] {
         [
             self.pod.to_string(),
             self.transport.name().to_owned(),
+            self.role.to_word(),
             self.source.to_string(),
             self.listener.to_string(),
             self.destination.to_string(),
             self.ttl.to_string(),
-            self.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()),
+            cpu_word(self.cpu),
             self.lab.to_string(),
         ]
     }
 
     fn from_words(words: &[String]) -> Option<Self> {
-        let [pod, transport, source, listener, destination, ttl, cpu, lab] = words else { return None };
+        let [pod, transport, role, source, listener, destination, ttl, cpu, lab] = words else { return None };
         Some(Self {
             pod: pod.parse().ok().filter(|pod| *pod < MAX_PODS)?,
             transport: Transport::from_name(transport)?,
+            role: Role::from_word(role)?,
             source: source.parse().ok()?,
             listener: listener.parse().ok()?,
             destination: destination.parse().ok()?,
             ttl: ttl.parse().ok()?,
-            cpu: if cpu == "any" { None } else { Some(cpu.parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU)?) },
+            cpu: cpu_from_word(cpu)?,
             lab: lab.parse().ok()?,
         })
     }
@@ -113,6 +161,7 @@ struct Sender {
     control: OwnedFd,
     barrier: Barrier,
     probe: UdpSocket,
+    twin: Option<Twin>,
     /// TCP sockets that are not connected yet.
     connecting: Vec<Open>,
     open: VecDeque<Open>,
@@ -121,14 +170,17 @@ struct Sender {
 impl Sender {
     fn new(arguments: PodArguments) -> Result<Self, LabError> {
         if let Some(cpu) = arguments.cpu {
-            let mut cpus = CpuSet::new();
-            cpus.set(cpu);
-            sched_setaffinity(None, &cpus).doing("pin a pod's sender to its CPU")?;
+            pin(cpu)?;
         }
         let duplicate = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
         let port = PROBE_PORT + u16::try_from(arguments.pod).unwrap_or(0);
+        let twin = match arguments.role {
+            Role::Twins { cpu } => Some(Twin::start(format!("pod-{}", arguments.pod), cpu, io::stdout().as_fd())?),
+            Role::Plain | Role::Crossed => None,
+        };
         Ok(Self {
             arguments,
+            twin,
             control: duplicate(io::stdin().as_fd()).doing("use a pod's control socket")?,
             barrier: Barrier::map(io::stdout().as_fd()).doing("map a pod's barrier")?,
             probe: UdpSocket::bind((arguments.source, port)).doing("open a pod's probe socket")?,
@@ -139,7 +191,7 @@ impl Sender {
 
     fn serve(mut self) -> Result<(), LabError> {
         let tid = u32::try_from(gettid().as_raw_pid()).unwrap_or(0);
-        self.report(Report::Ready { tid })?;
+        self.report(Report::Ready { tid, twin: self.twin.as_ref().map_or(0, Twin::tid) })?;
         loop {
             if self.wait()? {
                 match hear(&self.control).doing("read a pod's orders")? {
@@ -154,6 +206,7 @@ impl Sender {
                 }
             }
             self.finish_connects()?;
+            self.hear_other()?;
         }
     }
 
@@ -165,6 +218,9 @@ impl Sender {
     fn wait(&self) -> Result<bool, LabError> {
         let mut fds = vec![PollFd::new(&self.control, PollFlags::IN)];
         fds.extend(self.connecting.iter().map(|open| PollFd::new(&open.socket, PollFlags::OUT)));
+        if self.arguments.role == Role::Crossed {
+            fds.extend(self.open.back().map(|open| PollFd::new(&open.socket, PollFlags::IN)));
+        }
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).doing("wait for a pod's orders")?;
         Ok(!fds[0].revents().is_empty())
     }
@@ -179,14 +235,26 @@ impl Sender {
     }
 
     fn send_first(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
-        let PodArguments { transport, source, destination, ttl, .. } = self.arguments;
+        let PodArguments { transport, role, source, mut destination, ttl, .. } = self.arguments;
         let source = SocketAddr::new(source, port);
-        let first = First { source, destination, ttl, stamp: self.stamp(round) };
-        let prepared = transport.prepare(&first);
+        if role == Role::Crossed {
+            destination.set_port(port);
+        }
+        let open = role == Role::Crossed;
+        let first = First { source, destination, ttl, open, stamp: self.stamp(round) };
+        let mut prepared = transport.prepare(&first);
+        if let Some(twin) = &self.twin {
+            // Nobody but the twin waits for this one.
+            let socket = prepared?;
+            let second = First { stamp: Stamp { pod: first.stamp.pod + 1, ..first.stamp }, ..first };
+            twin.order(socket.try_clone()?, transport, second, barrier)?;
+            prepared = Ok(socket);
+        }
         // Also after an error: the other pods wait for this one.
         self.barrier.arrive(barrier);
         let socket = prepared?;
         transport.send(&socket, &first)?;
+        self.twin.as_ref().map_or(Ok(()), Twin::sent)?;
         let open = Open { round, socket, since: Instant::now() };
         if transport.retransmits() {
             self.connecting.push(open);
@@ -218,6 +286,16 @@ impl Sender {
         Ok(())
     }
 
+    /// Reports the other pod's packet of this round, once it has come.
+    fn hear_other(&mut self) -> Result<(), LabError> {
+        let Some(open) = self.open.back().filter(|_| self.arguments.role == Role::Crossed) else { return Ok(()) };
+        let mut bytes = [0; Stamp::LENGTH];
+        let heard = recvfrom(&open.socket, bytes.as_mut_slice(), RecvFlags::DONTWAIT);
+        let Ok((_, _, Some(source))) = heard else { return Ok(()) };
+        let source = SocketAddr::try_from(source).map_err(io::Error::from).doing("read who sent a packet")?;
+        self.report(Report::Heard { round: open.round, port: source.port() })
+    }
+
     /// A socket that connected late may stand behind younger ones and live a little longer.
     fn close_old(&mut self, round: u32) {
         let old = |open: &Open| open.round + KEPT_ROUNDS < round && open.since.elapsed() > KEPT_TIME;
@@ -234,10 +312,16 @@ mod tests {
 
     #[test]
     fn arguments_survive_the_command_line() {
-        for (cpu, family) in [(None, Family::V4), (Some(1), Family::V6)] {
+        for (cpu, role, family) in [
+            (None, Role::Plain, Family::V4),
+            (Some(1), Role::Twins { cpu: Some(3) }, Family::V6),
+            (None, Role::Twins { cpu: None }, Family::V4),
+            (None, Role::Crossed, Family::V4),
+        ] {
             let arguments = PodArguments {
                 pod: 7,
                 transport: Transport::Tcp,
+                role,
                 source: family.pod(7),
                 listener: SocketAddr::new(family.node(), 20_000),
                 destination: SocketAddr::new(family.portless(4711), 0),
@@ -251,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_command_line_of_others_is_refused() {
-        let good = "0 udp 10.99.0.10 10.99.1.2:20000 10.99.1.2:20000 200 any 1";
+        let good = "0 udp plain 10.99.0.10 10.99.1.2:20000 10.99.1.2:20000 200 any 1";
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert!(PodArguments::from_words(&words(good)).is_some());
         for (from, to) in [("0 udp", "8 udp"), ("udp", "x"), (" any", ""), ("10.99.0.10", "here"), (" 200 ", " 256 ")] {

@@ -11,6 +11,7 @@ use rustix::net::{RecvFlags, recvfrom};
 
 use super::error::{Doing, LabError};
 use super::netns::{Netns, enter};
+use super::rules::SECOND_BACKEND;
 use super::transport::Transport;
 use super::wire::{Arrival, Stamp, pair, tell};
 use super::{KEPT_ROUNDS, MAX_PODS, Setup};
@@ -35,8 +36,9 @@ impl Receiver {
             let address = setup.listener();
             let transport = setup.scenario.transport();
             let open = || -> io::Result<_> {
-                let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
-                udp.set_nonblocking(true)?;
+                let second = SocketAddr::new(address.ip(), SECOND_BACKEND);
+                let (udp, tcp) = ([UdpSocket::bind(address)?, UdpSocket::bind(second)?], TcpListener::bind(address)?);
+                udp.iter().try_for_each(|socket| socket.set_nonblocking(true))?;
                 tcp.set_nonblocking(true)?;
                 Ok((udp, tcp, transport.raw(setup.family)?.map(|socket| (transport, socket))))
             };
@@ -67,7 +69,7 @@ impl Drop for Receiver {
 
 #[derive(Debug)]
 struct Sink {
-    udp: UdpSocket,
+    udp: [UdpSocket; 2],
     tcp: TcpListener,
     raw: Option<(Transport, OwnedFd)>,
     log: OwnedFd,
@@ -81,7 +83,8 @@ impl Sink {
         loop {
             let mut fds = vec![
                 PollFd::new(&self.log, PollFlags::empty()),
-                PollFd::new(&self.udp, PollFlags::IN),
+                PollFd::new(&self.udp[0], PollFlags::IN),
+                PollFd::new(&self.udp[1], PollFlags::IN),
                 PollFd::new(&self.tcp, PollFlags::IN),
             ];
             fds.extend(self.raw.iter().map(|(_, socket)| PollFd::new(socket, PollFlags::IN)));
@@ -100,8 +103,11 @@ impl Sink {
 
     fn datagrams(&self) -> io::Result<()> {
         let mut bytes = [0; Stamp::LENGTH + 1];
-        while let Some((length, source)) = ready(self.udp.recv_from(&mut bytes))? {
-            self.arrived(&bytes[..length], source)?;
+        for socket in &self.udp {
+            let at = socket.local_addr()?.port();
+            while let Some((length, source)) = ready(socket.recv_from(&mut bytes))? {
+                self.arrived(&bytes[..length], source, at)?;
+            }
         }
         Ok(())
     }
@@ -115,7 +121,7 @@ impl Sink {
             let source = source.and_then(|source| SocketAddr::try_from(source).ok());
             let first = source.and_then(|source| transport.read(&bytes[..length], source.ip()));
             if let Some((source, stamp)) = first {
-                tell(&self.log, Arrival { stamp, source })?;
+                tell(&self.log, Arrival { stamp, source, at: 0 })?;
             }
         }
     }
@@ -134,7 +140,7 @@ impl Sink {
             // A hello is one segment: it is there whole or not at all.
             match stream.read(&mut bytes) {
                 Ok(length) => {
-                    self.arrived(&bytes[..length], source)?;
+                    self.arrived(&bytes[..length], source, 0)?;
                     self.greeted.push_back(stream);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.waiting.push((stream, source)),
@@ -148,10 +154,10 @@ impl Sink {
         Ok(())
     }
 
-    fn arrived(&self, bytes: &[u8], source: SocketAddr) -> io::Result<()> {
+    fn arrived(&self, bytes: &[u8], source: SocketAddr, at: u16) -> io::Result<()> {
         // Not from a pod: nobody else can reach this namespace, so it was cut short on its way.
         let Some(stamp) = Stamp::decode(bytes) else { return Ok(()) };
-        tell(&self.log, Arrival { stamp, source })
+        tell(&self.log, Arrival { stamp, source, at })
     }
 }
 

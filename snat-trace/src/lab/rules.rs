@@ -1,17 +1,24 @@
 //! The node's rules: translation by the tool asked for, and by nft the chains that hold packets and put pods in zones.
 
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use super::addresses::{Family, PLAIN_TTL, mark, pod_mac};
 use super::error::LabError;
 use super::netns::Netns;
-use super::setup::{Mode, RuleTool, Setup, Translation, Zones};
+use super::setup::{FIRST_PORT, RuleTool, Scenario, Setup, Translation, Zones};
 use super::tools::Tools;
 use super::wiring::OUTSIDE;
 
+/// Rules a packet of a crossed flow must pass: some tens of microseconds' worth.
+const SLOW_RULES: usize = 1000;
+
 /// The hold chain's queue.
 pub(super) const QUEUE: u16 = 0;
+
+/// The external host's port to which every other new flow goes, in the scenario that has two backends.
+pub(super) const SECOND_BACKEND: u16 = 61_000;
 
 /// Test ports are below this one; a retransmitted SYN of a forced run gets one from here on, so that it never takes the
 /// port of a later round.
@@ -42,8 +49,14 @@ impl Rules {
         } else {
             iptables.extend(translate.map(|rule| rule.iptables(setup)));
         }
-        if setup.mode == Mode::Forced {
+        if setup.holds() {
             chains.push_str(&hold_chain(setup));
+        }
+        if setup.scenario == Scenario::DuplicateFlowDnat {
+            chains.push_str(&backend_chain(setup));
+        }
+        if setup.scenario.is_crossed() {
+            chains.push_str(&slow_chain());
         }
         let nft = if chains.is_empty() { String::new() } else { table(family, &chains) };
         Self { nft, iptables, tool, family }
@@ -79,19 +92,27 @@ fn ttl(family: Family) -> &'static str {
 enum Translate {
     /// Only what has not the mark of a first packet, to ports no round takes.
     Retried,
+    /// Only test traffic, to few ports: no probe takes one of them.
+    Few,
     Everything,
 }
 
 impl Translate {
     fn all_of(setup: &Setup) -> impl Iterator<Item = Self> {
-        let retried = setup.mode == Mode::Forced && setup.scenario.transport().retransmits();
-        retried.then_some(Self::Retried).into_iter().chain([Self::Everything])
+        let retried = setup.holds() && setup.scenario.transport().retransmits();
+        let rules = [
+            (retried, Self::Retried),
+            (setup.scenario.ports().is_some(), Self::Few),
+            (!setup.scenario.is_crossed(), Self::Everything),
+        ];
+        rules.into_iter().filter_map(|(needed, rule)| needed.then_some(rule))
     }
 
     fn nft(self, setup: &Setup) -> String {
         let random = if setup.random_fully { " fully-random" } else { "" };
-        let (retried, ports) = match self {
+        let (only, ports) = match self {
             Self::Everything => (String::new(), String::new()),
+            Self::Few => (format!(" {}", test_traffic()), format!(":{}", few(setup))),
             Self::Retried => (
                 format!(" {} {} meta l4proto tcp", ttl(setup.family), retry_ttl(setup)),
                 format!(":{RETRY_PORTS}-65535"),
@@ -102,14 +123,15 @@ impl Translate {
             (Translation::Masquerade, false) => format!("masquerade to {ports}"),
             (Translation::Snat, _) => format!("snat to {}{ports}", with_ports(setup.family.node(), &ports)),
         };
-        format!("    oifname {OUTSIDE}{retried} {translation}{random}\n")
+        format!("    oifname {OUTSIDE}{only} {translation}{random}\n")
     }
 
     fn iptables(self, setup: &Setup) -> String {
         let random = if setup.random_fully { " --random-fully" } else { "" };
         let (module, option) = if setup.family == Family::V4 { ("ttl", "--ttl-eq") } else { ("hl", "--hl-eq") };
-        let (retried, ports) = match self {
+        let (only, ports) = match self {
             Self::Everything => (String::new(), String::new()),
+            Self::Few => (format!(" -p udp --sport {FIRST_PORT}:{}", RETRY_PORTS - 1), few(setup)),
             Self::Retried => {
                 (format!(" -p tcp -m {module} {option} {}", retry_ttl(setup)), format!("{RETRY_PORTS}-65535"))
             }
@@ -122,8 +144,39 @@ impl Translate {
                 format!("SNAT --to-source {}:{ports}", with_ports(setup.family.node(), &ports))
             }
         };
-        format!("-w -t nat -A POSTROUTING -o {OUTSIDE}{retried} -j {translation}{random}")
+        format!("-w -t nat -A POSTROUTING -o {OUTSIDE}{only} -j {translation}{random}")
     }
+}
+
+/// What nft matches test traffic by.
+fn test_traffic() -> String {
+    format!("udp sport {FIRST_PORT}-{}", RETRY_PORTS - 1)
+}
+
+/// The few ports of a scenario that has them.
+fn few(setup: &Setup) -> String {
+    match setup.scenario.ports().map(RangeInclusive::into_inner) {
+        Some((first, last)) if first == last => first.to_string(),
+        Some((first, last)) => format!("{first}-{last}"),
+        None => String::new(),
+    }
+}
+
+/// Sends every other new flow to a second backend.
+fn backend_chain(setup: &Setup) -> String {
+    let (first, test) = (setup.destination(), test_traffic());
+    let second = SocketAddr::new(first.ip(), SECOND_BACKEND);
+    format!(
+        "  chain backends {{\n    type nat hook prerouting priority -100; policy accept;\n    \
+         {test} numgen inc mod 2 0 dnat to {first}\n    {test} dnat to {second}\n  }}\n"
+    )
+}
+
+/// Takes its time over packets whose flow is not in the table yet, so that two which come by ways of different length
+/// meet there.
+fn slow_chain() -> String {
+    let rules = "    ct state new udp sport 1\n".repeat(SLOW_RULES);
+    format!("  chain slow {{\n    type filter hook forward priority 0; policy accept;\n{rules}  }}\n")
 }
 
 /// The time to live of a retransmitted SYN when it is translated.
@@ -165,7 +218,9 @@ fn zone_chain(setup: &Setup) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Control, Scenario};
+    use clap::ValueEnum as _;
+
+    use super::super::{Control, Mode};
     use super::*;
 
     fn tcp() -> Setup {
@@ -207,6 +262,24 @@ mod tests {
         assert_eq!((nft.as_str(), iptables), ("", vec![rule.to_owned()]));
         let forced = Setup { family: Family::V6, ..setup };
         assert!(Rules::of(&forced).iptables[0].ends_with("--to-source [fd99:0:0:1::1]:50000-65535"));
+    }
+
+    #[test]
+    fn where_nothing_races_for_a_port_nothing_is_held() {
+        let of = |scenario| Rules::of(&Setup { random_fully: true, ..Setup::new(scenario) }).nft;
+        let others = Scenario::value_variants().iter().filter(|scenario| !scenario.is_race());
+        for scenario in others {
+            assert!(!of(*scenario).contains("queue"), "{scenario:?}");
+        }
+        assert!(of(Scenario::Exhaustion).contains("udp sport 10000-49999 masquerade to :60000-60015 fully-random\n"));
+        assert!(of(Scenario::FixedPort).contains("masquerade to :60000 fully-random\n"));
+        assert!(
+            of(Scenario::DuplicateFlow).contains("masquerade") && !of(Scenario::CrossedFlow).contains("masquerade")
+        );
+        assert!(of(Scenario::DuplicateFlowDnat).contains("dnat to 10.99.1.2:61000\n"));
+        let legacy = Setup { rules: RuleTool::IptablesLegacy, ..Setup::new(Scenario::Exhaustion) };
+        let rule = "-w -t nat -A POSTROUTING -o x0 -p udp --sport 10000:49999 -j MASQUERADE --to-ports 60000-60015";
+        assert_eq!(Rules::of(&legacy).iptables[0], rule);
     }
 
     #[test]

@@ -44,6 +44,7 @@ impl Lab {
             let round_before = Stat::read(self.node.tid())?;
             log.begin(round);
             let groups: Vec<Vec<usize>> = match self.setup.mode {
+                _ if self.setup.scenario.in_turn() => (0..self.setup.pods).map(|pod| vec![pod]).collect(),
                 Mode::Control(Control::Sequential) => (0..self.setup.pods).map(|pod| vec![pod]).collect(),
                 _ => vec![(0..self.setup.pods).collect()],
             };
@@ -53,7 +54,7 @@ impl Lab {
                 barrier = self.order(round, &group, barrier)?;
                 self.settle(&mut log, stop, round, sent, round_before)?;
             }
-            lost += log.close();
+            lost += log.close(Stat::read(self.node.tid())?.since(round_before).clash_resolve);
             progress(Progress { rounds: round + 1, lost });
             if self.setup.scenario.transport().retransmits() {
                 self.wait_for_retransmissions(&mut log, stop, MAX_WAITING)?;
@@ -72,8 +73,8 @@ impl Lab {
     fn order(&self, round: u32, group: &[usize], before: u32) -> Result<u32, LabError> {
         let after = before.wrapping_add(u32::try_from(group.len()).unwrap_or(0));
         // Where packets are held anyway, pods need not wait for each other: a barrier long reached.
-        let barrier = if self.setup.mode == Mode::Forced { before } else { after };
-        for pod in group {
+        let barrier = if self.setup.holds() { before } else { after };
+        for pod in group.iter().filter(|pod| **pod < self.setup.processes()) {
             self.tell(*pod, Order::Round { round, port: self.setup.port(round, *pod), barrier })?;
         }
         Ok(after)
@@ -166,6 +167,10 @@ impl Lab {
             }
             self.hear(&mut log, LOOK)?;
         }
+        // Of two threads that are two pods, the second is known from now on.
+        if let Some(first) = self.truths.first().cloned() {
+            self.truths.resize(self.setup.pods, first);
+        }
         for (truth, tid) in self.truths.iter_mut().zip(log.ready) {
             truth.tid = tid.unwrap_or(0);
         }
@@ -189,6 +194,7 @@ impl Lab {
 
     fn truth(&self, log: &Log, counted: Stat) -> Truth {
         Truth {
+            cause: self.setup.scenario.cause(),
             protocol: self.setup.scenario.transport().protocol(self.setup.family),
             pods: self.truths.clone(),
             named: self.setup.named(),

@@ -9,11 +9,12 @@ use super::error::LabError;
 use super::rules::RETRY_PORTS;
 use super::transport::Transport;
 use super::wiring::{NODE_OUTSIDE, OUTER_OUTSIDE};
+use crate::race::tuple::Ends;
 
 /// How many pods a lab may have.
 pub const MAX_PODS: usize = 8;
 /// First source port of the test traffic; each round takes the next.
-const FIRST_PORT: u16 = 10_000;
+pub(super) const FIRST_PORT: u16 = 10_000;
 
 /// What the pods send.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -26,6 +27,16 @@ pub enum Scenario {
     SnatIcmp,
     /// An INIT chunk per pod and round
     SnatSctp,
+    /// A datagram per pod and round, one after the other, through a rule of 16 ports: when they are taken, all lose
+    Exhaustion,
+    /// The same through a rule of one port: all lose but the first
+    FixedPort,
+    /// Two datagrams at once by one socket, from two threads
+    DuplicateFlow,
+    /// The same, and the node sends every other new flow to a second backend
+    DuplicateFlowDnat,
+    /// A pod and the external host send to each other at once, and nothing is translated
+    CrossedFlow,
 }
 
 impl Scenario {
@@ -37,12 +48,22 @@ impl Scenario {
             Self::SnatTcp => "snat-tcp",
             Self::SnatIcmp => "snat-icmp",
             Self::SnatSctp => "snat-sctp",
+            Self::Exhaustion => "exhaustion",
+            Self::FixedPort => "fixed-port",
+            Self::DuplicateFlow => "duplicate-flow",
+            Self::DuplicateFlowDnat => "duplicate-flow-dnat",
+            Self::CrossedFlow => "crossed-flow",
         }
     }
 
     pub(super) fn transport(self) -> Transport {
         match self {
-            Self::SnatUdp => Transport::Udp,
+            Self::SnatUdp
+            | Self::Exhaustion
+            | Self::FixedPort
+            | Self::DuplicateFlow
+            | Self::DuplicateFlowDnat
+            | Self::CrossedFlow => Transport::Udp,
             Self::SnatTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,
             Self::SnatSctp => Transport::Sctp,
@@ -54,7 +75,7 @@ impl Scenario {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Packets are held between the choice of a port and its insertion until the round's last has come: one wins, all
-    /// others lose, every round.
+    /// others lose, every round. Scenarios without a race for a port know this mode only, and nothing is held there.
     Forced,
     /// Pods on different CPUs send at one instant and nothing widens the window.
     Natural,
@@ -192,12 +213,18 @@ impl Setup {
 
     /// A pod's own address.
     pub(super) fn own(&self, pod: usize) -> IpAddr {
-        if self.has_gateways() { self.family.address(pod_network(pod), 2) } else { self.seen_by_node(pod) }
+        if self.is_external(pod) {
+            self.listener().ip()
+        } else if self.has_gateways() {
+            self.family.address(pod_network(pod), 2)
+        } else {
+            self.seen_by_node(pod)
+        }
     }
 
     /// The address a pod's packets have when they come to the node.
     pub(super) fn seen_by_node(&self, pod: usize) -> IpAddr {
-        self.family.pod(if self.zones.is_some() { 0 } else { pod })
+        self.family.pod(if self.zones.is_some() || self.scenario.has_twins() { 0 } else { pod })
     }
 
     /// The conntrack zone of a pod's flows.
@@ -215,7 +242,16 @@ impl Setup {
         SocketAddr::new(self.family.address(network, 2), port)
     }
 
-    /// Where test traffic goes to.
+    /// A pod's flow in a round, as it reaches the node.
+    pub(super) fn ends(&self, round: u32, pod: usize) -> Ends {
+        let port = self.port(round, pod);
+        let source =
+            |pod| SocketAddr::new(if self.is_external(pod) { self.own(pod) } else { self.seen_by_node(pod) }, port);
+        let destination = if self.scenario.is_crossed() { source(1 - pod.min(1)) } else { self.destination() };
+        Ends { source: source(pod), destination }
+    }
+
+    /// Where test traffic goes to, if it is to the external host's listener.
     pub(super) fn destination(&self) -> SocketAddr {
         match self.scenario.transport() {
             Transport::Icmp => SocketAddr::new(self.family.portless(std::process::id()), 0),
@@ -259,6 +295,7 @@ impl Setup {
         if self.zones.is_some() && self.double_nat.is_some() {
             return refuse("pods are in zones or translated twice, not both");
         }
+        self.check_class()?;
         Ok(())
     }
 
@@ -266,15 +303,15 @@ impl Setup {
     pub(super) fn cpus(&self, allowed: &CpuSet) -> Vec<Option<usize>> {
         let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
         let cpu = |pod: usize| match self.mode {
-            Mode::Forced => None,
+            Mode::Forced if self.holds() => None,
             Mode::Control(Control::OneCpu) => allowed.first().copied(),
-            Mode::Natural | Mode::Control(_) => allowed.get(pod % allowed.len().max(1)).copied(),
+            Mode::Forced | Mode::Natural | Mode::Control(_) => allowed.get(pod % allowed.len().max(1)).copied(),
         };
         (0..self.pods).map(cpu).collect()
     }
 }
 
-fn refuse(why: &str) -> Result<(), LabError> {
+pub(super) fn refuse(why: &str) -> Result<(), LabError> {
     Err(LabError::Setup(why.to_owned()))
 }
 
@@ -311,6 +348,18 @@ mod tests {
             Setup { zones: Some(Zones::Original), double_nat: Some(DoubleNat::First), ..good },
         ] {
             assert!(matches!(bad.check(), Err(LabError::Setup(_))), "{bad:?}");
+        }
+        for scenario in [Scenario::Exhaustion, Scenario::DuplicateFlow, Scenario::CrossedFlow] {
+            let good = Setup::new(scenario);
+            good.check().unwrap();
+            for bad in [
+                Setup { mode: Mode::Natural, ..good },
+                Setup { zones: Some(Zones::Both), ..good },
+                Setup { double_nat: Some(DoubleNat::First), ..good },
+            ] {
+                assert!(matches!(bad.check(), Err(LabError::Setup(_))), "{bad:?}");
+            }
+            assert_eq!(Setup { pods: 3, ..good }.check().is_ok(), scenario == Scenario::Exhaustion);
         }
     }
 

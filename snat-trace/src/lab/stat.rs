@@ -5,11 +5,12 @@ use std::io;
 
 use super::error::LabError;
 
-/// Failed inserts and drops of one namespace, summed over CPUs.
+/// Failed inserts, drops and resolved clashes of one namespace, summed over CPUs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Stat {
     pub(super) insert_failed: u64,
     pub(super) drop: u64,
+    pub(super) clash_resolve: u64,
 }
 
 impl Stat {
@@ -35,6 +36,8 @@ impl Stat {
         let names: Vec<&str> = lines.next()?.split_whitespace().collect();
         let column = |name| names.iter().position(|other| *other == name);
         let (insert_failed, drop) = (column("insert_failed")?, column("drop")?);
+        // Kernels before 5.10 do not count it.
+        let clash_resolve = column("clashres");
         let mut sum = Self::default();
         for line in lines {
             let numbers: Vec<&str> = line.split_whitespace().collect();
@@ -42,6 +45,7 @@ impl Stat {
             // The kernel's counters are 32 bits wide.
             sum.insert_failed = (sum.insert_failed + number(insert_failed)?) & u64::from(u32::MAX);
             sum.drop = (sum.drop + number(drop)?) & u64::from(u32::MAX);
+            sum.clash_resolve = (sum.clash_resolve + clash_resolve.map_or(Some(0), number)?) & u64::from(u32::MAX);
         }
         Some(sum)
     }
@@ -49,7 +53,11 @@ impl Stat {
     /// What was counted from `earlier` to now.
     pub(super) fn since(self, earlier: Self) -> Self {
         let delta = |now: u64, then: u64| now.wrapping_sub(then) & u64::from(u32::MAX);
-        Self { insert_failed: delta(self.insert_failed, earlier.insert_failed), drop: delta(self.drop, earlier.drop) }
+        Self {
+            insert_failed: delta(self.insert_failed, earlier.insert_failed),
+            drop: delta(self.drop, earlier.drop),
+            clash_resolve: delta(self.clash_resolve, earlier.clash_resolve),
+        }
     }
 }
 
@@ -59,13 +67,13 @@ mod tests {
 
     const TWO_CPUS: &str = "\
 entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error  expect_new expect_create expect_delete search_restart
-00000004  00000000 00000000 00000000 00000001 00000000 00000000 00000000 00000000 0000000a 00000002 00000000 00000000  00000000 00000000 00000000 00000000
-00000004  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000010 00000001 00000000 00000000  00000000 00000000 00000000 00000000
+00000004  00000002 00000000 00000000 00000001 00000000 00000000 00000000 00000000 0000000a 00000002 00000000 00000000  00000000 00000000 00000000 00000000
+00000004  00000001 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000010 00000001 00000000 00000000  00000000 00000000 00000000 00000000
 ";
 
     #[test]
     fn columns_are_found_by_name_and_summed() {
-        assert_eq!(Stat::parse(TWO_CPUS), Some(Stat { insert_failed: 26, drop: 3 }));
+        assert_eq!(Stat::parse(TWO_CPUS), Some(Stat { insert_failed: 26, drop: 3, clash_resolve: 3 }));
     }
 
     #[test]
@@ -77,7 +85,8 @@ entries  clashres found new invalid ignore delete chainlength insert insert_fail
 
     #[test]
     fn a_counter_that_wrapped_still_gives_its_delta() {
-        let (before, after) = (Stat { insert_failed: 0xffff_ffff, drop: 1 }, Stat { insert_failed: 2, drop: 4 });
-        assert_eq!(after.since(before), Stat { insert_failed: 3, drop: 3 });
+        let before = Stat { insert_failed: 0xffff_ffff, drop: 1, clash_resolve: 0 };
+        let after = Stat { insert_failed: 2, drop: 4, clash_resolve: 5 };
+        assert_eq!(after.since(before), Stat { insert_failed: 3, drop: 3, clash_resolve: 5 });
     }
 }

@@ -58,6 +58,14 @@ impl Topology {
             let setting = Path::new("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established");
             topology.node.inside(|| if setting.exists() { Ok(()) } else { Err(LabError::NoSctp) })?;
         }
+        if setup.scenario.in_turn() {
+            // Not one entry ends before the run does. Where it cannot be set, that is 30 seconds.
+            let setting = Path::new("/proc/sys/net/netfilter/nf_conntrack_udp_timeout");
+            topology.node.inside(|| {
+                let _default = std::fs::write(setting, "3600");
+                Ok(())
+            })?;
+        }
         topology.wire(setup, &tools)?;
         Ok(topology)
     }

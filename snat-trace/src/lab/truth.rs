@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::race::event::{Class, Verdict};
 use crate::race::tuple::{OriginalTuple, Protocol};
 
 /// A cgroup the lab made.
@@ -33,6 +34,8 @@ pub struct FlowTruth {
     pub zone: u16,
     /// Its source as the node translated it, told by the receiver; `None` when it never arrived.
     pub arrived_as: Option<SocketAddr>,
+    /// The port it arrived at: not always the one it was sent to.
+    pub arrived_at: Option<u16>,
     /// Whether its first packet arrived; for TCP, whether it connected without a retransmission.
     pub first_try: bool,
 }
@@ -44,6 +47,17 @@ pub struct RoundTruth {
     pub number: u32,
     /// As many as there are pods.
     pub flows: Vec<FlowTruth>,
+    /// How often the kernel sent a packet on that had lost: `clash_resolve` of the node's namespace.
+    pub resolved: u64,
+}
+
+/// Why packets of a run lose, if they do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cause {
+    /// The class of every race.
+    pub class: Class,
+    /// How many ports the rule leaves to choose from, where the class is about that.
+    pub in_range: Option<u32>,
 }
 
 /// One whole run.
@@ -51,6 +65,8 @@ pub struct RoundTruth {
 pub struct Truth {
     /// Of every flow.
     pub protocol: Protocol,
+    /// Of every race.
+    pub cause: Cause,
     /// By number.
     pub pods: Vec<PodTruth>,
     /// Whether the senders must be named. Else they may also be absent; in no case may they be wrong.
@@ -64,32 +80,90 @@ pub struct Truth {
 }
 
 /// A race that must have been seen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Expected<'a> {
-    pub(super) round: u32,
-    /// The pod that lost, and its flow.
-    pub(super) loser: (usize, &'a FlowTruth),
-    /// Whose entry held the port; `None` when no flow of the round arrived with it (ports chosen at random).
-    pub(super) winner: Option<(usize, &'a FlowTruth)>,
+    pub(super) round: &'a RoundTruth,
+    /// Who lost, and its flow; `None` where the packet was sent on all the same, so that nobody but the kernel knows.
+    pub(super) loser: Option<Sent<'a>>,
+    pub(super) winner: Winner<'a>,
+    pub(super) verdict: Verdict,
+}
+
+/// A pod's number and its flow.
+pub(super) type Sent<'a> = (usize, &'a FlowTruth);
+
+/// Whose entry was there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Winner<'a> {
+    /// This one's.
+    Is(Sent<'a>),
+    /// That of the flow that arrived with the contested source, in whatever round.
+    Holder,
+    /// That of the same flow: both packets are of one socket.
+    SameFlow,
+    /// That of the round's other flow.
+    Other,
+    /// No flow of the round arrived with the port (ports chosen at random).
+    Unknown,
 }
 
 impl Truth {
     /// First packets that did not arrive.
     #[must_use]
     pub fn packets_lost(&self) -> usize {
-        self.expected().count()
+        self.rounds.iter().flat_map(|round| &round.flows).filter(|flow| !flow.first_try).count()
     }
 
-    /// One race for each lost packet, by round and pod.
+    /// Packets that lost and were sent on all the same.
+    #[must_use]
+    pub fn resolved(&self) -> u64 {
+        self.rounds.iter().map(|round| round.resolved).sum()
+    }
+
+    /// One race for each packet that lost: those that did not arrive by round and pod, then those that were sent on.
     pub(super) fn expected(&self) -> impl Iterator<Item = Expected<'_>> {
-        self.rounds.iter().flat_map(|round| {
-            let flows = || round.flows.iter().enumerate();
-            flows().filter(|(_, flow)| !flow.first_try).map(move |loser| {
-                let port = loser.1.original.ends().source.port();
-                let holds =
-                    |flow: &FlowTruth| flow.first_try && flow.arrived_as.is_some_and(|arrived| arrived.port() == port);
-                Expected { round: round.number, loser, winner: flows().find(|(_, flow)| holds(flow)) }
-            })
+        self.rounds.iter().flat_map(move |round| {
+            let lost = round.flows.iter().enumerate().filter(|(_, flow)| !flow.first_try).map(move |loser| {
+                let winner = self.winner(round, Some(loser));
+                Expected { round, loser: Some(loser), winner, verdict: Verdict::Dropped }
+            });
+            let resolved = (0..round.resolved).map(move |_| {
+                let winner = self.winner(round, None);
+                Expected { round, loser: None, winner, verdict: round.resolution() }
+            });
+            lost.chain(resolved)
         })
+    }
+
+    fn winner<'a>(&self, round: &'a RoundTruth, loser: Option<Sent<'a>>) -> Winner<'a> {
+        match self.cause.class {
+            Class::PortExhaustion | Class::FixedPort => Winner::Holder,
+            Class::DuplicateFlow => Winner::SameFlow,
+            Class::CrossedFlow => Winner::Other,
+            Class::SnatPortCollision | Class::Unclassified => {
+                let port = loser.map(|(_, flow)| flow.original.ends().source.port());
+                let holds = |flow: &FlowTruth| flow.first_try && flow.arrived_as.map(|arrived| arrived.port()) == port;
+                let winner = round.flows.iter().enumerate().find(|(_, flow)| port.is_some() && holds(flow));
+                winner.map_or(Winner::Unknown, Winner::Is)
+            }
+        }
+    }
+
+    /// The flow that arrived as from `source`, if one did.
+    pub(super) fn holder(&self, source: SocketAddr) -> Option<Sent<'_>> {
+        let mut sent = self.rounds.iter().flat_map(|round| round.flows.iter().enumerate());
+        sent.find(|(_, flow)| flow.first_try && flow.arrived_as == Some(source))
+    }
+}
+
+impl RoundTruth {
+    /// How a packet of this round was sent on. One that is merged into the winner's connection goes where that goes; with
+    /// an entry of its own, in the reply direction only, it goes where it was sent.
+    fn resolution(&self) -> Verdict {
+        let mut places = self.flows.iter().map(|flow| (flow.original, flow.arrived_at));
+        let first = places.next();
+        let apart = places
+            .any(|place| first.is_some_and(|(original, arrived_at)| place.0 == original && place.1 != arrived_at));
+        if apart { Verdict::ResolvedReplyOnly } else { Verdict::Resolved }
     }
 }

@@ -29,14 +29,16 @@ pub(super) enum Order {
 /// Pod to lab.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Report {
-    /// Ready for orders; sends come from this thread.
-    Ready { tid: u32 },
+    /// Ready for orders; sends come from this thread, and in some scenarios from a second one, else 0.
+    Ready { tid: u32, twin: u32 },
     /// The first packet was given to the kernel, which answered with this errno, 0 for none.
     Sent { round: u32, errno: u32 },
     /// The connection is up, after this many retransmitted segments.
     Connected { round: u32, retransmits: u32 },
     /// The connection failed with this errno.
     Refused { round: u32, errno: u32 },
+    /// The other pod's packet came, from this port.
+    Heard { round: u32, port: u16 },
 }
 
 /// Receiver to lab, and inside a datagram or hello to the receiver (without the source).
@@ -45,6 +47,8 @@ pub(super) struct Arrival {
     pub(super) stamp: Stamp,
     /// Who sent it, as the external host sees it.
     pub(super) source: SocketAddr,
+    /// The port it came to.
+    pub(super) at: u16,
 }
 
 /// What a datagram or hello says of itself.
@@ -111,19 +115,21 @@ impl Wire for Order {
 impl Wire for Report {
     fn words(self) -> Words {
         match self {
-            Self::Ready { tid } => words([0, tid, 0, 0]),
+            Self::Ready { tid, twin } => words([0, tid, twin, 0]),
             Self::Sent { round, errno } => words([1, round, errno, 0]),
             Self::Connected { round, retransmits } => words([2, round, retransmits, 0]),
             Self::Refused { round, errno } => words([3, round, errno, 0]),
+            Self::Heard { round, port } => words([4, round, port.into(), 0]),
         }
     }
 
     fn from_words(words: Words) -> Option<Self> {
         match first_four(words)? {
-            [0, tid, 0, 0] => Some(Self::Ready { tid }),
+            [0, tid, twin, 0] => Some(Self::Ready { tid, twin }),
             [1, round, errno, 0] => Some(Self::Sent { round, errno }),
             [2, round, retransmits, 0] => Some(Self::Connected { round, retransmits }),
             [3, round, errno, 0] => Some(Self::Refused { round, errno }),
+            [4, round, port, 0] => Some(Self::Heard { round, port: u16::try_from(port).ok()? }),
             _ => None,
         }
     }
@@ -139,14 +145,14 @@ impl Wire for Arrival {
         let [a, b, c, d, e, f, g, h] = address.segments().map(u32::from);
         let pair = |high: u32, low: u32| high << 16 | low;
         let port = self.source.port().into();
-        [self.stamp.round, self.stamp.pod, port, pair(a, b), pair(c, d), pair(e, f), pair(g, h), 0]
+        [self.stamp.round, self.stamp.pod, port, pair(a, b), pair(c, d), pair(e, f), pair(g, h), self.at.into()]
     }
 
-    fn from_words([round, pod, port, a, b, c, d, _]: Words) -> Option<Self> {
+    fn from_words([round, pod, port, a, b, c, d, at]: Words) -> Option<Self> {
         let bits = [a, b, c, d].into_iter().fold(0, |bits, word| bits << 32 | u128::from(word));
         let address = Ipv6Addr::from_bits(bits).to_canonical();
         let source = SocketAddr::new(address, u16::try_from(port).ok()?);
-        Some(Self { stamp: Stamp { round, pod }, source })
+        Some(Self { stamp: Stamp { round, pod }, source, at: u16::try_from(at).ok()? })
     }
 }
 
@@ -201,16 +207,17 @@ mod tests {
         tell(&one, order).unwrap();
         assert_eq!(hear(&other).unwrap(), Some(order));
         for report in [
-            Report::Ready { tid: 5 },
+            Report::Ready { tid: 5, twin: 6 },
             Report::Sent { round: 1, errno: 0 },
             Report::Connected { round: 2, retransmits: 1 },
             Report::Refused { round: 3, errno: 111 },
+            Report::Heard { round: 4, port: 10_004 },
         ] {
             tell(&other, report).unwrap();
             assert_eq!(hear(&one).unwrap(), Some(report));
         }
         for source in ["10.99.1.1:10000", "[fd99::1:0:0:0:1]:10000"].map(|text| text.parse().unwrap()) {
-            let arrival = Arrival { stamp: Stamp { round: 3, pod: 1 }, source };
+            let arrival = Arrival { stamp: Stamp { round: 3, pod: 1 }, source, at: 20_000 };
             tell(&other, arrival).unwrap();
             assert_eq!(hear(&one).unwrap(), Some(arrival));
         }

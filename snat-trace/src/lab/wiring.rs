@@ -55,7 +55,12 @@ pub(super) fn outer(family: Family, external: &Netns) -> String {
 pub(super) fn external(setup: &Setup) -> String {
     let portless = setup.family.portless(std::process::id());
     let network = if setup.has_outer() { OUTER_OUTSIDE } else { NODE_OUTSIDE };
-    add_address(portless, setup.family.bits(), "lo") + "link set lo up\n" + &way_in(setup.family, network)
+    let to_pod = if setup.scenario.is_crossed() {
+        format!("route add {} via {}\n", setup.family.pod(0), setup.family.node())
+    } else {
+        String::new()
+    };
+    add_address(portless, setup.family.bits(), "lo") + "link set lo up\n" + &way_in(setup.family, network) + &to_pod
 }
 
 /// A pod on the node's bridge, or its gateway.

@@ -414,14 +414,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_flow_has_its_own_zone() {
-        let mut record = clash();
-        (record.loser.zone, record.winner.zone) = (5, 6);
-        let race = classify(&record, since()).expect("IPv4");
-        assert_eq!((race.zone, race.winner_zone), (5, 6));
-    }
-
-    #[test]
     fn the_id_of_an_echo_is_its_source_port() {
         let mut record = clash();
         set_protocol(&mut record, Protocol::ICMP);

@@ -83,7 +83,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let summary = summary?;
     let Some(truth) = truth? else { return Ok(ExitCode::FAILURE) };
 
-    let comparison = compare(&truth, &races.try_iter().collect::<Vec<_>>());
+    let comparison = compare(&truth, &races.try_iter().collect::<Vec<_>>(), args.trace.detail);
     let closes = closes(&summary, options.filter);
     report(args, &comparison, closes)?;
     Ok(if comparison.ok() && closes { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -33,6 +33,8 @@ pub(super) struct First {
     pub(super) destination: SocketAddr,
     /// Time to live or hop limit.
     pub(super) ttl: u8,
+    /// UDP only: by a socket that hears everyone, not its destination alone.
+    pub(super) open: bool,
     pub(super) stamp: Stamp,
 }
 

@@ -1,0 +1,105 @@
+//! Scenarios whose packets lose for another reason than a race for a port, and what sets them apart.
+
+use std::ops::RangeInclusive;
+
+use super::error::LabError;
+use super::pod::Role;
+use super::setup::{Mode, Scenario, Setup, refuse};
+use super::truth::Cause;
+use crate::race::event::Class;
+
+impl Scenario {
+    /// Why its packets lose.
+    pub(super) fn cause(self) -> Cause {
+        let class = match self {
+            Self::SnatUdp | Self::SnatTcp | Self::SnatIcmp | Self::SnatSctp => Class::SnatPortCollision,
+            Self::Exhaustion => Class::PortExhaustion,
+            Self::FixedPort => Class::FixedPort,
+            Self::DuplicateFlow | Self::DuplicateFlowDnat => Class::DuplicateFlow,
+            Self::CrossedFlow => Class::CrossedFlow,
+        };
+        let in_range = self.ports().map(|ports| u32::from(*ports.end()) - u32::from(*ports.start()) + 1);
+        Cause { class, in_range }
+    }
+
+    /// Whether its packets race for a port, which can be forced, left to the CPUs, or prevented.
+    pub(super) fn is_race(self) -> bool {
+        self.cause().class == Class::SnatPortCollision
+    }
+
+    /// Whether a packet is sent only when the one before has arrived or lost: then it loses for want of a port.
+    pub(super) fn in_turn(self) -> bool {
+        self.ports().is_some()
+    }
+
+    /// The ports its rule allows, where they are few. No pod sends from one of them.
+    pub(super) fn ports(self) -> Option<RangeInclusive<u16>> {
+        match self {
+            Self::Exhaustion => Some(60_000..=60_015),
+            Self::FixedPort => Some(60_000..=60_000),
+            _ => None,
+        }
+    }
+
+    /// Whether both packets of a round leave by one socket, from two threads of one process.
+    pub(super) fn has_twins(self) -> bool {
+        self.cause().class == Class::DuplicateFlow
+    }
+
+    /// Whether the second pod is the external host, and both send to each other.
+    pub(super) fn is_crossed(self) -> bool {
+        self == Self::CrossedFlow
+    }
+}
+
+impl Setup {
+    /// Whether packets are held until the round's last has come.
+    pub(super) fn holds(&self) -> bool {
+        self.scenario.is_race() && self.mode == Mode::Forced
+    }
+
+    /// Whether a pod is the external host.
+    pub(super) fn is_external(&self, pod: usize) -> bool {
+        self.scenario.is_crossed() && pod == 1
+    }
+
+    /// Whether what is asked for beside the scenario goes with it.
+    pub(super) fn check_class(&self) -> Result<(), LabError> {
+        if self.scenario.is_race() {
+            return Ok(());
+        }
+        if self.mode != Mode::Forced || self.zones.is_some() || self.double_nat.is_some() {
+            return refuse("this scenario is made in one way: without --natural, --control, --zones and --double-nat");
+        }
+        if self.pods != 2 && !self.scenario.in_turn() {
+            return refuse("this scenario has two senders, no more");
+        }
+        Ok(())
+    }
+
+    /// How many processes there are to send. Each is the pod of its number; one of two threads is two pods.
+    pub(super) fn processes(&self) -> usize {
+        if self.scenario.has_twins() { 1 } else { self.pods }
+    }
+
+    /// How many of them find the way to the external host by a probe.
+    pub(super) fn probing(&self) -> usize {
+        if self.scenario.is_crossed() { 1 } else { self.processes() }
+    }
+
+    /// What a process does besides sending; `cpus` are those of all pods.
+    pub(super) fn role(&self, cpus: &[Option<usize>]) -> Role {
+        if self.scenario.has_twins() {
+            Role::Twins { cpu: cpus.get(1).copied().flatten() }
+        } else if self.scenario.is_crossed() {
+            Role::Crossed
+        } else {
+            Role::Plain
+        }
+    }
+
+    /// The pods that a process sends for.
+    pub(super) fn pods_of(&self, process: usize) -> RangeInclusive<usize> {
+        if self.scenario.has_twins() { 0..=1 } else { process..=process }
+    }
+}
