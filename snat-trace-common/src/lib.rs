@@ -14,5 +14,5 @@ pub use counters::Counter;
 pub use offsets::{ABSENT, OFFSETS, Offset};
 pub use record::{
     Allocation, COMM_LEN, ClashRecord, Deciding, FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN, RecordHeader, Tuple,
-    TupleDirection, VerdictRecord, flow_flags, kind, record_flags,
+    TupleDirection, VerdictRecord, flow_flags, kind, owner_flags, record_flags,
 };

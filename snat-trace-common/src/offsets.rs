@@ -34,6 +34,7 @@ macro_rules! for_each_offset {
             SK_BUFF_HEAD = "sk_buff"."head", true;
             SK_BUFF_TAIL = "sk_buff"."tail", true;
             SK_BUFF_NETWORK_HEADER = "sk_buff"."network_header", true;
+            SK_BUFF_TRANSPORT_HEADER = "sk_buff"."transport_header", true;
             NET_NS_INUM = "net"."ns.inum", true;
             SOCK_FAMILY = "sock"."__sk_common.skc_family", true;
             SOCK_NET = "sock"."__sk_common.skc_net", false;
@@ -43,6 +44,11 @@ macro_rules! for_each_offset {
             SOCK_DADDR6 = "sock"."__sk_common.skc_v6_daddr", false;
             SOCK_SPORT = "sock"."__sk_common.skc_num", true;
             SOCK_DPORT = "sock"."__sk_common.skc_dport", true;
+            SOCK_WRITE_QUEUE = "sock"."sk_write_queue", true;
+            FLOWI4_PROTO = "flowi4"."__fl_common.flowic_proto", true;
+            FLOWI4_SADDR = "flowi4"."saddr", true;
+            FLOWI4_DADDR = "flowi4"."daddr", true;
+            TASK_FLAGS = "task_struct"."flags", true;
         }
     };
 }

@@ -68,14 +68,23 @@ pub struct Allocation {
 
 /// Who sent the first packet of a flow, recorded in the sender's own context: the value of a map keyed by the
 /// original tuple.
+///
+/// A tuple changes hands: network namespaces may have the same addresses, and a port is used again. That it did, and when
+/// the one before sent last, is kept; what it means is for user space to judge.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct OwnerFact {
     /// When it sent last, in nanoseconds of `CLOCK_MONOTONIC`; 0 in a record whose flow has no known owner.
     pub sent_ns: u64,
-    /// When the sender of this tuple was last found to be another process or in another network namespace than before,
-    /// same clock; 0 when it never was.
-    pub contested_ns: u64,
+    /// When another process of the same network namespace sent this tuple last, same clock; 0 when none did.
+    pub before_ns: u64,
+    /// When a socket of another network namespace sent this tuple last, same clock; 0 when none did.
+    pub elsewhere_ns: u64,
+    /// How often it sent since the tuple came into its hands.
+    pub sends: u64,
+    /// Who is taking the tuple over, which ends this record's life: process and thread id in one number. 0 in a record that
+    /// is current.
+    pub taker: u64,
     /// Id of the task's cgroup in the unified hierarchy (`bpf_get_current_cgroup_id`).
     pub cgroup_id: u64,
     /// Process id in the root pid namespace.
@@ -84,10 +93,20 @@ pub struct OwnerFact {
     pub tid: u32,
     /// Inode number of the network namespace of the socket.
     pub netns: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// [`owner_flags`] bits.
+    pub flags: u32,
     /// `task_struct.comm`, NUL-terminated.
     pub comm: [u8; COMM_LEN],
+}
+
+/// Bits of [`OwnerFact::flags`].
+pub mod owner_flags {
+    /// The sender is a thread of the kernel (`PF_KTHREAD`), which sends for itself or for somebody else.
+    pub const KERNEL_THREAD: u32 = 1;
+    /// More than one thread of the process sent this tuple; `tid` and `comm` are the last one's.
+    pub const SEVERAL_THREADS: u32 = 1 << 1;
+    /// It sent a SYN by a raw socket, which keeps no other socket from sending the same.
+    pub const RAW_SYN: u32 = 1 << 2;
 }
 
 /// One side of a clash.
@@ -241,7 +260,7 @@ const _: () = {
     assert!(offset_of!(Tuple, protonum) == 38 && offset_of!(Tuple, dir) == 39);
     assert!(size_of::<NatRange>() == 8);
     assert!(size_of::<Allocation>() == 40 + 8 + 8 + 8 + 8);
-    assert!(size_of::<OwnerFact>() == 3 * 8 + 4 * 4 + COMM_LEN);
+    assert!(size_of::<OwnerFact>() == 6 * 8 + 4 * 4 + COMM_LEN);
     assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
     assert!(size_of::<RecordHeader>() == 16);
     assert!(size_of::<ClashRecord>() == 16 + 24 + 2 * size_of::<FlowFact>() + PACKET_LEN);

@@ -2,7 +2,7 @@
 
 use snat_trace_common::Tuple;
 
-use crate::read::{Address, SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, Unreadable};
+use crate::read::{Address, SK_BUFF_HEAD, SK_BUFF_NETWORK_HEADER, SK_BUFF_TRANSPORT_HEADER, Unreadable};
 
 /// `AF_INET`.
 pub(crate) const AF_INET: u16 = 2;
@@ -20,6 +20,13 @@ const UDPLITE: u8 = 136;
 #[inline(always)]
 pub(crate) fn network_header(skb: Address) -> Result<Address, Unreadable> {
     let offset = skb.field(&SK_BUFF_NETWORK_HEADER).read::<u16>()?;
+    Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
+}
+
+/// Where a packet's transport header stands.
+#[inline(always)]
+pub(crate) fn transport_header(skb: Address) -> Result<Address, Unreadable> {
+    let offset = skb.field(&SK_BUFF_TRANSPORT_HEADER).read::<u16>()?;
     Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
 }
 
@@ -54,14 +61,19 @@ pub(crate) fn ipv4_address([a, b, c, d]: [u8; 4]) -> [u8; 16] {
     [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
-/// Writes the port fields of a tuple. TCP is left out: its senders are known from `tcp_connect`, and what TCP sends this
-/// way are resets in an unrelated task's context.
+/// Writes the port fields of a tuple; `false` when the packet starts no flow of interest.
+///
+/// Of TCP only a SYN, which a raw socket sends: the kernel's own come from `tcp_connect`, and what else it sends this way
+/// are resets in an unrelated task's context.
 #[inline(always)]
-fn ports(transport: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+pub(crate) fn ports(transport: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+
     match tuple.protonum {
-        UDP | UDPLITE => {
+        TCP | UDP | UDPLITE => {
             [tuple.src_port_be, tuple.dst_port_be] = transport.read::<[u16; 2]>()?;
-            Ok(true)
+            Ok(tuple.protonum != TCP || transport.plus(13).read::<u8>()? & (SYN | ACK) == SYN)
         }
         ICMP | ICMPV6 => {
             let [kind_and_code, _checksum, id] = transport.read::<[u16; 3]>()?;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::counters::accounts::{Accounts, Closed, CountersError};
 use crate::kernel::{CannotTrace, Detail, KernelFacts, ModuleNews, ModuleWatch, Plan, plan};
 use crate::output::Sink;
+use crate::owner::{Owners, Recording};
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::filter::Filter;
 use crate::race::order::REORDERING_BOUND;
@@ -118,7 +119,9 @@ pub async fn watch(
             .map_err(|error| WatchError::ReadyFile { path: path.display().to_string(), error })?;
     }
 
-    let mut pipeline = Pipeline::new(options, &session);
+    let attached = session.hooks.iter().filter(|hook| hook.state == HookState::Attached).map(|hook| hook.role);
+    let owners = Owners::new(Recording::by(attached), tracer.take_senders());
+    let mut pipeline = Pipeline::new(options, &session, owners);
     pipeline.totals.within(windows);
     let mut stop = pin!(stop);
     let mut asked = None;

@@ -49,6 +49,6 @@ pub fn wait() -> Result<Row> {
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     let lines = Lines::parse(&output)?;
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
-    ensure!(hooks.len() == 7 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
-    Ok(Row::said("7 hooks, once loaded"))
+    ensure!(hooks.len() == 8 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
+    Ok(Row::said("8 hooks, once loaded"))
 }

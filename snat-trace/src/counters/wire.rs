@@ -1,6 +1,7 @@
-//! Netlink as the kernel speaks it: framing of messages and attributes, and the one question asked of it, a dump.
+//! Netlink as the kernel speaks it: framing of messages and attributes, and the two questions asked of it: for a dump, and
+//! for one object.
 //!
-//! Three small dumps (conntrack statistics, addresses, sockets) need forty lines of this; the formats are UAPI
+//! A few small requests (conntrack statistics and entries, addresses, links, sockets) need forty lines of this; the formats are UAPI
 //! (include/uapi/linux/netlink.h) and everything is in host byte order unless the family says otherwise.
 
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const REQUEST_DUMP: u16 = 0x001 | 0x300;
+/// `NLM_F_REQUEST | NLM_F_ACK`.
+const REQUEST_ACK: u16 = 0x001 | 0x004;
 /// Set on the messages of a dump that did not see one consistent state.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
@@ -94,16 +97,27 @@ impl Socket {
         Err(DumpError::Interrupted)
     }
 
+    /// Asks for one object and gives its message's payload. The socket must be a new one.
+    pub(crate) fn get(&self, message_type: u16, body: &[u8]) -> Result<Vec<u8>, DumpError> {
+        let mut answer = None;
+        self.exchange(&request(message_type, REQUEST_ACK, 1, body)?, 1, |_, payload| answer = Some(payload.to_vec()))?;
+        answer.ok_or(DumpError::Malformed)
+    }
+
     /// One attempt; `false` when it was interrupted by a change.
     fn dump_once(
         &self,
         sequence: u32,
         message_type: u16,
         body: &[u8],
-        mut each: impl FnMut(u16, &[u8]),
+        each: impl FnMut(u16, &[u8]),
     ) -> Result<bool, DumpError> {
-        rustix::net::send(&self.fd, &request(message_type, sequence, body)?, SendFlags::empty())
-            .map_err(DumpError::Socket)?;
+        self.exchange(&request(message_type, REQUEST_DUMP, sequence, body)?, sequence, each)
+    }
+
+    /// Sends a request and hands over each message of the answer, up to the kernel's word that it is complete.
+    fn exchange(&self, request: &[u8], sequence: u32, mut each: impl FnMut(u16, &[u8])) -> Result<bool, DumpError> {
+        rustix::net::send(&self.fd, request, SendFlags::empty()).map_err(DumpError::Socket)?;
         let mut buffer = vec![0; RECEIVE_LEN];
         let mut consistent = true;
         loop {
@@ -126,8 +140,7 @@ impl Socket {
                 consistent &= message.flags & NLM_F_DUMP_INTR == 0;
                 match message.kind {
                     NLMSG_ERROR | NLMSG_DONE => {
-                        status(message.payload)?;
-                        return if message.kind == NLMSG_DONE { Ok(consistent) } else { Err(DumpError::Malformed) };
+                        return status(message.payload).map(|()| consistent);
                     }
                     kind => each(kind, message.payload),
                 }
@@ -146,12 +159,12 @@ fn status(mut payload: &[u8]) -> Result<(), DumpError> {
     }
 }
 
-fn request(message_type: u16, sequence: u32, body: &[u8]) -> Result<BytesMut, DumpError> {
+fn request(message_type: u16, flags: u16, sequence: u32, body: &[u8]) -> Result<BytesMut, DumpError> {
     let length = u32::try_from(HEADER_LEN + body.len()).map_err(|_| DumpError::Malformed)?;
     let mut request = BytesMut::with_capacity(HEADER_LEN + body.len());
     request.put_u32_ne(length);
     request.put_u16_ne(message_type);
-    request.put_u16_ne(REQUEST_DUMP);
+    request.put_u16_ne(flags);
     request.put_u32_ne(sequence);
     request.put_u32_ne(0);
     request.put_slice(body);

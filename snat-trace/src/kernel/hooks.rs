@@ -43,7 +43,9 @@ pub enum Role {
     OwnerTcp,
     /// Who sent a datagram over IPv4.
     OwnerIpv4,
-    /// Who sent a datagram or an ICMP request over IPv6.
+    /// Who sent an ICMP request over IPv4, or anything else from a raw socket.
+    OwnerRaw,
+    /// Who sent a datagram or an ICMP request over IPv6, or anything else from a raw socket.
     OwnerIpv6,
 }
 
@@ -58,6 +60,7 @@ impl Role {
             Self::Insertion => "insertion",
             Self::OwnerTcp => "owner-tcp",
             Self::OwnerIpv4 => "owner-ipv4",
+            Self::OwnerRaw => "owner-raw",
             Self::OwnerIpv6 => "owner-ipv6",
         }
     }
@@ -206,6 +209,14 @@ pub(super) const HOOKS: &[Hook] = &[
         preferred: Candidate::entry("ip_send_skb", "owner_ipv4"),
         fallback: None,
         cost: "owners of UDP flows over IPv4 are looked up after the clash, so a process that has ended is not named",
+    },
+    Hook {
+        role: Role::OwnerRaw,
+        from: Detail::Full,
+        home: Home::Image,
+        preferred: Candidate::entry("ip_push_pending_frames", "owner_raw"),
+        fallback: None,
+        cost: "owners of ICMP flows over IPv4 are absent",
     },
     Hook {
         role: Role::OwnerIpv6,

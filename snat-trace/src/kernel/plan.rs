@@ -275,6 +275,7 @@ mod tests {
                     (Role::Insertion, "insertion", "__nf_conntrack_hash_insert", Some("nf_conntrack")),
                     (Role::OwnerTcp, "owner_tcp", "tcp_connect", None),
                     (Role::OwnerIpv4, "owner_ipv4", "ip_send_skb", None),
+                    (Role::OwnerRaw, "owner_raw", "ip_push_pending_frames", None),
                     (Role::OwnerIpv6, "owner_ipv6", "ip6_send_skb", None),
                 ],
                 "{series}"
@@ -306,6 +307,7 @@ mod tests {
             ("nf_nat_setup_info", Role::Allocation, no_symbol("nf_nat_setup_info")),
             ("tcp_connect", Role::OwnerTcp, no_symbol("tcp_connect")),
             ("ip_send_skb", Role::OwnerIpv4, no_symbol("ip_send_skb")),
+            ("ip_push_pending_frames", Role::OwnerRaw, no_symbol("ip_push_pending_frames")),
             ("ip6_send_skb", Role::OwnerIpv6, no_symbol("ip6_send_skb")),
         ] {
             for series in SERIES {
@@ -316,7 +318,7 @@ mod tests {
                     plan.missing.iter().map(|missing| (missing.role, missing.reason.clone())).collect();
                 assert_eq!(missing, [(role, reason.clone())], "{gone} on {series}");
                 assert_eq!(plan.missing[0].tried, [gone]);
-                assert_eq!(plan.hooks.len(), 6);
+                assert_eq!(plan.hooks.len(), 7);
             }
         }
     }
@@ -356,7 +358,7 @@ mod tests {
         root.unload("nf_nat");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing[0].reason, MissingReason::NotLoaded { module: "nf_nat" });
-        assert_eq!(plan.hooks.len(), 6);
+        assert_eq!(plan.hooks.len(), 7);
     }
 
     #[test]
@@ -366,7 +368,7 @@ mod tests {
         root.write("proc/self/status", b"CapEff:\t000000c000001000\n");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing_capabilities, [Capability::SysAdmin, Capability::SysPtrace]);
-        assert_eq!(plan.hooks.len(), 7);
+        assert_eq!(plan.hooks.len(), 8);
     }
 
     /// Each makes the kernel worse than the one before; the first thing to be seen to is always the one named.

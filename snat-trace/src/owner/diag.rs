@@ -37,12 +37,17 @@ pub(super) struct Socket {
 }
 
 impl Socket {
+    /// Whether it sends to one place only.
+    pub(super) fn is_connected(&self) -> bool {
+        self.remote.port() != 0
+    }
+
     /// Whether a flow from `ends.source` can have come from this socket, given that the namespace has that address.
     pub(super) fn carries(&self, protocol: Protocol, ends: Ends) -> bool {
         let same = |ours: SocketAddr, theirs: SocketAddr| {
             ours.ip().to_canonical() == theirs.ip().to_canonical() && ours.port() == theirs.port()
         };
-        if self.remote.port() != 0 || protocol == Protocol::TCP {
+        if self.is_connected() || protocol == Protocol::TCP {
             return same(self.local, ends.source) && same(self.remote, ends.destination);
         }
         let wildcard = match ends.source {

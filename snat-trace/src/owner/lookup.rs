@@ -1,7 +1,8 @@
 //! Finding the sender of a flow after the fact: the socket in its network namespace, then the process that holds it.
 //!
-//! Right or not at all. Two pods can have the same port, so a socket counts only in a namespace that has the flow's
-//! source address; and every doubt (two namespaces, two processes, a look that could not be completed) gives nothing.
+//! Right or not at all. Two pods can have the same port, so a socket counts only in the one namespace that has the flow's
+//! source address; and every doubt (two namespaces, two processes, another who can send with that port, a look that could
+//! not be completed) gives nothing. A namespace that translates sends flows of others: of them it says whose they were.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 use super::cgroup::{CgroupPaths, ProcessCgroups};
 use super::container::container;
 use super::diag::{addresses, sockets};
+use super::others::{has_raw_sockets, has_udp_tunnels};
 use super::process::{self, StartTime};
+use super::translation::untranslated;
 use super::{Owner, OwnerSource};
 use crate::counters::netns::{self, Depth, in_netns};
 use crate::race::event::NetnsInum;
@@ -24,38 +27,78 @@ const BUDGET: Duration = Duration::from_secs(5);
 
 /// A flow whose sender is wanted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Query {
-    /// TCP or UDP; no other can be looked up.
-    pub protocol: Protocol,
+pub(super) struct Query {
+    pub(super) protocol: Protocol,
     /// As the sender made it.
-    pub original: OriginalTuple,
+    pub(super) original: OriginalTuple,
     /// When its packet was seen: a process that started later is not its sender.
-    pub time: KernelTime,
+    pub(super) time: KernelTime,
+    /// Whether it can have been sent by a socket of the namespace that has its source address; if not it can still have
+    /// been translated there.
+    pub(super) by_socket: bool,
+}
+
+/// What a look came to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Found {
+    /// Its sender.
+    Owner(Owner),
+    /// The namespace that has its source address made it of another flow.
+    Translated(OriginalTuple),
+    /// Nothing for sure.
+    Nothing,
+}
+
+/// What the namespace that has a flow's source address says of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Place {
+    /// These sockets, by inode number, can have sent it.
+    Sockets(Vec<u32>),
+    /// It was another flow, and translated.
+    Translated(OriginalTuple),
+    /// It can have been sent there without any of the sockets that can be looked up.
+    Doubtful,
 }
 
 /// A socket that can have sent a flow.
 type Candidate = (NetnsInum, u32);
 
-/// The owner of each flow, in the order of the queries.
-pub(super) fn look_up(queries: &[Query], paths: &CgroupPaths) -> Vec<Option<Owner>> {
+/// What is found of each flow, in the order of the queries.
+pub(super) fn look_up(queries: &[Query], paths: &CgroupPaths) -> Vec<Found> {
     let deadline = Instant::now() + BUDGET;
-    let nothing = || vec![None; queries.len()];
+    let nothing = || vec![Found::Nothing; queries.len()];
     if queries.is_empty() || !process::proc_has_root_pids() {
         return nothing();
     }
-    let Some(candidates) = find_sockets(queries, deadline) else { return nothing() };
+    let Some(places) = find_places(queries, deadline) else { return nothing() };
+    let candidates: Vec<Vec<Candidate>> = places.iter().map(|places| candidates(places)).collect();
     let inodes = candidates.iter().flatten().map(|&(_, inode)| inode).collect();
     let Some(holders) = find_holders(&inodes, deadline) else { return nothing() };
-    let owner = |(query, candidates): (&Query, &Vec<Candidate>)| {
-        let (netns, inode, pid) = only_holder(candidates, &holders)?;
-        describe(pid, netns, inode, query.time, paths)
-    };
-    queries.iter().zip(&candidates).map(owner).collect()
+    let mut found = Vec::with_capacity(queries.len());
+    for ((query, places), candidates) in queries.iter().zip(&places).zip(&candidates) {
+        if let [(_, Place::Translated(inner))] = places.as_slice() {
+            found.push(Found::Translated(*inner));
+            continue;
+        }
+        let owner = only_holder(candidates, &holders)
+            .and_then(|(netns, inode, pid)| describe(pid, netns, inode, query.time, paths));
+        found.push(owner.map_or(Found::Nothing, Found::Owner));
+    }
+    found
 }
 
-/// The candidates of each query, over all namespaces; `None` when not every namespace could be asked.
-fn find_sockets(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<Candidate>>> {
-    let mut candidates = vec![Vec::new(); queries.len()];
+/// The sockets that can have sent a flow. Where two namespaces have its source address, the one without such a socket may
+/// have had one: there are none to choose from.
+fn candidates(places: &[(NetnsInum, Place)]) -> Vec<Candidate> {
+    match places {
+        [(netns, Place::Sockets(inodes))] => inodes.iter().map(|&inode| (*netns, inode)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The namespaces that have each query's source address; `None` when not every namespace could be asked.
+fn find_places(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<(NetnsInum, Place)>>> {
+    let mut places = vec![Vec::new(); queries.len()];
     for netns in netns::enumerate(Depth::Threads).ok()? {
         if Instant::now() >= deadline {
             return None;
@@ -66,27 +109,42 @@ fn find_sockets(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<Candidat
             Err(_) => return None,
         };
         let found = in_netns(fd.as_fd(), || find_here(queries)).ok()??;
-        for (query, inode) in found {
-            candidates.get_mut(query)?.push((netns.inum, inode));
+        for (query, place) in found {
+            places.get_mut(query)?.push((netns.inum, place));
         }
     }
-    Some(candidates)
+    Some(places)
 }
 
-/// Sockets of the calling thread's namespace that can have sent one of the flows, by the flow's place in `queries`.
-fn find_here(queries: &[Query]) -> Option<Vec<(usize, u32)>> {
+/// What the calling thread's namespace says of the flows whose source address it has, by their place in `queries`.
+fn find_here(queries: &[Query]) -> Option<Vec<(usize, Place)>> {
     let addresses = addresses().ok()?;
-    let mut found = Vec::new();
-    for (index, query) in queries.iter().enumerate() {
-        let ends = query.original.ends();
-        if !matches!(query.protocol, Protocol::TCP | Protocol::UDP) || !addresses.contains(&ends.source.ip()) {
-            continue;
+    let here = |query: &&Query| addresses.contains(&query.original.ends().source.ip());
+    let places = queries.iter().enumerate().filter(|(_, query)| here(query));
+    places.map(|(index, query)| Some((index, place(query)?))).collect()
+}
+
+/// What the calling thread's namespace, which has the flow's source address, says of it; `None` when it does not answer.
+fn place(query: &Query) -> Option<Place> {
+    let Query { protocol, original, .. } = *query;
+    if protocol.has_ports() {
+        match untranslated(protocol, original) {
+            Ok(Some(inner)) if inner != original => return Some(Place::Translated(inner)),
+            Ok(_) => {}
+            Err(_) => return Some(Place::Doubtful),
         }
-        let sockets = sockets(query.protocol, ends.source.port()).ok()?;
-        let carrying = sockets.iter().filter(|socket| socket.inode != 0 && socket.carries(query.protocol, ends));
-        found.extend(carrying.map(|socket| (index, socket.inode)));
     }
-    Some(found)
+    if !query.by_socket || !matches!(protocol, Protocol::TCP | Protocol::UDP) || has_raw_sockets().ok()? {
+        return Some(Place::Doubtful);
+    }
+    let ends = original.ends();
+    let mut carrying = sockets(protocol, ends.source.port()).ok()?;
+    carrying.retain(|socket| socket.inode != 0 && socket.carries(protocol, ends));
+    // What a tunnel sends goes where no process connects its socket to.
+    if carrying.iter().any(|socket| !socket.is_connected()) && has_udp_tunnels().ok()? {
+        return Some(Place::Doubtful);
+    }
+    Some(Place::Sockets(carrying.iter().map(|socket| socket.inode).collect()))
 }
 
 /// The processes that hold each socket; `None` when not every process could be looked at.
@@ -238,7 +296,7 @@ mod tests {
             let (address, remote) = if port == V6 { (self.address6, REMOTE6) } else { (self.address, REMOTE) };
             let source = SocketAddr::new(address.parse().unwrap(), port);
             let original = OriginalTuple::from_ends(Ends { source, destination: remote.parse().unwrap() });
-            Query { protocol, original, time: now() }
+            Query { protocol, original, time: now(), by_socket: true }
         }
     }
 
@@ -284,7 +342,10 @@ mod tests {
         let [role, address, address6]: [&str; 3] = role.split(' ').collect::<Vec<_>>().try_into().unwrap();
         let plain = |_: &OwnedFd| {};
         let share = |socket: &OwnedFd| sockopt::set_socket_reuseport(socket, true).unwrap();
-        let mut held = vec![bind(SocketType::DGRAM, &format!("0.0.0.0:{SHARED}"), share)];
+        let mut held = Vec::new();
+        if role != "none" {
+            held.push(bind(SocketType::DGRAM, &format!("0.0.0.0:{SHARED}"), share));
+        }
         if role == "all" {
             let udp = |local: String| bind(SocketType::DGRAM, &local, plain);
             held.push(udp(format!("0.0.0.0:{WILDCARD}")));
@@ -311,7 +372,15 @@ mod tests {
     }
 
     fn pids(queries: &[Query]) -> Vec<Option<u32>> {
-        look_up(queries, &CgroupPaths::new()).into_iter().map(|owner| owner.map(|owner| owner.pid)).collect()
+        owners(queries).into_iter().map(|owner| owner.map(|owner| owner.pid)).collect()
+    }
+
+    fn owners(queries: &[Query]) -> Vec<Option<Owner>> {
+        let owner = |found| match found {
+            Found::Owner(owner) => Some(owner),
+            Found::Translated(_) | Found::Nothing => None,
+        };
+        look_up(queries, &CgroupPaths::new()).into_iter().map(owner).collect()
     }
 
     /// Two pods with the same ports, and one sender in each.
@@ -348,7 +417,7 @@ mod tests {
         ];
         for (protocol, port) in kinds {
             let queries = [1, 0].map(|pod: usize| pods[pod].0.query(protocol, port));
-            let found = look_up(&queries, &CgroupPaths::new());
+            let found = owners(&queries);
             for (owner, pod) in found.into_iter().zip([1, 0]) {
                 let (pod, sender) = &pods[pod];
                 let owner = owner.unwrap_or_else(|| panic!("{protocol} {port}: not found"));
@@ -372,7 +441,7 @@ mod tests {
         let elsewhere = |port, source: &str| {
             let source = SocketAddr::new(source.parse().unwrap(), port);
             let ends = Ends { source, destination: "203.0.113.1:53".parse().unwrap() };
-            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() }
+            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now(), by_socket: true }
         };
         assert_eq!(pids(&[elsewhere(CONNECTED, "192.0.2.10")]), [None]);
         // The same port is open, but no namespace has this address.
@@ -390,12 +459,23 @@ mod tests {
         assert_eq!(pids(&[query]), [None]);
         drop(second);
         assert_eq!(pids(&[query]), [Some(sender.0.id())]);
-        // A second namespace has the same address and port.
-        let twin = Pod::new("192.0.2.10", "2001:db8:1::99");
-        assert_eq!(pids(&[query]), [Some(sender.0.id())]);
-        let second = twin.sender("shared");
+        // It was no socket's of that namespace.
+        assert_eq!(pids(&[Query { by_socket: false, ..query }]), [None]);
+        // Others there can send with any port.
+        let raw = in_netns(pod.netns.as_fd(), raw_socket).unwrap();
         assert_eq!(pids(&[query]), [None]);
-        drop(second);
+        drop(raw);
+        assert_eq!(pids(&[query]), [Some(sender.0.id())]);
+        // A second namespace has the same address; the socket there, if there was one, may have gone.
+        let twin = Pod::new("192.0.2.10", "2001:db8:1::99");
+        let other = twin.sender("none");
+        assert_eq!(pids(&[query]), [None]);
+        drop(other);
+    }
+
+    fn raw_socket() -> OwnedFd {
+        let raw = rustix::net::ipproto::RAW;
+        rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(raw)).unwrap()
     }
 
     #[test]
@@ -424,7 +504,8 @@ mod tests {
         let before = netns::Netns::current().unwrap().inum;
         let source = ours.local_addr().unwrap();
         let ends = Ends { source, destination: "127.0.0.1:9".parse().unwrap() };
-        let query = Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() };
+        let query =
+            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now(), by_socket: true };
         let _ = look_up(&[query], &CgroupPaths::new());
         assert_eq!(netns::Netns::current().unwrap().inum, before);
     }

@@ -4,11 +4,14 @@ mod cgroup;
 pub mod container;
 mod diag;
 mod lookup;
+mod others;
 mod owners;
 mod process;
+pub(crate) mod recorded;
+mod translation;
 
-pub use lookup::Query;
-pub use owners::{Owners, recorded_sender};
+pub use owners::Owners;
+pub use recorded::Recording;
 
 use crate::race::event::NetnsInum;
 
@@ -47,7 +50,7 @@ pub struct Container {
 pub struct Owner {
     /// Process id in the root pid namespace.
     pub pid: u32,
-    /// Thread id in the root pid namespace; a socket look-up cannot tell.
+    /// Thread id in the root pid namespace; a socket look-up cannot tell, nor can a record of several threads.
     pub tid: Option<u32>,
     /// `task_struct.comm` of the thread (socket) or of the process (socket look-up).
     pub comm: String,

@@ -1,55 +1,110 @@
 //! Owners as events need them, from either level of detail.
 
-use snat_trace_common::{FlowFact, OwnerFact, flow_flags};
+use snat_trace_common::{FlowFact, OwnerFact, flow_flags, owner_flags};
 
 use super::cgroup::{CgroupPaths, ProcessCgroups};
 use super::container::container;
-use super::lookup::{Query, look_up};
+use super::lookup::{Found, Query, look_up};
 use super::process::{self, StartTime};
+use super::recorded::{Recording, Sender, sender};
 use super::{Owner, OwnerSource};
+use crate::probe::Senders;
 use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
-use crate::race::tuple::Protocol;
+use crate::race::tuple::{OriginalTuple, Protocol};
 
-/// How long before an entry asks for its port its packet can have been sent: the way from the sender's socket to the node's
-/// NAT, without a queue that holds packets back longer.
-const ON_THE_WAY: u64 = 250_000_000;
-/// The same for TCP, whose SYN is sent again for up to 127 s (net.ipv4.tcp_syn_retries) by a socket that keeps its port.
-const ON_THE_WAY_TCP: u64 = 130_000_000_000;
-
-/// The sender the kernel recorded for a flow, if it can be no other: it sent shortly before the entry asked for its port
-/// (`clash_ns` where that is not known) or since, and the tuple did not change hands about then or later.
-///
-/// A tuple changes hands where network namespaces have the same addresses. A sender is missed by the hooks where it
-/// sends by a way they do not cover; whoever sent the same tuple long before must not be taken for it.
-#[must_use]
-pub fn recorded_sender(flow: &FlowFact, clash_ns: u64) -> Option<&OwnerFact> {
-    let OwnerFact { sent_ns, contested_ns, .. } = flow.owner;
-    let asked = if flow.flags & flow_flags::ALLOCATION != 0 { flow.allocated_ns } else { clash_ns };
-    let tcp = Protocol(flow.original.protonum) == Protocol::TCP;
-    let earliest = asked.saturating_sub(if tcp { ON_THE_WAY_TCP } else { ON_THE_WAY });
-    let known = flow.flags & flow_flags::OWNER != 0 && sent_ns >= earliest && contested_ns < earliest.max(1);
-    known.then_some(&flow.owner)
-}
+/// Through how many translations a flow is followed back to its sender.
+const DEEPEST: usize = 3;
 
 /// Names owners, and remembers the paths of cgroups. Calls read `/proc` and may block for a while.
 #[derive(Debug)]
 pub struct Owners {
     paths: CgroupPaths,
+    recording: Recording,
+    senders: Option<Senders>,
+}
+
+/// A flow that is still without its owner.
+#[derive(Clone, Copy, Debug)]
+struct Nameless {
+    /// Its place in the answer.
+    index: usize,
+    flow: FlowFact,
+    clash: KernelTime,
+    by_socket: bool,
 }
 
 impl Owners {
-    /// Finds out where cgroups are mounted.
+    /// Finds out where cgroups are mounted. `recording` says which senders are recorded, `senders` has them by tuple.
     #[must_use]
-    pub fn new() -> Self {
-        Self { paths: CgroupPaths::new() }
+    pub fn new(recording: Recording, senders: Option<Senders>) -> Self {
+        Self { paths: CgroupPaths::new(), recording, senders }
+    }
+
+    /// The owner of each flow, which clashed at the time given: as the kernel recorded it, else by its socket, else through
+    /// the translations of other namespaces. Nothing is said of a flow whose sender can be one of several.
+    ///
+    /// The kernel loads its socket diagnostics (`inet_diag`, `tcp_diag`, `udp_diag`) when they are modules; without
+    /// them no socket is found.
+    #[must_use]
+    pub fn name(&mut self, flows: &[(FlowFact, KernelTime)]) -> Vec<Option<Owner>> {
+        let mut owners = vec![None; flows.len()];
+        let mut nameless = Vec::new();
+        for (index, &(flow, clash)) in flows.iter().enumerate() {
+            nameless.extend(self.by_record(Nameless { index, flow, clash, by_socket: true }, &mut owners));
+        }
+        for _ in 0..DEEPEST {
+            if nameless.is_empty() {
+                break;
+            }
+            let wanted: Vec<(Nameless, Query)> =
+                nameless.drain(..).filter_map(|nameless| Some((nameless, query(&nameless)?))).collect();
+            let queries: Vec<Query> = wanted.iter().map(|&(_, query)| query).collect();
+            for (found, (outer, _)) in look_up(&queries, &self.paths).into_iter().zip(wanted) {
+                match found {
+                    Found::Owner(owner) => put(&mut owners, outer.index, owner),
+                    Found::Translated(inner) => {
+                        let inner = self.behind(outer, inner);
+                        nameless.extend(self.by_record(inner, &mut owners));
+                    }
+                    Found::Nothing => {}
+                }
+            }
+        }
+        owners
+    }
+
+    /// Names it as it was recorded; gives it back if it is worth looking further.
+    fn by_record(&mut self, nameless: Nameless, owners: &mut [Option<Owner>]) -> Option<Nameless> {
+        match sender(&nameless.flow, nameless.clash.nanoseconds(), self.recording) {
+            Sender::Recorded(fact) => {
+                put(owners, nameless.index, self.describe(fact));
+                None
+            }
+            Sender::LookUp => Some(Nameless { by_socket: true, ..nameless }),
+            Sender::Behind => Some(Nameless { by_socket: false, ..nameless }),
+            Sender::Unknown => None,
+        }
+    }
+
+    /// The flow that another namespace made into this one. It left its sender when this one asked for its port, but for the
+    /// way between the two.
+    fn behind(&self, mut outer: Nameless, inner: OriginalTuple) -> Nameless {
+        outer.flow.original = inner.to_tuple(Protocol(outer.flow.original.protonum));
+        let recorded = self.senders.as_ref().and_then(|senders| senders.of(&outer.flow.original));
+        outer.flow.flags &= !flow_flags::OWNER;
+        if recorded.is_some() {
+            outer.flow.flags |= flow_flags::OWNER;
+        }
+        outer.flow.owner = recorded.unwrap_or_default();
+        outer
     }
 
     /// An owner that the kernel recorded, with the path of its cgroup and its container where they can be told.
     ///
     /// A container that is in hierarchies of version 1 only has the root's id in the unified one; its path comes from
     /// `/proc` then, if the process is still there.
-    pub fn from_fact(&mut self, fact: &OwnerFact) -> Owner {
+    fn describe(&mut self, fact: &OwnerFact) -> Owner {
         let cgroup_id = (fact.cgroup_id != 0).then_some(fact.cgroup_id);
         let cgroup = match cgroup_id.and_then(|id| self.paths.path(id)) {
             Some(path) if path == "/" => legacy_cgroup(fact).or(Some(path)),
@@ -59,7 +114,7 @@ impl Owners {
         let container = cgroup.as_deref().and_then(container);
         Owner {
             pid: fact.tgid,
-            tid: Some(fact.tid),
+            tid: (fact.flags & owner_flags::SEVERAL_THREADS == 0).then_some(fact.tid),
             comm: process::comm_from_record(&fact.comm),
             netns: (fact.netns != 0).then_some(NetnsInum(fact.netns)),
             cgroup_id,
@@ -68,21 +123,21 @@ impl Owners {
             source: OwnerSource::Socket,
         }
     }
-
-    /// Looks for the owner of each flow among the sockets there are now, in one pass, in the order of the queries.
-    /// Nothing is said of a flow whose socket has gone, or could be another's.
-    ///
-    /// The kernel loads its socket diagnostics (`inet_diag`, `tcp_diag`, `udp_diag`) when they are modules; without
-    /// them nothing is found.
-    #[must_use]
-    pub fn look_up(&self, queries: &[Query]) -> Vec<Option<Owner>> {
-        look_up(queries, &self.paths)
-    }
 }
 
-impl Default for Owners {
-    fn default() -> Self {
-        Self::new()
+/// What to ask for a flow; `None` for one of neither IPv4 nor IPv6.
+fn query(nameless: &Nameless) -> Option<Query> {
+    Some(Query {
+        protocol: Protocol(nameless.flow.original.protonum),
+        original: OriginalTuple::new(&nameless.flow.original)?,
+        time: nameless.clash,
+        by_socket: nameless.by_socket,
+    })
+}
+
+fn put(owners: &mut [Option<Owner>], index: usize, owner: Owner) {
+    if let Some(place) = owners.get_mut(index) {
+        *place = Some(owner);
     }
 }
 
@@ -99,45 +154,6 @@ fn legacy_cgroup(fact: &OwnerFact) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::race::classify::tests::clash;
-
-    #[test]
-    fn a_recorded_sender_is_named_only_when_it_can_be_no_other() {
-        const ASKED: u64 = 500_000_000_000;
-        const MS: u64 = 1_000_000;
-        // Protocol, sent before the ask (negative: after), changed hands before the ask (None: never), named.
-        let cases: [(Protocol, i64, Option<i64>, bool); 13] = [
-            (Protocol::UDP, 0, None, true),
-            (Protocol::UDP, 249, None, true),
-            (Protocol::UDP, 251, None, false),
-            (Protocol::UDP, -10_000, None, true),
-            (Protocol::UDP, 1, Some(251), true),
-            (Protocol::UDP, 1, Some(249), false),
-            (Protocol::UDP, 1, Some(1), false),
-            (Protocol::UDP, -1, Some(-1), false),
-            (Protocol::TCP, 7_000, None, true),
-            (Protocol::TCP, 129_000, None, true),
-            (Protocol::TCP, 131_000, None, false),
-            (Protocol::TCP, 1, Some(100_000), false),
-            (Protocol::TCP, 1, Some(131_000), true),
-        ];
-        for (protocol, sent, contested, named) in cases {
-            let before = |ms: i64| ASKED.saturating_add_signed(-ms * MS.cast_signed());
-            let mut flow = clash().loser;
-            flow.original.protonum = protocol.0;
-            flow.allocated_ns = ASKED;
-            flow.owner.sent_ns = before(sent);
-            flow.owner.contested_ns = contested.map_or(0, before);
-            let case = (protocol, sent, contested);
-            assert_eq!(recorded_sender(&flow, u64::MAX).is_some(), named, "{case:?}");
-
-            flow.flags &= !flow_flags::ALLOCATION;
-            assert_eq!(recorded_sender(&flow, ASKED).is_some(), named, "by the clash: {case:?}");
-            flow.flags &= !flow_flags::OWNER;
-            assert_eq!(recorded_sender(&flow, ASKED), None);
-        }
-    }
-
     use std::fs;
     use std::os::linux::fs::MetadataExt;
     use std::path::{Path, PathBuf};
@@ -174,16 +190,7 @@ mod tests {
         fn fact(&self, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
             let mut comm = [0; snat_trace_common::COMM_LEN];
             comm[..4].copy_from_slice(b"curl");
-            OwnerFact {
-                sent_ns,
-                contested_ns: 0,
-                cgroup_id,
-                tgid: self.child.id(),
-                tid: 7,
-                netns: 9,
-                reserved: 0,
-                comm,
-            }
+            OwnerFact { sent_ns, cgroup_id, tgid: self.child.id(), tid: 7, netns: 9, comm, ..OwnerFact::default() }
         }
     }
 
@@ -216,7 +223,7 @@ mod tests {
         };
         let Some(contained) = Contained::new(mount, "unified") else { return };
         let id = fs::metadata(&contained.innermost).unwrap().st_ino();
-        let owner = Owners::new().from_fact(&contained.fact(id, now()));
+        let owner = Owners::new(Recording::default(), None).describe(&contained.fact(id, now()));
         let expected = Owner {
             pid: contained.child.id(),
             tid: Some(7),
@@ -238,19 +245,20 @@ mod tests {
             return;
         }
         let Some(contained) = Contained::new("/sys/fs/cgroup/pids", "legacy") else { return };
-        let mut owners = Owners::new();
-        let owner = owners.from_fact(&contained.fact(1, now()));
+        let mut owners = Owners::new(Recording::default(), None);
+        let owner = owners.describe(&contained.fact(1, now()));
         assert_eq!((owner.cgroup_id, owner.cgroup), (Some(1), Some(contained.path.clone())));
         assert_eq!(owner.container, docker());
         // Sent before this process was there: its pid was another's then.
-        let owner = owners.from_fact(&contained.fact(1, 1));
+        let owner = owners.describe(&contained.fact(1, 1));
         assert_ne!(owner.cgroup, Some(contained.path.clone()));
         assert_eq!(owner.container, None);
     }
 
     #[test]
     fn what_was_not_recorded_is_absent() {
-        let owner = Owners::new().from_fact(&OwnerFact { tgid: u32::MAX, ..OwnerFact::default() });
+        let owner =
+            Owners::new(Recording::default(), None).describe(&OwnerFact { tgid: u32::MAX, ..OwnerFact::default() });
         assert_eq!((owner.netns, owner.cgroup_id, owner.cgroup, owner.container), (None, None, None, None));
     }
 }

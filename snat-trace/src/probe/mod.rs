@@ -4,10 +4,12 @@ mod attach;
 mod error;
 mod losses;
 mod object;
+mod senders;
 mod tracer;
 
 pub use attach::{AttachedHook, HookState};
 pub use error::ProbeError;
 pub use losses::KernelCounts;
 pub use object::{Sizes, verified_instructions};
+pub use senders::Senders;
 pub use tracer::Tracer;

@@ -11,6 +11,7 @@ use super::attach::{AttachedHook, attach};
 use super::error::ProbeError;
 use super::losses::KernelCounts;
 use super::object::{Sizes, detach, load};
+use super::senders::Senders;
 use crate::kernel::{CLASH_PROGRAM, Plan};
 
 /// Most records taken before others have their turn.
@@ -24,6 +25,8 @@ pub struct Tracer {
     /// The ring was left before it was empty.
     more: bool,
     counters: PerCpuArray<MapData, u64>,
+    /// `None` once taken.
+    senders: Option<Senders>,
     hooks: Vec<AttachedHook>,
     #[cfg(feature = "log")]
     log: aya_log::EbpfLogger<&'static dyn log::Log>,
@@ -44,7 +47,7 @@ impl Tracer {
     pub fn attach(plan: &Plan, sizes: Sizes) -> Result<Self, ProbeError> {
         let mut object = load(&plan.offsets, plan.detail, sizes)?;
         let mut take = |name| object.take_map(name).ok_or(ProbeError::NotInObject { kind: "map", name });
-        let (ring, counters) = (take("RING")?, take("COUNTERS")?);
+        let (ring, counters, senders) = (take("RING")?, take("COUNTERS")?, Senders::new(take("OWNERS")?)?);
         let map_error = |name| move |error| ProbeError::Map { name, error: Box::new(error) };
         let ring = RingBuf::try_from(ring).map_err(map_error("RING"))?;
         let counters = PerCpuArray::try_from(counters).map_err(map_error("COUNTERS"))?;
@@ -59,6 +62,7 @@ impl Tracer {
             ring,
             more: false,
             counters,
+            senders: Some(senders),
             hooks,
             #[cfg(feature = "log")]
             log,
@@ -69,6 +73,11 @@ impl Tracer {
     #[must_use]
     pub fn hooks(&self) -> &[AttachedHook] {
         &self.hooks
+    }
+
+    /// The senders the programs remember; `None` when asked again.
+    pub fn take_senders(&mut self) -> Option<Senders> {
+        self.senders.take()
     }
 
     /// Waits until the ring has records. Whoever is told so must [`drain`](Self::drain) it.

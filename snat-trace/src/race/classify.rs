@@ -237,12 +237,15 @@ pub(crate) mod tests {
             reserved: 0,
             owner: OwnerFact {
                 sent_ns: 900,
-                contested_ns: 0,
+                before_ns: 0,
+                elsewhere_ns: 0,
                 cgroup_id: 7,
                 tgid: 4000 + u32::from(pod),
                 tid: 5000 + u32::from(pod),
                 netns: 4_026_532_001,
-                reserved: 0,
+                flags: 0,
+                sends: 1,
+                taker: 0,
                 comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
             },
         }

@@ -1,6 +1,6 @@
 //! From the bytes of the ring to a record.
 
-use snat_trace_common::{ClashRecord, RecordHeader, VerdictRecord, kind};
+use snat_trace_common::{ClashRecord, OwnerFact, RecordHeader, VerdictRecord, kind};
 
 /// What the ring brings.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -61,6 +61,12 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Undecodable> {
     }
 }
 
+/// Decodes a value of the map of senders.
+#[must_use]
+pub fn decode_owner(bytes: &[u8; size_of::<OwnerFact>()]) -> Option<OwnerFact> {
+    read(bytes)
+}
+
 /// What a record consists of.
 ///
 /// # Safety
@@ -73,6 +79,8 @@ unsafe impl Plain for RecordHeader {}
 unsafe impl Plain for ClashRecord {}
 // SAFETY: integers only.
 unsafe impl Plain for VerdictRecord {}
+// SAFETY: integers only.
+unsafe impl Plain for OwnerFact {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are enough bytes, they need not be aligned, and every bit pattern is a `T`.
@@ -88,7 +96,8 @@ mod tests {
     use crate::output::Sink as _;
     use crate::output::json::JsonSink;
     use crate::output::text::{Style, TextSink};
-    use crate::owner::{Owner, OwnerSource, recorded_sender};
+    use crate::owner::recorded::{Sender, sender};
+    use crate::owner::{Owner, OwnerSource, Recording};
     use crate::race::classify::{
         classify,
         tests::{clash, since},
@@ -178,8 +187,10 @@ mod tests {
             };
             let Ok(mut race) = classify(&record, since()) else { return };
             for (fact, flow) in [(&record.loser, &mut race.loser), (&record.winner, &mut race.winner)] {
-                let owner = recorded_sender(fact, record.header.time_ns);
-                flow.owner = owner.map(|owner| Owner {
+                let Sender::Recorded(owner) = sender(fact, record.header.time_ns, Recording::default()) else {
+                    continue;
+                };
+                flow.owner = Some(Owner {
                     pid: owner.tgid,
                     tid: Some(owner.tid),
                     comm: String::from_utf8_lossy(&owner.comm).into_owned(),

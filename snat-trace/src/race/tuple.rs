@@ -27,6 +27,14 @@ impl Protocol {
     pub const ICMPV6: Self = Self(58);
     /// SCTP.
     pub const SCTP: Self = Self(132);
+    /// UDP-Lite.
+    pub const UDPLITE: Self = Self(136);
+
+    /// Whether its flows are told apart by ports, where conntrack knows it.
+    #[must_use]
+    pub fn has_ports(self) -> bool {
+        matches!(self, Self::TCP | Self::UDP | Self::UDPLITE | Self::SCTP | Self::DCCP)
+    }
 
     /// Whether it is ICMP of either family: such a flow has an id where others have a source port, and no destination port.
     #[must_use]
@@ -44,8 +52,8 @@ impl fmt::Display for Protocol {
             Self::DCCP => "dccp",
             Self::ICMPV6 => "icmpv6",
             Self::SCTP => "sctp",
+            Self::UDPLITE => "udplite",
             Self(47) => "gre",
-            Self(136) => "udplite",
             Self(number) => return number.fmt(f),
         };
         f.pad(name)
@@ -75,6 +83,22 @@ impl OriginalTuple {
     #[must_use]
     pub fn new(original: &Tuple) -> Option<Self> {
         ends(original).map(Self)
+    }
+
+    /// As the kernel has it; not for ICMP, whose type is not in the ends.
+    #[must_use]
+    pub fn to_tuple(self, protocol: Protocol) -> Tuple {
+        let Ends { source, destination } = self.0;
+        let l3num = if source.is_ipv4() { AF_INET } else { AF_INET6 };
+        Tuple {
+            src: address_bytes(source.ip()),
+            src_port_be: source.port().to_be(),
+            l3num,
+            dst: address_bytes(destination.ip()),
+            dst_port_be: destination.port().to_be(),
+            protonum: protocol.0,
+            dir: 0,
+        }
     }
 
     /// From both ends.
@@ -133,6 +157,16 @@ fn ends(tuple: &Tuple) -> Option<Ends> {
     })
 }
 
+fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
 fn address(bytes: &[u8; 16], l3num: u16) -> Option<IpAddr> {
     match l3num {
         AF_INET => {
@@ -141,5 +175,20 @@ fn address(bytes: &[u8; 16], l3num: u16) -> Option<IpAddr> {
         }
         AF_INET6 => Some(Ipv6Addr::from(*bytes).into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tuple_survives_its_ends() {
+        for (source, destination) in [("10.0.0.1:5", "9.9.9.9:53"), ("[fd00::1]:5", "[fd00::9]:53")] {
+            let ends = Ends { source: source.parse().unwrap(), destination: destination.parse().unwrap() };
+            let tuple = OriginalTuple::from_ends(ends).to_tuple(Protocol::UDP);
+            assert_eq!(OriginalTuple::new(&tuple).unwrap().ends(), ends);
+            assert_eq!((tuple.protonum, tuple.dir), (17, 0));
+        }
     }
 }

@@ -9,7 +9,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
 use crate::counters::ports::PortCounts;
-use crate::owner::{Owners, Query, recorded_sender};
+use crate::owner::Owners;
 use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
 use crate::race::decode::{Record, decode};
@@ -42,7 +42,6 @@ pub(super) struct Pipeline<'a> {
 }
 
 /// Finds out what the records do not say.
-#[derive(Default)]
 pub(super) struct Finder {
     owners: Owners,
     ports: PortCounts,
@@ -52,12 +51,12 @@ pub(super) struct Finder {
 pub(super) type Named = (Finder, Vec<Race>);
 
 impl<'a> Pipeline<'a> {
-    pub(super) fn new(options: &'a Options<'a>, session: &'a Session) -> Self {
+    pub(super) fn new(options: &'a Options<'a>, session: &'a Session, owners: Owners) -> Self {
         Self {
             options,
             session,
             order: Reorder::default(),
-            finder: Some(Finder::default()),
+            finder: Some(Finder { owners, ports: PortCounts::default() }),
             naming: None,
             named: VecDeque::new(),
             totals: Totals::default(),
@@ -191,37 +190,23 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// Names the owners of a batch: as the kernel recorded them, and by their sockets where it did not. Counts the ports in
-/// use where there seemed to be none left.
+/// Names the owners of a batch, and counts the ports in use where there seemed to be none left.
 fn name_all(mut finder: Finder, batch: Vec<(Box<ClashRecord>, Race)>) -> Named {
-    let mut races = Vec::with_capacity(batch.len());
     let Finder { owners, ports } = &mut finder;
+    let flows: Vec<_> =
+        batch.iter().flat_map(|(record, race)| [record.loser, record.winner].map(|flow| (flow, race.time))).collect();
+    let mut names = owners.name(&flows).into_iter();
+    let mut races = Vec::with_capacity(batch.len());
     for (record, mut race) in batch {
         if let Some((netns, range)) = exhausted_range(&race, &record.loser)
             && let Some(in_use) = ports.count(netns, &range)
         {
             set_in_use(&mut race, in_use);
         }
-        for (fact, flow) in [(&record.loser, &mut race.loser), (&record.winner, &mut race.winner)] {
-            flow.owner = recorded_sender(fact, record.header.time_ns).map(|sender| owners.from_fact(sender));
+        for flow in [&mut race.loser, &mut race.winner] {
+            flow.owner = names.next().flatten();
         }
         races.push(race);
-    }
-    let unknown: Vec<_> = races
-        .iter()
-        .flat_map(|race| [&race.loser, &race.winner].map(|flow| (race, flow)))
-        .filter(|(_, flow)| flow.owner.is_none())
-        .map(|(race, flow)| Query { protocol: race.protocol, original: flow.original, time: race.time })
-        .collect();
-    if !unknown.is_empty() {
-        let mut found = owners.look_up(&unknown).into_iter();
-        for race in &mut races {
-            for flow in [&mut race.loser, &mut race.winner] {
-                if flow.owner.is_none() {
-                    flow.owner = found.next().flatten();
-                }
-            }
-        }
     }
     (finder, races)
 }
