@@ -8,6 +8,7 @@ pub mod load;
 pub mod loading;
 pub mod node;
 pub mod output;
+pub mod owners;
 pub mod places;
 pub mod races;
 pub mod scenario;
@@ -26,6 +27,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     classes::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
+    owners::SCENARIOS,
     load::SCENARIOS,
     loading::SCENARIOS,
 ];

@@ -2,11 +2,18 @@
 
 use std::process::{ExitCode, Termination as _};
 
+use anyhow::Result;
 use snat_trace_tests::scenario::{Scenario, Set, Tally};
-use snat_trace_tests::scenarios;
+use snat_trace_tests::{owners, scenarios};
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1).peekable();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.split_first() {
+        Some((first, rest)) if first == "sender" => return ended(owners::sender_main(rest)),
+        Some((first, rest)) if first == "inherited" => return ended(owners::inherited(rest)),
+        _ => {}
+    }
+    let mut arguments = words.into_iter().peekable();
     let list = arguments.next_if_eq("--list").is_some();
     let rows = arguments.next_if_eq("--rows").is_some();
     let wanted: fn(Set) -> bool = match arguments.next().as_deref() {
@@ -33,4 +40,15 @@ fn main() -> ExitCode {
     }
     println!("{tally}");
     tally.report()
+}
+
+/// How a process ends that a scenario has started.
+fn ended(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("scenarios: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,258 @@
+//! A place that is watched, the senders in it, and what must be said of them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::place::{Place, external};
+use crate::output::{Lines, Running};
+use crate::scenario::Row;
+
+/// How long anything may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What must be said of a sender.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Expected {
+    /// Named.
+    Named,
+    /// Named as it is, or not at all.
+    Right,
+    /// Not named at all.
+    Absent,
+}
+use Expected::{Absent, Named};
+
+/// A sender to start, and how its flow looks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sender<'a> {
+    pub(super) pod: &'a str,
+    pub(super) way: &'a str,
+    pub(super) socket: &'a str,
+    pub(super) from: SocketAddr,
+    pub(super) to: SocketAddr,
+    /// Source as the node sees it, where somebody translates on the way.
+    pub(super) seen_as: SocketAddr,
+    pub(super) expected: Expected,
+}
+
+/// A sender that has sent.
+#[derive(Clone, Debug)]
+struct Sent {
+    what: String,
+    expected: Expected,
+    /// What it said of itself; `None` of one that is no process.
+    truth: Option<Value>,
+}
+
+/// A place that is being watched, and everything that was sent there.
+#[derive(Debug)]
+pub(super) struct Stage {
+    // Dropped in this order: the watch, then the senders, then the namespaces.
+    watch: Option<Running>,
+    senders: Vec<Child>,
+    pub(super) place: Place,
+    full: bool,
+    /// By node, protocol and original tuple, as a race has them. A tuple that loses several times has several senders, in
+    /// the order in which they lose.
+    sent: HashMap<String, VecDeque<Sent>>,
+    next_port: u16,
+    /// How many clashes there must be, in all nodes together. There may be more: a SYN is sent again.
+    pub(super) races: u64,
+}
+
+impl Stage {
+    pub(super) fn new(detail: &str) -> Result<Self> {
+        let place = Place::new()?;
+        let ready = Path::new("/tmp/ready-owners");
+        let _absent = fs::remove_file(ready);
+        let arguments = ["watch", "--detail", detail, "--format", "json", "--ready-file", "/tmp/ready-owners"];
+        let mut watch = Running::start(&arguments)?;
+        let child = watch.child()?;
+        until("the ready file", || Ok(ready.exists() || child.try_wait()?.is_some()))?;
+        ensure!(ready.exists(), "watch ended early: {:?}", watch.wait()?);
+        let (senders, sent) = (Vec::new(), HashMap::new());
+        Ok(Self { watch: Some(watch), senders, place, full: detail == "full", sent, next_port: 20_000, races: 0 })
+    }
+
+    /// A port that no other flow of this stage has.
+    pub(super) fn port(&mut self) -> u16 {
+        self.next_port += 1;
+        self.next_port
+    }
+
+    /// What is expected of a sender at this level of detail.
+    pub(super) fn by_detail(&self, full: Expected, minimal: Expected) -> Expected {
+        if self.full { full } else { minimal }
+    }
+
+    /// Starts a sender and waits until it has sent.
+    pub(super) fn send(&mut self, sender: &Sender<'_>) -> Result<()> {
+        let Sender { pod, way, socket, from, to, seen_as, expected } = *sender;
+        let what = format!("{way} {socket} from {pod} ({from} > {to})");
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", pod])
+            .arg(std::env::current_exe()?)
+            .args(["sender", way, socket, &from.to_string(), &to.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
+        self.senders.push(child);
+        let truth = serde_json::from_str(&line).with_context(|| format!("{what}: it said {line:?}"))?;
+        let key = key(node_of(pod), protocol(socket, from.ip()), seen_as, to);
+        self.sent.entry(key).or_default().push_back(Sent { what, expected, truth: Some(truth) });
+        Ok(())
+    }
+
+    /// Notes a flow of UDP through the node `n` that no process sends.
+    pub(super) fn note_unsent(&mut self, what: &str, from: SocketAddr, to: SocketAddr) {
+        let sent = Sent { what: what.to_owned(), expected: Absent, truth: None };
+        self.sent.entry(key("n", "udp", from, to)).or_default().push_back(sent);
+    }
+
+    /// Notes that whoever sent `from` sends from any port of the address `other` too.
+    pub(super) fn note_also(&mut self, from: SocketAddr, to: SocketAddr, other: IpAddr) -> Result<()> {
+        let sent = self.sent.get(&key("n", "tcp", from, to)).context("nobody sent that")?.clone();
+        let right = sent.into_iter().map(|sent| Sent { expected: Expected::Right, ..sent }).collect();
+        self.sent.insert(key("n", "tcp", SocketAddr::new(other, 0), to), right);
+        Ok(())
+    }
+
+    /// Two senders toward one destination, the first of which wins. Each is alone in its pod with its port.
+    pub(super) fn pair(&mut self, first: (&str, &str, Expected), second: (&str, &str, Expected)) -> Result<()> {
+        let hosts: [IpAddr; 2] = if first.1.ends_with('6') {
+            ["fd98::10".parse()?, "fd98::11".parse()?]
+        } else {
+            ["10.98.0.10".parse()?, "10.98.0.11".parse()?]
+        };
+        let icmp = matches!(first.1.trim_end_matches('6'), "ping" | "icmp");
+        let port = self.port();
+        // Where there are no ports, every pair has a destination of its own.
+        let last = if icmp { u8::try_from(2 + self.races % 7)? } else { 2 };
+        let to = SocketAddr::new(external(hosts[0], last), if icmp { 0 } else { port });
+        for ((way, socket, expected), (pod, host)) in
+            [first, second].into_iter().zip(["p0", "p1"].into_iter().zip(hosts))
+        {
+            let from = SocketAddr::new(host, self.port());
+            let socket = socket.trim_end_matches('6');
+            self.send(&Sender { pod, way, socket, from, to, seen_as: from, expected })?;
+        }
+        self.races += 1;
+        Ok(())
+    }
+
+    /// Waits for the kernel's count of clashes, ends the watch and holds what it said against what the senders said.
+    pub(super) fn finish(mut self) -> Result<Row> {
+        let mut counted = 0;
+        let waited = until("the clashes", || {
+            counted = self.place.insert_failed("n")? + self.place.insert_failed("m")?;
+            Ok(counted >= self.races)
+        });
+        waited.with_context(|| format!("{counted} inserts failed, not {}", self.races))?;
+        let watch = self.watch.take().context("it is watched")?;
+        let lines = Lines::parse(&watch.interrupt()?)?;
+        let summary = lines.only("summary")?;
+        ensure!(summary["closes"] == true && lines.races() >= self.races, "{} races: {summary}", lines.races());
+        let (mut named, mut seen) = (0_u64, HashSet::new());
+        for race in lines.all("race") {
+            for side in ["loser", "winner"] {
+                let (key, is_named) = self.judge(race, side).with_context(|| format!("{side} of {race}"))?;
+                named += u64::from(is_named);
+                seen.insert(key);
+            }
+        }
+        let unseen: Vec<_> = self.sent.iter().filter(|(key, _)| !seen.contains(*key)).collect();
+        ensure!(unseen.is_empty(), "no race has {unseen:?}");
+        Ok(Row::said(format!("{} races, {named} senders named and right", lines.races())))
+    }
+
+    /// Under which key one side of a race was found, and whether it is named; wrong is an error.
+    fn judge(&mut self, race: &Value, side: &str) -> Result<(String, bool)> {
+        let flow = &race[side];
+        let end = |address: &str, port: &str| -> Result<SocketAddr> {
+            let address = flow["original"][address].as_str().context("an address")?.parse()?;
+            Ok(SocketAddr::new(address, u16::try_from(flow["original"][port].as_u64().unwrap_or(0))?))
+        };
+        let (from, to) = (end("src", "sport")?, end("dst", "dport")?);
+        let node = if race["netns"] == inum("m")? { "m" } else { "n" };
+        let protocol = race["protocol"].as_str().context("a protocol")?;
+        let keys = [from, SocketAddr::new(from.ip(), 0)].map(|from| key(node, protocol, from, to));
+        let found =
+            keys.iter().find(|key| self.sent.contains_key(*key)).with_context(|| format!("nobody sent {}", keys[0]))?;
+        let sent = self.sent.get_mut(found).context("just found")?;
+        let last = sent.len() == 1;
+        let Sent { what, expected, truth } = sent.front().context("somebody sent it")?.clone();
+        if !last && side == "loser" {
+            sent.pop_front();
+        }
+        let owner = &flow["owner"];
+        if owner.is_null() {
+            ensure!(expected != Named, "{what} is not named");
+            return Ok((found.clone(), false));
+        }
+        ensure!(expected != Absent, "{what} is named {owner}");
+        let truth = truth.with_context(|| format!("{what} is no process, yet {owner}"))?;
+        ensure!(owner["pid"] == truth["pid"] && owner["netns"] == truth["netns"], "{what}: {owner} is not {truth}");
+        if !owner["tid"].is_null() && !truth["tid"].is_null() {
+            ensure!(owner["tid"] == truth["tid"], "{what}: the thread of {owner} is not that of {truth}");
+        }
+        Ok((found.clone(), true))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for child in &mut self.senders {
+            // The end of its standard input ends a sender; one that does not heed it is killed.
+            drop(child.stdin.take());
+            let _ended = (child.kill(), child.wait());
+        }
+    }
+}
+
+/// The node through which a pod sends.
+fn node_of(pod: &str) -> &'static str {
+    if pod == "t0" { "m" } else { "n" }
+}
+
+/// Inode number of a namespace of the place.
+fn inum(netns: &str) -> Result<u64> {
+    Ok(fs::metadata(Path::new("/run/netns").join(netns))?.ino())
+}
+
+/// Looks again and again until it holds: what is waited for leaves no event to wait for.
+pub(super) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !holds()? {
+        if start.elapsed() > PATIENCE {
+            bail!("waited in vain: {what}");
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+fn key(node: &str, protocol: &str, from: SocketAddr, to: SocketAddr) -> String {
+    format!("{node} {protocol} {from} > {to}")
+}
+
+/// What a race calls what a kind of socket sends.
+fn protocol(socket: &str, address: IpAddr) -> &'static str {
+    match socket {
+        "tcp" | "tcp-fast-open" | "raw-tcp" => "tcp",
+        "udplite" => "udplite",
+        "ping" | "icmp" if address.is_ipv4() => "icmp",
+        "ping" | "icmp" => "icmpv6",
+        _ => "udp",
+    }
+}
