@@ -2,10 +2,12 @@
 //! know.
 
 pub mod classes;
+pub mod churn;
 pub mod collisions;
 pub mod fallback;
 pub mod load;
 pub mod loading;
+pub mod modules;
 pub mod node;
 pub mod output;
 pub mod owners;
@@ -29,7 +31,9 @@ pub const GROUPS: &[&[Scenario]] = &[
     places::SCENARIOS,
     owners::SCENARIOS,
     load::SCENARIOS,
+    churn::SCENARIOS,
     loading::SCENARIOS,
+    modules::SCENARIOS,
 ];
 
 /// Every scenario.

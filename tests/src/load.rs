@@ -131,7 +131,7 @@ fn judge(printed: &Printed, sent: Sent, netns: u32) -> Result<Numbers> {
 
 /// A storm of a few seconds.
 fn storm(detail: &str) -> Result<Row> {
-    let storm = Storm::new("full")?;
+    let storm = Storm::new()?;
     let mut watch = Watch::start(&["--detail", detail])?;
     let before = watch.peak()?;
     let start = Instant::now();
@@ -146,7 +146,7 @@ fn storm(detail: &str) -> Result<Row> {
 
 /// A reader stopped for a second.
 fn stall(arguments: &[&str]) -> Result<Row> {
-    let storm = Storm::new("stall")?;
+    let storm = Storm::new()?;
     let mut watch = Watch::start(arguments)?;
     watch.running.signal(Signal::STOP)?;
     let start = Instant::now();
@@ -163,7 +163,7 @@ fn slow_pipe() -> Result<Row> {
     /// Lines a second.
     const PACE: u32 = 50;
 
-    let storm = Storm::new("slow")?;
+    let storm = Storm::new()?;
     let mut running = watching(&[], Path::new("/tmp/ready-load"))?;
     let output = running.child()?.stdout.take().context("stdout is a pipe")?;
     // The pace is the point here, not a time to wait for anything.

@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use snat_trace::counters::netns::{Netns, in_netns};
 
 /// Senders are here.
@@ -17,19 +18,20 @@ const SENDER: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
 /// Everything is sent here, and dropped on arrival.
 const SINK: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
 /// The first port of destinations.
-const PORT: u16 = 7000;
+pub const PORT: u16 = 7000;
+const ADDRESSES: &str = "link set lo up
+address add 10.98.0.1/32 dev lo
+address add 10.98.0.2/32 dev lo
+address add 10.98.0.3/32 dev lo
+";
 /// The one translated source there is.
-const RULE: &str = "table ip storm {
-    chain nat { type nat hook postrouting priority 100; ip daddr 10.98.0.2 udp dport != 53 snat to 10.98.0.3:5000; }
-    chain in { type filter hook input priority 0; ip daddr 10.98.0.2 drop; }
-}";
+const NAT: &str = "type nat hook postrouting priority 100; ip daddr 10.98.0.2 meta l4proto udp snat to 10.98.0.3:5000";
+/// What tracks connections and translates none.
+const TRACK: &str = "type filter hook output priority 0; ct state new accept";
 
-/// Such a namespace; gone when dropped.
+/// Such a namespace, held by a descriptor only; gone when dropped, with every socket in it.
 #[derive(Debug)]
-pub struct Storm {
-    name: String,
-    netns: File,
-}
+pub struct Storm(OwnedFd);
 
 /// What the senders know.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -46,16 +48,57 @@ impl Storm {
     /// # Errors
     ///
     /// `ip` or `nft` fails.
-    pub fn new(name: &str) -> Result<Self> {
-        let name = format!("storm-{name}");
-        run("ip", &["netns", "add", &name], "")?;
-        let storm = Self { netns: File::open(format!("/run/netns/{name}"))?, name };
-        run("ip", &["-n", &storm.name, "link", "set", "lo", "up"], "")?;
-        for address in ["10.98.0.1/32", "10.98.0.2/32", "10.98.0.3/32"] {
-            run("ip", &["-n", &storm.name, "address", "add", address, "dev", "lo"], "")?;
-        }
-        run("ip", &["netns", "exec", &storm.name, "nft", "-f", "-"], RULE)?;
-        Ok(storm)
+    pub fn new() -> Result<Self> {
+        Self::with_chain(NAT)
+    }
+
+    /// One that tracks connections and translates none.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn without_nat() -> Result<Self> {
+        Self::with_chain(TRACK)
+    }
+
+    /// One with nothing in it.
+    ///
+    /// # Errors
+    ///
+    /// There cannot be another.
+    pub fn empty() -> Result<Self> {
+        Self::make(|| Ok(()))
+    }
+
+    fn with_chain(chain: &str) -> Result<Self> {
+        let sink = "type filter hook input priority 0; ip daddr 10.98.0.2 drop";
+        let rules = format!("table ip storm {{\n chain first {{ {chain}; }}\n chain sink {{ {sink}; }}\n}}\n");
+        Self::make(|| {
+            run("ip", &["-batch", "-"], ADDRESSES)?;
+            run("nft", &["-f", "-"], &rules)
+        })
+    }
+
+    fn make(furnish: impl FnOnce() -> Result<()> + Send) -> Result<Self> {
+        let netns = thread::scope(|scope| {
+            let made = scope.spawn(|| -> Result<_> {
+                // SAFETY: CLONE_NEWNET changes this thread's network namespace only; no descriptor table is unshared.
+                unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+                furnish()?;
+                Ok(File::open("/proc/thread-self/ns/net")?)
+            });
+            made.join().unwrap_or_else(|_| bail!("a thread panicked"))
+        })?;
+        Ok(Self(netns.into()))
+    }
+
+    /// Runs a command inside.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
+        in_netns(self.0.as_fd(), || run(program, arguments, ""))?
     }
 
     /// Its number.
@@ -64,7 +107,7 @@ impl Storm {
     ///
     /// `/proc` is not mounted.
     pub fn inum(&self) -> Result<u32> {
-        Ok(Netns::of(self.netns.as_fd())?.inum.0)
+        Ok(Netns::of(self.0.as_fd())?.inum.0)
     }
 
     /// A socket inside, bound to `port`.
@@ -73,7 +116,7 @@ impl Storm {
     ///
     /// The port is taken.
     pub fn socket(&self, port: u16) -> Result<UdpSocket> {
-        let bound = in_netns(self.netns.as_fd(), || UdpSocket::bind(SocketAddrV4::new(SENDER, port)))?;
+        let bound = in_netns(self.0.as_fd(), || UdpSocket::bind(SocketAddrV4::new(SENDER, port)))?;
         bound.with_context(|| format!("port {port}"))
     }
 
@@ -121,13 +164,6 @@ impl Storm {
     /// As there.
     pub fn rage_until(&self, senders: u16, halt: &AtomicBool) -> Result<Sent> {
         self.rage(senders, |_| halt.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Storm {
-    fn drop(&mut self) {
-        // What fails here shows in the next scenario.
-        let _gone = run("ip", &["netns", "del", &self.name], "");
     }
 }
 

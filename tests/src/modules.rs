@@ -1,0 +1,159 @@
+//! Modules that come and go while we watch. They lie in `/mods`, in the order of `/mods/order`.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::output::{Lines, Running};
+use crate::places::{nothing_attached, until, watching};
+use crate::scenario::{Numbers, Row, Scenario, unloaded};
+use crate::storm::Storm;
+
+/// In this order, on a node with all modules loaded, which the last one leaves so.
+pub const SCENARIOS: &[Scenario] = &[
+    unloaded("modules unloaded", all_unloaded),
+    unloaded("modules loaded again at once", loaded_again),
+    unloaded("nf_nat alone unloaded", nat_unloaded),
+    unloaded("nf_nat loaded late", nat_late),
+];
+
+/// How long a module can have been gone before it is noticed. Where nobody told it took up to ten seconds.
+const NOTICED: Duration = Duration::from_secs(5);
+
+/// Every module of the guest, in the order they are loaded in.
+pub(crate) fn order() -> Result<Vec<String>> {
+    Ok(fs::read_to_string("/mods/order")?.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+fn is_loaded(module: &str) -> bool {
+    Path::new("/sys/module").join(module).join("initstate").exists()
+}
+
+/// The module in a file of `/mods`.
+fn name(file: &str) -> String {
+    file.split('.').next().unwrap_or(file).replace('-', "_")
+}
+
+/// Loads what is not loaded, up to and with `last`.
+pub(crate) fn load(last: Option<&str>) -> Result<()> {
+    for file in order()? {
+        let module = name(&file);
+        if !is_loaded(&module) {
+            let loaded = Command::new("insmod").arg(format!("/mods/{file}")).status()?;
+            ensure!(loaded.success(), "insmod {file}: {loaded}");
+        }
+        if last == Some(module.as_str()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Unloads whatever can be until `module` is gone: those that need it first, and rules that are being freed take a moment.
+pub(crate) fn unload(module: &str) -> Result<()> {
+    let files = order()?;
+    until(&format!("{module} unloaded"), || {
+        for file in files.iter().rev() {
+            let file = name(file);
+            // `nf_nat` needs `nf_conntrack`, and everything else of netfilter one of the two.
+            if is_loaded(module) && is_loaded(&file) && (file != "nf_conntrack" || module == file) {
+                // It may be in use; then it is tried again.
+                let _in_use = Command::new("rmmod").arg(&file).stderr(Stdio::null()).status();
+            }
+        }
+        !is_loaded(module)
+    })
+}
+
+/// Waits for a watch whose hooks are gone to end by itself, and holds what it says against that; its summary.
+fn ended(watch: Running, gone: &str) -> Result<(Output, Value)> {
+    let mut watch = watch;
+    let unloaded = Instant::now();
+    let child = watch.child()?;
+    until("the end of watch", || child.try_wait().is_ok_and(|status| status.is_some()))?;
+    let noticed = unloaded.elapsed();
+    let output = watch.wait()?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(noticed < NOTICED, "noticed after {noticed:.1?}");
+    ensure!(output.status.code() == Some(1), "{}: {error}", output.status);
+    ensure!(error.contains(gone) && error.contains("unloaded"), "said: {error}");
+    nothing_attached()?;
+    let summary = Lines::parse(&output)?.only("summary")?.clone();
+    let hooks_gone = summary["hooks_gone"].as_array().context("hooks_gone is no list")?;
+    ensure!(hooks_gone.iter().any(|module| module == gone), "{summary}");
+    ensure!(summary["closes"] == false, "an account without hooks closes: {summary}");
+    Ok((output, summary))
+}
+
+/// Unloads `module` under a watch that has seen some clashes, and `then`; the watch says so and ends.
+fn unload_under(module: &str, then: impl FnOnce() -> Result<()>) -> Result<Row> {
+    const CLASHES: u64 = 5;
+
+    load(None)?;
+    let storm = Storm::new()?;
+    let mut watch = watching(&[], Path::new("/tmp/ready-modules"))?;
+    let sent = storm.rage(1, |refused| refused >= CLASHES)?;
+    drop(storm);
+    unload(module)?;
+    then()?;
+    ensure!(watch.child()?.stdout.is_some(), "the output is caught");
+    let (output, summary) = ended(watch, "nf_nat")?;
+    let seen = Lines::parse(&output)?.races();
+    ensure!(seen == sent.refused, "{seen} races of {}", sent.refused);
+    let explained = &summary["accounts"][0]["explained"]["insert_failed"];
+    ensure!(*explained == seen, "explained {explained}: {summary}");
+    Ok(Row {
+        numbers: Numbers { expected: Some(sent.refused), seen: Some(seen), ..Numbers::default() },
+        ..Row::default()
+    })
+}
+
+/// The hooks of both modules go with them: no crash, and no account that closes.
+fn all_unloaded() -> Result<Row> {
+    unload_under("nf_conntrack", || Ok(()))
+}
+
+/// What is loaded again at once has other functions, without our hooks: clashes there are nobody's.
+fn loaded_again() -> Result<Row> {
+    unload_under("nf_conntrack", || {
+        load(None)?;
+        Storm::new()?.rage(1, |refused| refused >= 3).map(drop)
+    })
+}
+
+/// The clash hook alone is left, which is not enough.
+fn nat_unloaded() -> Result<Row> {
+    unload_under("nf_nat", || load(None))
+}
+
+/// Without nf_nat a watch says what it will not know, and what comes of it later is as little as it said.
+fn nat_late() -> Result<Row> {
+    unload("nf_conntrack")?;
+    load(Some("nf_conntrack"))?;
+    ensure!(!is_loaded("nf_nat"), "nf_nat is loaded");
+    let watch = watching(&[], Path::new("/tmp/ready-modules"))?;
+    load(None)?;
+    let storm = Storm::new()?;
+    let sent = storm.rage(1, |refused| refused >= 5)?;
+    let output = watch.interrupt()?;
+    let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(warned.contains("no allocation hook: nf_nat is not loaded"), "said: {warned}");
+    let lines = Lines::parse(&output)?;
+    for race in lines.all("race") {
+        let (loser, winner) = (&race["loser"], &race["winner"]);
+        let times = [&loser["allocated"], &winner["allocated"], &winner["inserted"], &race["overlap_ns"], &race["nat"]];
+        ensure!(times.iter().all(|time| time.is_null()), "known without a hook: {race}");
+    }
+    let summary = lines.only("summary")?;
+    let incomplete = summary["incomplete"]["flow-without-allocation"].as_u64();
+    ensure!(incomplete == Some(2 * sent.refused), "incomplete {incomplete:?}: {summary}");
+    ensure!(lines.races() == sent.refused && summary["closes"] == true, "{} races, {summary}", lines.races());
+    Ok(Row {
+        numbers: Numbers { expected: Some(sent.refused), seen: Some(lines.races()), ..Numbers::default() },
+        text: "no times".to_owned(),
+    })
+}
