@@ -1,14 +1,17 @@
 //! Scenarios of snat-trace against real kernels: each runs the real binary and holds what it says against what others
 //! know.
 
-pub mod classes;
 pub mod churn;
+pub mod classes;
 pub mod collisions;
+pub mod crosscheck;
 pub mod fallback;
+pub mod kfree_skb;
 pub mod load;
 pub mod loading;
 pub mod modules;
 pub mod node;
+pub mod observe;
 pub mod output;
 pub mod owners;
 pub mod places;
@@ -32,8 +35,11 @@ pub const GROUPS: &[&[Scenario]] = &[
     owners::SCENARIOS,
     load::SCENARIOS,
     churn::SCENARIOS,
+    crosscheck::SCENARIOS,
+    crosscheck::LAST,
     loading::SCENARIOS,
     modules::SCENARIOS,
+    observe::SCENARIOS,
 ];
 
 /// Every scenario.

@@ -1,5 +1,6 @@
 //! What snat-trace printed, as JSON lines.
 
+use std::fs::File;
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,9 @@ use crate::scenario::Numbers;
 
 /// The binary under test, which lies in `PATH`.
 pub const SNAT_TRACE: &str = "snat-trace";
+
+/// How many characters are shown of the last line of a run that failed: a lab lists what differs, one race after another.
+const SHOWN: usize = 1000;
 
 /// Everything one run printed.
 #[derive(Debug)]
@@ -31,7 +35,7 @@ impl Lines {
             arguments.join(" "),
             output.status,
             String::from_utf8_lossy(&output.stderr).trim(),
-            lines.0.last().map(Value::to_string).unwrap_or_default()
+            lines.0.last().map(|last| last.to_string().chars().take(SHOWN).collect::<String>()).unwrap_or_default()
         );
         Ok(lines)
     }
@@ -156,6 +160,22 @@ impl Running {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map(|child| Self(Some(child)))
+            .with_context(|| format!("cannot start {SNAT_TRACE}"))
+    }
+
+    /// Starts it with its output in a file, for more of it than fits a pipe.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn into_file(arguments: &[&str], output: File) -> Result<Self> {
+        Command::new(SNAT_TRACE)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output)
             .stderr(Stdio::piped())
             .spawn()
             .map(|child| Self(Some(child)))

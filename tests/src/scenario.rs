@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-/// One scenario. Each module lists its own in a constant `SCENARIOS`, made with [`brief`], [`whole`] and [`unloaded`].
+/// One scenario. Each module lists its own in a constant `SCENARIOS`, made with [`brief`], [`whole`], [`unloaded`]
+/// and [`observation`].
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     /// Its row in the matrix: unique, short, and the same on every kernel.
@@ -27,6 +28,8 @@ pub enum Set {
     Whole,
     /// In a guest that does not track connections yet, in the order of the list.
     Unloaded,
+    /// In a guest of its own, on an idle machine: what is measured there is time.
+    Observation,
 }
 
 /// A scenario for every kernel.
@@ -45,6 +48,12 @@ pub const fn whole(name: &'static str, run: fn() -> Result<Row>) -> Scenario {
 #[must_use]
 pub const fn unloaded(name: &'static str, run: fn() -> Result<Row>) -> Scenario {
     Scenario { name, set: Set::Unloaded, run }
+}
+
+/// A measurement that wants a guest to itself.
+#[must_use]
+pub const fn observation(name: &'static str, run: fn() -> Result<Row>) -> Scenario {
+    Scenario { name, set: Set::Observation, run }
 }
 
 /// What came of a scenario that passed. The scenario has judged it: a row whose numbers are wrong is never returned.

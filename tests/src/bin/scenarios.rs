@@ -1,27 +1,31 @@
-//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|unloaded] [NAME-PART]`.
+//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|unloaded|observation] [NAME-PART]`.
 
 use std::process::{ExitCode, Termination as _};
 
-use anyhow::Result;
 use snat_trace_tests::scenario::{Scenario, Set, Tally};
 use snat_trace_tests::{owners, scenarios};
+
+/// How a lab starts its pods: from the binary it is in.
+const LAB_POD: &str = "lab-pod";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.split_first() {
         Some((first, rest)) if first == "sender" => return ended(owners::sender_main(rest)),
         Some((first, rest)) if first == "inherited" => return ended(owners::inherited(rest)),
+        Some((first, rest)) if first == LAB_POD => return ended(snat_trace::lab::pod_main(rest)),
         _ => {}
     }
     let mut arguments = words.into_iter().peekable();
     let list = arguments.next_if_eq("--list").is_some();
     let rows = arguments.next_if_eq("--rows").is_some();
     let wanted: fn(Set) -> bool = match arguments.next().as_deref() {
-        None | Some("loaded") => |set| set != Set::Unloaded,
+        None | Some("loaded") => |set| matches!(set, Set::Brief | Set::Whole),
         Some("brief") => |set| set == Set::Brief,
         Some("unloaded") => |set| set == Set::Unloaded,
+        Some("observation") => |set| set == Set::Observation,
         Some(other) => {
-            eprintln!("scenarios: {other:?} is none of `loaded`, `brief` and `unloaded`");
+            eprintln!("scenarios: {other:?} is none of `loaded`, `brief`, `unloaded` and `observation`");
             return ExitCode::from(2);
         }
     };
@@ -43,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 /// How a process ends that a scenario has started.
-fn ended(result: Result<()>) -> ExitCode {
+fn ended(result: Result<(), impl std::fmt::Display>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
