@@ -27,7 +27,7 @@ const KERNELS: [(&str, &[Set]); 7] = [
     ("5.10", &[Set::Loaded, Set::Unloaded]),
     ("6.1", &[Set::Loaded, Set::Unloaded]),
     ("6.1-rt", &[Set::Brief]),
-    ("6.12", &[Set::Loaded, Set::Unloaded]),
+    ("6.12", &[Set::Loaded, Set::Unloaded, Set::Observation]),
     ("6.12-full", &[Set::Brief]),
     ("6.18", &[Set::Brief]),
     ("7", &[Set::Loaded, Set::Unloaded]),
@@ -45,6 +45,8 @@ enum Set {
     Brief,
     /// Those of a node that does not track connections yet.
     Unloaded,
+    /// What is measured on an idle machine.
+    Observation,
 }
 
 impl Set {
@@ -53,6 +55,7 @@ impl Set {
             Self::Loaded => "loaded",
             Self::Brief => "brief",
             Self::Unloaded => "unloaded",
+            Self::Observation => "observation",
         }
     }
 }
@@ -66,7 +69,7 @@ pub(crate) struct Matrix {
 }
 
 /// One kernel's.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Column {
     /// As `uname -r` says it.
     release: String,
@@ -75,6 +78,7 @@ struct Column {
     /// Scenarios that were to run here.
     wanted: Vec<String>,
     rows: Vec<rows::Row>,
+    effects: Vec<rows::Effect>,
 }
 
 impl Matrix {
@@ -83,22 +87,18 @@ impl Matrix {
     /// # Errors
     /// The binary of the scenarios does not run on this machine.
     pub(crate) fn run(project: &Project, stages: &mut Stages, snat_trace: &Path, scenarios: &Path) -> Result<Self> {
-        let [loaded, brief, unloaded] = [Set::Loaded, Set::Brief, Set::Unloaded].map(|set| names(scenarios, set));
-        let (loaded, brief, unloaded) = (loaded?, brief?, unloaded?);
-        let mut matrix = Self { scenarios: [loaded.clone(), unloaded.clone()].concat(), columns: Vec::new() };
+        let mut matrix = Self::default();
+        for set in [Set::Loaded, Set::Unloaded, Set::Observation] {
+            matrix.scenarios.extend(names(scenarios, set)?);
+        }
         for (series, sets) in KERNELS {
             let kernel = stages
                 .run(&format!("kernel {series}"), || vm::ensure_kernel(project, &series.parse::<Series>()?, false));
             let Some(kernel) = kernel else { continue };
-            let mut column =
-                Column { release: kernel.release.clone(), package: None, wanted: Vec::new(), rows: Vec::new() };
+            let mut column = Column { release: kernel.release.clone(), ..Column::default() };
             for &set in sets {
-                let names = match set {
-                    Set::Loaded => &loaded,
-                    Set::Brief => &brief,
-                    Set::Unloaded => &unloaded,
-                };
-                column.wanted.extend_from_slice(names);
+                let names = names(scenarios, set)?;
+                column.wanted.extend_from_slice(&names);
                 stages.run(&format!("scenarios on {series}, {}", set.word()), || {
                     run_set(project, &kernel, set, &[snat_trace, scenarios], &mut column)?;
                     let missing: Vec<&str> =
@@ -163,6 +163,7 @@ fn run_set(project: &Project, kernel: &Kernel, set: Set, binaries: &[&Path], col
     let report = Report::parse(&outcome.output)?;
     column.package = report.package.or(column.package.take());
     column.rows.extend(report.rows);
+    column.effects.extend(report.effects);
     match outcome.exit_code()? {
         0 => Ok(()),
         code => bail!("the scenarios ended with exit code {code} on {}", kernel.release),

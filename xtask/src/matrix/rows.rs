@@ -34,17 +34,34 @@ pub(super) struct Numbers {
     pub(super) lost: Option<u64>,
 }
 
+/// How often two senders collide, with one way of watching or with none.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub(super) struct Effect {
+    /// `nothing`, or the way of watching.
+    pub(super) mode: String,
+    pub(super) turns: u32,
+    /// In each turn.
+    pub(super) rounds: u32,
+    /// Mean share of rounds with a collision.
+    pub(super) share: f64,
+    /// Standard deviation of the share of one turn.
+    pub(super) deviation: f64,
+    /// Of the share to that with nothing attached, and the bounds of its 95 % interval.
+    pub(super) ratio: Option<[f64; 3]>,
+}
+
 /// Everything one guest said to us.
-#[derive(Debug, Default, Eq, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Report {
     /// Debian's version of the kernel's package.
     pub(super) package: Option<String>,
     pub(super) rows: Vec<Row>,
+    pub(super) effects: Vec<Effect>,
 }
 
 impl Report {
-    /// Lines that begin with `kernel ` (then `/proc/version`) or `row ` (then JSON). A guest that dies may cut the last
-    /// line.
+    /// Lines that begin with `kernel ` (then `/proc/version`), or `row ` or `observer ` (then JSON). A guest that dies may
+    /// cut the last line.
     ///
     /// # Errors
     /// A whole line is not what it should be.
@@ -56,6 +73,8 @@ impl Report {
                 report.package = package(version);
             } else if let Some(row) = line.strip_prefix("row ") {
                 report.rows.push(serde_json::from_str(row).with_context(|| format!("no row: {row}"))?);
+            } else if let Some(effect) = line.strip_prefix("observer ") {
+                report.effects.push(serde_json::from_str(effect).with_context(|| format!("no effect: {effect}"))?);
             }
         }
         Ok(report)
@@ -81,6 +100,7 @@ mod tests {
         let output = format!(
             "kernel {VERSION}\nok      forced  1.0 s\nrow {{\"name\":\"forced\",\"result\":\"ok\",\"seconds\":1.0,\"text\":\"\",\
              \"expected\":5,\"seen\":5}}\nrow {{\"name\":\"x\",\"result\":\"skipped\",\"seconds\":0.0,\"text\":\"no sctp\"}}\n\
+             observer {{\"mode\":\"full\",\"turns\":20,\"rounds\":400,\"share\":0.4,\"deviation\":0.1,\"ratio\":[1.0,0.9,1.1]}}\n\
              row {{\"name\":\"cut"
         );
         let report = Report::parse(output.as_bytes()).unwrap();
@@ -96,6 +116,7 @@ mod tests {
             report.rows,
             [row("forced", Ended::Ok, "", numbers), row("x", Ended::Skipped, "no sctp", Numbers::default())]
         );
+        assert_eq!(report.effects.iter().map(|effect| effect.ratio).collect::<Vec<_>>(), [Some([1.0, 0.9, 1.1])]);
         assert!(Report::parse(b"row {}\n").is_err());
     }
 }

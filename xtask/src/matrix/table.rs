@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::rows::{Ended, Numbers, Row};
+use super::rows::{Effect, Ended, Numbers, Row};
 use super::{Column, Matrix};
 
 const HEAD: &str = "\
@@ -22,6 +22,14 @@ A cell is *expected / seen / pids right / cgroups right / unexplained / lost*, `
 
 `ok` is a scenario that has no such numbers; an empty cell one that does not run on that kernel. *full* and *minimal* are the
 levels of detail; where none is named it is full.
+";
+
+const OBSERVER: &str = "## The observer's effect
+
+Two senders, each on a CPU of its own, send a datagram from one source port at one instant: the share of rounds in which the
+kernel counts a failed insert, with nothing attached and with `snat-trace watch` beside it, in turns within one guest. The ratio
+is to nothing attached, with its 95 % interval from the paired differences. A mean share that differs from nothing attached by
+more than one turn's standard deviation is a failure.
 ";
 
 /// The document.
@@ -48,6 +56,16 @@ pub(super) fn markdown(matrix: &Matrix, emulator: &str) -> String {
     for (title, ended) in [("Failed", Ended::Failed), ("Skipped", Ended::Skipped)] {
         notes(&mut text, title, ended, matrix);
     }
+    if matrix.columns.iter().any(|column| !column.effects.is_empty()) {
+        _ = write!(
+            text,
+            "\n{OBSERVER}\n| kernel | attached | share | one turn's deviation | ratio | turns | rounds each |"
+        );
+        text.push_str("\n| --- | --- | --- | --- | --- | --- | --- |\n");
+        for column in &matrix.columns {
+            column.effects.iter().for_each(|effect| text.push_str(&effect_line(&column.release, effect)));
+        }
+    }
     text
 }
 
@@ -68,6 +86,13 @@ fn numbers_cell(numbers: Numbers) -> String {
         return "ok".to_owned();
     }
     cells.map(|cell| cell.map_or_else(|| "-".to_owned(), |cell| cell.to_string())).join(" / ")
+}
+
+fn effect_line(release: &str, effect: &Effect) -> String {
+    let Effect { mode, turns, rounds, share, deviation, ratio } = effect;
+    let ratio = ratio.map_or_else(String::new, |[ratio, low, high]| format!("{ratio:.3} ({low:.3} to {high:.3})"));
+    let (share, deviation) = (share * 100.0, deviation * 100.0);
+    format!("| {release} | {} | {share:.1} % | {deviation:.1} % | {ratio} | {turns} | {rounds} |\n", escaped(mode))
 }
 
 /// Why scenarios ended that way, one line for each scenario and reason.
@@ -113,7 +138,7 @@ mod tests {
 
     fn column(release: &str, wanted: &[&str], rows: Vec<Row>) -> Column {
         let wanted = wanted.iter().map(|&name| name.to_owned()).collect();
-        Column { release: release.to_owned(), package: Some("1.2-3".to_owned()), wanted, rows }
+        Column { release: release.to_owned(), package: Some("1.2-3".to_owned()), wanted, rows, effects: Vec::new() }
     }
 
     #[test]
@@ -121,7 +146,7 @@ mod tests {
         let right = Numbers { expected: Some(5), seen: Some(5), unexplained: Some(0), ..Numbers::default() };
         let none = Numbers::default();
         let whole = ["race", "idle", "sctp", "a|b", "gone"];
-        let matrix = Matrix {
+        let mut matrix = Matrix {
             scenarios: whole.map(str::to_owned).to_vec(),
             columns: vec![
                 column(
@@ -141,6 +166,16 @@ mod tests {
                 ),
             ],
         };
+        matrix.columns[1].effects = [None, Some([0.99, 0.941_4, 1.05])]
+            .map(|ratio| Effect {
+                mode: ratio.map_or("nothing", |_| "full").to_owned(),
+                turns: 20,
+                rounds: 400,
+                share: 0.42,
+                deviation: 0.031,
+                ratio,
+            })
+            .to_vec();
         let text = markdown(&matrix, "QEMU 7.2 (TCG)");
         for line in [
             "* 5.10.0-46 (1.2-3)",
@@ -153,6 +188,8 @@ mod tests {
             "| gone | **not run** |  |",
             "* a\\|b on 5.10.0-46: 4 races",
             "* sctp on 5.10.0-46, 7.3: no module",
+            "| 7.3 | nothing | 42.0 % | 3.1 % |  | 20 | 400 |",
+            "| 7.3 | full | 42.0 % | 3.1 % | 0.990 (0.941 to 1.050) | 20 | 400 |",
         ] {
             assert!(text.lines().any(|there| there == line), "no {line:?} in\n{text}");
         }
