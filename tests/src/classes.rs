@@ -1,15 +1,17 @@
 //! Every class but the plain race for a port, as the lab makes it: how many clashes there were is known from its senders,
 //! its receiver and the kernel's counters, each by itself.
 
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::node::Node;
 use crate::output::{Lines, verdicts_are_the_kernels};
-use crate::places::{lab_with_races, watching};
+use crate::places::{until, watching};
 use crate::scenario::{Numbers, Row, Scenario, brief, whole};
 
 /// Those of a full range are sure; of the others every run has some, as two CPUs will have it.
@@ -50,15 +52,18 @@ fn full_range(detail: &str, scenario: &str, ports: u64, more: &[&str]) -> Result
     let numbers = judge(&lines, detail, scenario)?;
     let expected = pods * ROUNDS - ports;
     ensure!(numbers.seen == Some(expected), "{:?} races, expected {expected}", numbers.seen);
+    let mut counted = 0_u64;
     for race in lines.all("race") {
         let sport = race["contested"]["sport"].as_u64().unwrap_or(0);
         ensure!((60_000..60_000 + ports).contains(&sport), "port {sport}");
         ensure!(race["verdict"] == "dropped" && race["overlap_ns"].is_null(), "{race}");
         if detail == "full" {
             let (in_range, in_use) = (race["nat"]["in_range"].as_u64(), race["nat"]["in_use"].as_u64());
-            ensure!(in_range == Some(ports) && in_use == Some(ports), "{in_use:?} of {in_range:?} in use");
+            ensure!(in_range == Some(ports) && in_use.is_none_or(|used| used == ports), "{in_use:?} of {in_range:?}");
+            counted += u64::from(in_use.is_some());
         }
     }
+    ensure!(counted > 0 || detail == "minimal", "the ports in use were never counted");
     Ok(Row { text: String::new(), numbers })
 }
 
@@ -110,21 +115,49 @@ fn judge(lines: &Lines, detail: &str, scenario: &str) -> Result<Numbers> {
     Ok(numbers)
 }
 
+/// Where everything is sent to, and from.
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// Sixteen ports toward it.
+const SIXTEEN_PORTS: &str = "table ip exhausted {
+    chain out {
+        type nat hook postrouting priority 100;
+        udp dport 53 masquerade to :60000-60015
+    }
+}";
+
+/// Flows sent at once after the start, and again when what was there before can be told.
+const FLOWS: u16 = 20;
+
 /// Watching begins when the range is full: no winner has times. What is told of them is told from a second on, and nothing
-/// wrong before.
+/// wrong before. Who lost is known from the senders, of this host all: their kernel refuses (EPERM).
 fn before_the_start() -> Result<Row> {
-    let mut lab = lab_with_races(&["--scenario", "exhaustion", "--rounds", "39000"])?;
-    let watch = watching(&["--duration", "4s"], Path::new("/tmp/ready-exhausted"))?;
-    let output = watch.wait()?;
-    lab.signal(Signal::INT)?;
-    lab.wait()?;
-    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    let lines = Lines::parse(&output)?;
+    let node = Node::new("exhausted", &["10.77.0.1/32"], SIXTEEN_PORTS)?;
+    let _receiver = node.inside(|| {
+        // So that not one entry ends meanwhile.
+        std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "3600")?;
+        Ok(UdpSocket::bind((SERVER, 53))?)
+    })?;
+    let mut port = 2000;
+    let mut refused = |flows: u16| {
+        let ports = port..port + flows;
+        port += flows;
+        node.inside(|| ports.map(is_refused).sum::<Result<u64>>())
+    };
+    ensure!(refused(16)? == 0 && refused(1)? == 1, "16 flows do not fill the range");
+
+    let watch = watching(&[], Path::new("/tmp/ready-exhausted"))?;
+    let ready = Instant::now();
+    let early = refused(FLOWS)?;
+    until("a second and a half", || ready.elapsed() > Duration::from_millis(1500))?;
+    let expected = early + refused(FLOWS)?;
+    let lines = Lines::parse(&watch.interrupt()?)?;
     let summary = lines.only("summary")?;
+    ensure!(expected == 2 * u64::from(FLOWS) && lines.races() == expected, "{} races of {expected}", lines.races());
     ensure!(summary["closes"] == true && lines.lost_in_all()? == 0, "the account does not close: {summary}");
 
     let began = time(&lines.only("session")?["time"])?;
-    let (mut told, mut counted, mut early) = (0_u64, 0_u64, 0_u64);
+    let (mut told, mut counted, mut pids_right) = (0_u64, 0_u64, 0_u64);
     for race in lines.all("race") {
         ensure!(race["winner"]["allocated"].is_null() && race["winner"]["inserted"].is_null(), "{race}");
         let asked = time(&race["loser"]["allocated"]).with_context(|| race.to_string())?;
@@ -132,16 +165,34 @@ fn before_the_start() -> Result<Row> {
             ensure!(race["class"] == "port-exhaustion" && race["nat"]["in_range"] == 16, "{race}");
             let in_use = &race["nat"]["in_use"];
             ensure!(in_use.is_null() || *in_use == 16, "{race}");
-            told += 1;
-            counted += u64::from(!in_use.is_null());
+            (told, counted) = (told + 1, counted + u64::from(!in_use.is_null()));
         } else {
             ensure!(race["class"] == "unclassified", "{race}");
-            early += 1;
         }
+        let pid = &race["loser"]["owner"]["pid"];
+        ensure!(*pid == std::process::id(), "{race}");
+        pids_right += 1;
     }
-    ensure!(told > 0 && counted > 0, "{told} told, {counted} of them with the ports in use");
-    let numbers = Numbers { unexplained: Some(lines.unexplained()?), lost: Some(0), ..Numbers::default() };
-    Ok(Row { text: format!("{told} told, {counted} with ports in use, {early} in the first second"), numbers })
+    ensure!(told >= u64::from(FLOWS) && counted > 0, "{told} told, {counted} of them with the ports in use");
+    let numbers = Numbers {
+        expected: Some(expected),
+        seen: Some(lines.races()),
+        pids_right: Some(pids_right),
+        unexplained: Some(lines.unexplained()?),
+        lost: Some(lines.lost_in_all()?),
+        ..Numbers::default()
+    };
+    Ok(Row { text: format!("{told} told, {counted} with ports in use"), numbers })
+}
+
+/// Sends one datagram from a port; 1 when the kernel drops it.
+fn is_refused(port: u16) -> Result<u64> {
+    let socket = UdpSocket::bind((SERVER, port))?;
+    match socket.send_to(b"x", (SERVER, 53)) {
+        Ok(_) => Ok(0),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(1),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A time in JSON.

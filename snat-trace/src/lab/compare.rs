@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::judge::{Judged, Sides, Wrong, wrong_cgroup, wrong_class, wrong_pid, wrong_ports, wrong_tuples};
+use super::judge::{Judged, Sides, Wrong, judge_ports, wrong_cgroup, wrong_class, wrong_pid, wrong_tuples};
 use super::truth::{Expected, Truth, Winner};
 use crate::kernel::Detail;
 use crate::race::event::Race;
@@ -112,8 +112,8 @@ pub struct Comparison {
     pub classes_right: usize,
     /// Those with both original tuples, the contested tuple, protocol and verdict right.
     pub tuples_right: usize,
-    /// Those that say how many ports there were and how many were in use, and are right; `None` where ports are not to be
-    /// told.
+    /// Those that say how many ports there were and how many were in use, and are right; the others leave out how many were
+    /// in use. `None` where ports are not to be told.
     pub ports_right: Option<usize>,
     /// Whether both processes must be named in each; else they may be absent, and never wrong.
     pub named: bool,
@@ -183,7 +183,7 @@ pub fn compare(truth: &Truth, races: &[Race], detail: Detail) -> Comparison {
         check(wrong_class(truth.cause.class, race, detail).into(), &mut comparison.classes_right);
         check(wrong_tuples(truth, &expected, race).into(), &mut comparison.tuples_right);
         if let (Some(ports), Some(right)) = (ports, &mut comparison.ports_right) {
-            check(wrong_ports(ports, race).into(), right);
+            check(judge_ports(ports, race), right);
         }
         check(
             sides.judge_owners(truth, race, [What::LoserPid, What::WinnerPid], wrong_pid),

@@ -4,7 +4,7 @@ use super::compare::What;
 use super::truth::{Expected, PodTruth, RoundTruth, Sent, Truth, Winner};
 use crate::kernel::Detail;
 use crate::owner::Owner;
-use crate::race::event::{Class, Flow, Race, Verdict};
+use crate::race::event::{Class, Flow, PortUse, Race, Verdict};
 use crate::race::tuple::{Ends, OriginalTuple, TranslatedTuple};
 
 /// One thing a race is wrong about.
@@ -39,14 +39,24 @@ pub(super) fn wrong_class(class: Class, race: &Race, detail: Detail) -> Vec<Wron
     (race.class != class).then(wrong).into_iter().collect()
 }
 
-/// The lab's range is full whenever a packet loses.
-pub(super) fn wrong_ports(in_range: u32, race: &Race) -> Vec<Wrong> {
-    let text = |in_range: u32, in_use: Option<u32>| {
-        format!("{in_range} and {}", in_use.map_or_else(|| "unknown".to_owned(), |in_use| in_use.to_string()))
+/// The lab's range is full whenever a packet loses. That it was not counted is no lie: the kernel's table may be too large
+/// or the machine too busy.
+pub(super) fn judge_ports(in_range: u32, race: &Race) -> Judged {
+    let right = PortUse { in_range, in_use: Some(in_range) };
+    let unknown = PortUse { in_use: None, ..right };
+    let text = |ports: Option<PortUse>| {
+        ports.map_or_else(
+            || "unknown".to_owned(),
+            |ports| {
+                let in_use = ports.in_use.map_or_else(|| "unknown".to_owned(), |in_use| in_use.to_string());
+                format!("{} and {in_use}", ports.in_range)
+            },
+        )
     };
-    let seen = race.port_use.map_or_else(|| "unknown".to_owned(), |ports| text(ports.in_range, ports.in_use));
-    let expected = text(in_range, Some(in_range));
-    (seen != expected).then_some(Wrong { what: What::Ports, expected, seen }).into_iter().collect()
+    let wrong = Wrong { what: What::Ports, expected: text(Some(right)), seen: text(race.port_use) };
+    let known = race.port_use == Some(right);
+    let wrongs = if known || race.port_use == Some(unknown) { Vec::new() } else { vec![wrong] };
+    Judged { all_right: known, wrongs }
 }
 
 pub(super) fn wrong_tuples(truth: &Truth, expected: &Expected<'_>, race: &Race) -> Vec<Wrong> {

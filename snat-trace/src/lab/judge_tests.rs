@@ -4,7 +4,6 @@ use super::super::compare::tests::{address, external, flow_truth, original, owne
 use super::super::compare::{Comparison, Difference, compare};
 use super::super::truth::{Cause, FlowTruth};
 use super::*;
-use crate::race::event::PortUse;
 
 /// A truth of another cause: every flow that arrived did so from a port of the node's own choice.
 fn caused(class: Class, in_range: Option<u32>, rounds: Vec<RoundTruth>) -> Truth {
@@ -54,13 +53,16 @@ fn whoever_arrived_with_the_contested_port_is_the_winner() {
 #[test]
 fn class_and_ports_are_judged_where_they_can_be_known() {
     let (truth, right) = exhausted();
-    for port_use in [None, Some((2, None)), Some((2, Some(1))), Some((3, Some(2)))] {
+    for port_use in [None, Some((3, None)), Some((2, Some(1))), Some((3, Some(2)))] {
         let port_use = port_use.map(|(in_range, in_use)| PortUse { in_range, in_use });
         let races = [Race { port_use, ..right.clone() }];
         assert_eq!(whats(&compare(&truth, &races, Detail::Full)), [What::Ports], "{port_use:?}");
     }
     let races = [Race { class: Class::SnatPortCollision, port_use: None, ..right.clone() }];
     assert_eq!(whats(&compare(&truth, &races, Detail::Full)), [What::Class, What::Ports]);
+    let uncounted = [Race { port_use: Some(PortUse { in_range: 2, in_use: None }), ..right.clone() }];
+    let comparison = compare(&truth, &uncounted, Detail::Full);
+    assert!(comparison.ok() && comparison.ports_right == Some(0), "{comparison}");
     // Without times an exhausted range looks like a race.
     let minimal = compare(&truth, &races, Detail::Minimal);
     assert!(minimal.ok() && minimal.ports_right.is_none(), "{minimal}");
