@@ -50,9 +50,9 @@ struct Counted {
 
 /// Packets that clash without end with a rule that has one port. Each that went out is dropped on arrival.
 fn storm(detail: &str) -> Result<Row> {
-    let storm = Storm::new("crosscheck")?;
+    let storm = Storm::new()?;
     let watch = Watch::start(detail, storm.inum()?)?;
-    let statistics = || statistics(Command::new("ip").args(["netns", "exec", "storm-crosscheck", "conntrack", "-S"]));
+    let statistics = || storm.inside(|| statistics(Command::new("conntrack").arg("-S")));
     let (before, drops) = (statistics()?, Drops::count()?);
     let sent = storm.rage(2, |refused| refused >= CLASHES)?;
     let witnesses = Witnesses { dropped: drops.so_far()? - sent.passed, counted: statistics()?.since(before) };

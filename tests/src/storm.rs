@@ -98,7 +98,16 @@ impl Storm {
     ///
     /// It fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        in_netns(self.0.as_fd(), || run(program, arguments, ""))?
+        self.inside(|| run(program, arguments, ""))
+    }
+
+    /// Does something inside.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or the namespace cannot be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        in_netns(self.0.as_fd(), work)?
     }
 
     /// Its number.
