@@ -144,6 +144,15 @@ fn of_a_crossed_flow_either_may_lose() {
         let comparison = compare(&resolved, &[race], Detail::Full);
         assert!(comparison.ok(), "{comparison}");
     }
+    // A kernel without `nf_nat_used_tuple_new` finds the port of the later one taken and gives it another.
+    let mut moved = resolved.clone();
+    moved.rounds[0].flows[1].arrived_as = Some(address("10.99.1.2:34567"));
+    let race = crossed(back, there, Verdict::ResolvedReplyOnly, [1, 0]);
+    assert!(compare(&moved, std::slice::from_ref(&race), Detail::Full).ok());
+    let other = crossed(there, back, Verdict::ResolvedReplyOnly, [0, 1]);
+    assert_eq!(compare(&moved, &[other], Detail::Full).differences.len(), 2);
+    assert_eq!(whats(&compare(&resolved, &[race], Detail::Full)), [What::Verdict]);
+
     let dropped = caused(Class::CrossedFlow, None, rounds(false, 0));
     assert!(compare(&dropped, &[crossed(back, there, Verdict::Dropped, [1, 0])], Detail::Full).ok());
     let other = compare(&dropped, &[crossed(there, back, Verdict::Dropped, [0, 1])], Detail::Full);

@@ -128,8 +128,9 @@ impl Truth {
                 Expected { round, loser: Some(loser), winner, verdict: Verdict::Dropped }
             });
             let resolved = (0..round.resolved).map(move |_| {
-                let winner = self.winner(round, None);
-                Expected { round, loser: None, winner, verdict: round.resolution() }
+                let loser = if self.cause.class == Class::CrossedFlow { round.moved() } else { None };
+                let verdict = if loser.is_some() { Verdict::ResolvedReplyOnly } else { round.resolution() };
+                Expected { round, loser, winner: self.winner(round, loser), verdict }
             });
             lost.chain(resolved)
         })
@@ -157,6 +158,13 @@ impl Truth {
 }
 
 impl RoundTruth {
+    /// The flow whose packet arrived from another port, though the node translates nothing. A kernel that finds the answer
+    /// of such a flow taken gives it another; what clashes then is its original tuple alone.
+    fn moved(&self) -> Option<Sent<'_>> {
+        let moved = |flow: &FlowTruth| flow.arrived_as.is_some_and(|arrived| arrived != flow.original.ends().source);
+        self.flows.iter().enumerate().find(|(_, flow)| moved(flow))
+    }
+
     /// How a packet of this round was sent on. One that is merged into the winner's connection goes where that goes; with
     /// an entry of its own, in the reply direction only, it goes where it was sent.
     fn resolution(&self) -> Verdict {

@@ -45,7 +45,7 @@ pub fn classify(record: &ClashRecord, since: KernelTime) -> Result<Race, Undecod
     loser_flow.cpu = loser_flow.cpu.or(Some(record.header.cpu));
     let winner_flow = flow(winner).ok_or(unknown)?;
     let rule = nat_rule(loser);
-    let contested = contested(shape, loser).ok_or(unknown)?;
+    let contested = contested(shape, loser, winner).ok_or(unknown)?;
     let contest = Contest {
         protocol,
         rule,
@@ -156,13 +156,15 @@ fn verdict(shape: Shape, protocol: Protocol, winner: &FlowFact) -> Option<Verdic
     }
 }
 
-/// The tuple both claimed, as the loser's packet bears it. Of a flow claimed twice with two translations it is the
-/// original one.
-fn contested(shape: Shape, loser: &FlowFact) -> Option<TranslatedTuple> {
+/// The tuple both claimed, as the loser's packet bears it. Of a flow claimed twice with two translations, and of one that
+/// is the winner's answer, it is the original one: the loser may have been given another port (before kernels had
+/// `nf_nat_used_tuple_new`, net/netfilter/nf_nat_core.c, an answer that was taken counted as a port that is not free).
+fn contested(shape: Shape, loser: &FlowFact, winner: &FlowFact) -> Option<TranslatedTuple> {
+    let original = || OriginalTuple::new(&loser.original).map(|tuple| TranslatedTuple::from_ends(tuple.ends()));
+    let is_answer = || Tuple { dir: 0, ..loser.original } == Tuple { dir: 0, ..winner.reply };
     match shape {
-        Shape::SameOriginal => {
-            OriginalTuple::new(&loser.original).map(|tuple| TranslatedTuple::from_ends(tuple.ends()))
-        }
+        Shape::SameOriginal => original(),
+        Shape::Crossed if is_answer() => original(),
         Shape::SameFlow | Shape::SameTranslated | Shape::Crossed | Shape::Other => TranslatedTuple::new(&loser.reply),
     }
 }
@@ -414,6 +416,22 @@ pub(crate) mod tests {
         for (name, change, expected) in cases {
             assert_eq!(judged(change), *expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_crossed_flow_contests_what_was_sent() {
+        let mut record = clash();
+        record.loser.original = Tuple { dir: 0, ..record.winner.reply };
+        // Its answer was taken, so it was given another port.
+        record.loser.reply = Tuple { dir: 1, dst_port_be: 77_u16.to_be(), ..record.winner.original };
+        let race = classify(&record, since()).expect("IPv4");
+        assert_eq!((race.class, race.contested.ends()), (Class::CrossedFlow, race.loser.original.ends()));
+        // The other way round it is the answer that was there.
+        record.loser.reply = Tuple { dir: 1, ..record.winner.original };
+        record.loser.original.src_port_be = 77_u16.to_be();
+        let race = classify(&record, since()).expect("IPv4");
+        assert_eq!(race.class, Class::CrossedFlow);
+        assert_eq!(race.contested.ends().source.to_string(), "10.99.1.2:53");
     }
 
     #[test]
