@@ -142,6 +142,9 @@ fn wrong_usage_names_the_wrong_value() {
         (&["lab", "--pods", "99"], &["2 to 8 pods, not 99"]),
         (&["lab", "--rounds", "0"], &["not 0"]),
         (&["lab", "--rounds", "4000000"], &["not 4000000"]),
+        (&["lab", "--zones", "original", "--scenario", "snat-tcp"], &["one address", "no connection comes up"]),
+        (&["lab", "--zones", "both", "--double-nat", "first"], &["zones or translated twice, not both"]),
+        (&["lab", "--rules", "iptables"], &["'iptables'", "iptables-legacy"]),
     ];
     for (arguments, words) in table {
         let (out, err) = run(snat_trace(arguments), 2);

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use snat_trace::kernel::Detail;
-use snat_trace::lab::{Control, Lab, LabError, MAX_PODS, Mode, Scenario, Setup, Truth, compare, lab_cgroups, pod_main};
+use snat_trace::lab::{
+    Control, DoubleNat, Family, Lab, LabError, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Truth, Zones,
+    compare, lab_cgroups, pod_main,
+};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,7 +42,14 @@ fn main() -> ExitCode {
         let began = Instant::now();
         let outcome = case();
         let skipped = outcome.as_ref().err().and_then(|error| error.downcast_ref::<LabError>()).filter(|error| {
-            matches!(error, LabError::NotPermitted { .. } | LabError::MissingTool { .. } | LabError::NoQueue { .. })
+            matches!(
+                error,
+                LabError::NotPermitted { .. }
+                    | LabError::MissingTool { .. }
+                    | LabError::NoQueue { .. }
+                    | LabError::NoIpv6
+                    | LabError::NoSctp
+            )
         });
         let seconds = began.elapsed().as_secs_f64();
         match (skipped, &outcome) {
@@ -69,6 +80,22 @@ const CASES: &[(&str, Case)] = &[
     ("natural-udp", || natural(Scenario::SnatUdp, 2000)),
     ("natural-tcp", || natural(Scenario::SnatTcp, 500)),
     ("natural-udp-eight-pods", || quiet_or_not(MAX_PODS, 200, Mode::Natural, false).map(|truth| text(&truth))),
+    ("natural-icmp", || natural_with(&Setup::new(Scenario::SnatIcmp))),
+    ("natural-sctp", || natural_with(&Setup::new(Scenario::SnatSctp))),
+    ("natural-ipv6", || in_each(|scenario| Setup { family: Family::V6, ..Setup::new(scenario) })),
+    ("natural-snat", || in_each(|scenario| Setup { translation: Translation::Snat, ..Setup::new(scenario) })),
+    ("natural-iptables-nft", || in_each(|scenario| Setup { rules: RuleTool::IptablesNft, ..Setup::new(scenario) })),
+    ("natural-iptables-legacy", || {
+        in_each(|scenario| Setup { rules: RuleTool::IptablesLegacy, ..Setup::new(scenario) })
+    }),
+    ("natural-zones", || natural_with(&Setup { zones: Some(Zones::Original), ..Setup::new(Scenario::SnatUdp) })),
+    ("zones-for-both-directions", zones_for_both_directions),
+    ("natural-double-nat-first", || {
+        in_each(|scenario| Setup { double_nat: Some(DoubleNat::First), ..Setup::new(scenario) })
+    }),
+    ("natural-double-nat-second", || {
+        in_each(|scenario| Setup { double_nat: Some(DoubleNat::Second), ..Setup::new(scenario) })
+    }),
     ("different-ports", || control(Control::DifferentPorts)),
     ("one-cpu", || control(Control::OneCpu)),
     ("sequential", || control(Control::Sequential)),
@@ -111,6 +138,38 @@ fn text(truth: &Truth) -> String {
 
 fn quiet_or_not(pods: usize, rounds: u32, mode: Mode, random_fully: bool) -> Result<Truth> {
     run(&Setup { pods, rounds, mode, random_fully, ..Setup::new(Scenario::SnatUdp) })
+}
+
+/// Over UDP and over TCP.
+fn in_each(setup: fn(Scenario) -> Setup) -> Result<String> {
+    let both = [Scenario::SnatUdp, Scenario::SnatTcp].map(|scenario| natural_with(&setup(scenario)));
+    both.into_iter().collect::<Result<Vec<_>>>().map(|texts| texts.join("; "))
+}
+
+/// Some races, and what arrived bears the node's address.
+fn natural_with(setup: &Setup) -> Result<String> {
+    let setup = Setup { rounds: 500, mode: Mode::Natural, ..*setup };
+    let truth = run(&setup)?;
+    let mut arrived = truth.rounds.iter().flat_map(|round| &round.flows).filter_map(|flow| flow.arrived_as);
+    let translated = |seen: SocketAddr| seen.is_ipv6() == (setup.family == Family::V6) && seen.ip() == node(&setup);
+    ensure!(arrived.all(translated), "a packet came with another source than the node's");
+    let cpus = std::thread::available_parallelism()?.get();
+    ensure!(truth.packets_lost() > 0 || cpus == 1, "no race in {} rounds on {cpus} CPUs", setup.rounds);
+    Ok(text(&truth))
+}
+
+fn node(setup: &Setup) -> IpAddr {
+    match setup.family {
+        Family::V4 => IpAddr::from([10, 99, 1, 1]),
+        Family::V6 => IpAddr::from([0xfd99, 0, 0, 1, 0, 0, 0, 1]),
+    }
+}
+
+fn zones_for_both_directions() -> Result<String> {
+    let setup = Setup { zones: Some(Zones::Both), pods: 3, ..Setup::new(Scenario::SnatUdp) };
+    let truth = run(&Setup { rounds: 500, mode: Mode::Natural, ..setup })?;
+    ensure!(truth.packets_lost() == 0, "{}", text(&truth));
+    Ok(text(&truth))
 }
 
 fn natural(scenario: Scenario, rounds: u32) -> Result<String> {

@@ -26,6 +26,9 @@ pub enum LabError {
         /// What refused it.
         reason: String,
     },
+    /// There is no IPv6.
+    #[error("this kernel has no IPv6, or was told to do without: leave out --ipv6")]
+    NoIpv6,
     /// Connection tracking does not know SCTP's ports.
     #[error(
         "this kernel's connection tracking knows no SCTP (CONFIG_NF_CT_PROTO_SCTP), so nothing races for its ports"

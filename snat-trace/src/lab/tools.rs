@@ -73,6 +73,8 @@ fn run(program: &Path, arguments: &[&str], netns: &Netns, script: &str) -> Resul
     let output = netns.inside(|| {
         let mut child = Command::new(program)
             .args(arguments)
+            // The namespace is ours alone: iptables needs no lock, and shall leave no file of one behind.
+            .env("XTABLES_LOCKFILE", "/dev/null")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -17,6 +17,7 @@
 use std::path::Path;
 use std::thread;
 
+use super::addresses::Family;
 use super::error::LabError;
 use super::netns::Netns;
 use super::rules::{Rules, masquerade};
@@ -41,6 +42,9 @@ impl Topology {
     /// Makes and wires the namespaces and loads the translators' rules.
     pub(super) fn build(setup: &Setup) -> Result<Self, LabError> {
         let tools = Tools::find()?;
+        if setup.family == Family::V6 && !Path::new("/proc/sys/net/ipv6/conf").exists() {
+            return Err(LabError::NoIpv6);
+        }
         let host = |_| Netns::new(setup.family, false);
         let router = |_| Netns::new(setup.family, true);
         let gateways = if setup.has_gateways() { setup.pods } else { 0 };
