@@ -23,7 +23,7 @@ const MODES: [(&str, &[&str]); 2] = [("minimal", &["--detail", "minimal"]), ("fu
 const TURNS: usize = 20;
 
 /// Rounds of a turn.
-const ROUNDS: u32 = 400;
+const ROUNDS: u32 = 250;
 
 /// Two-sided 95 % quantile of Student's t with `TURNS - 1` degrees of freedom.
 const T: f64 = 2.093;

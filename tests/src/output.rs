@@ -102,14 +102,17 @@ impl Lines {
         Ok(lost.values().filter_map(Value::as_u64).sum())
     }
 
-    /// Failed inserts that the accounts have no explanation for.
+    /// Failed inserts that the accounts have no explanation for, or explain and did not count.
     ///
     /// # Errors
     ///
     /// There is no summary.
     pub fn unexplained(&self) -> Result<u64> {
         let accounts = self.only("summary")?["accounts"].as_array().context("no accounts")?;
-        Ok(accounts.iter().filter_map(|account| account["unexplained"]["insert_failed"].as_u64()).sum())
+        Ok(accounts
+            .iter()
+            .filter_map(|account| Some(account["unexplained"]["insert_failed"].as_i64()?.unsigned_abs()))
+            .sum())
     }
 
     /// The cells of a lab's run, as its comparison and its summary have them. They are not judged here.

@@ -6,6 +6,7 @@ mod demo;
 mod dist;
 mod elf;
 mod matrix;
+mod mutants;
 mod progress;
 mod project;
 mod selftest;
@@ -44,6 +45,8 @@ enum Command {
     Test,
     /// Run the scenarios on every kernel and write the table of what came of them: docs/MATRIX.md
     Matrix,
+    /// Break the sources in one place at a time and see that a scenario fails
+    Mutants,
     /// Run a command in a virtual machine with a Debian kernel, and end with its exit code
     ///
     /// The command's working folder, which is also in its PATH, holds a static snat-trace and the files given. What it
@@ -115,6 +118,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => return demo::run(&project),
         Command::Test => return test::run(&project),
         Command::Matrix => return matrix::run(&project),
+        Command::Mutants => return mutants::run(&project),
         Command::BtfFixture(arguments) => btf_fixture::run(&arguments)?,
         Command::Vm(arguments) => return Ok(run_vm(&project, arguments)),
     }

@@ -21,6 +21,16 @@ impl Project {
         Ok(Self { root: root.to_path_buf() })
     }
 
+    /// A copy of the workspace.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Where it is.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Everything xtask makes is below here, and nowhere else.
     pub(crate) fn target(&self) -> PathBuf {
         self.root.join("target")

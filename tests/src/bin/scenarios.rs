@@ -1,4 +1,4 @@
-//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|unloaded|observation] [NAME-PART]`.
+//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|unloaded|observation] [NAME-PART...]`.
 
 use std::process::{ExitCode, Termination as _};
 
@@ -29,8 +29,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let part = arguments.next().unwrap_or_default();
-    let chosen = scenarios().filter(|Scenario { name, set, .. }| wanted(*set) && name.contains(&part));
+    let parts: Vec<String> = arguments.collect();
+    let named = |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(part));
+    let chosen = scenarios().filter(|Scenario { name, set, .. }| wanted(*set) && named(name));
     if list {
         chosen.for_each(|scenario| println!("{}", scenario.name));
         return ExitCode::SUCCESS;

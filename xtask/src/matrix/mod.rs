@@ -16,7 +16,7 @@ use crate::project::Project;
 use crate::stages::Stages;
 use crate::toolchain::Toolchain;
 use crate::vm::{self, Kernel, Payload, Series, VmRun};
-use rows::Report;
+pub(crate) use rows::{Ended, Report, Row};
 
 /// Where the table goes: below `docs` when it is asked for, below `target` in every test.
 pub(crate) const FILE: &str = "MATRIX.md";
@@ -77,7 +77,7 @@ struct Column {
     package: Option<String>,
     /// Scenarios that were to run here.
     wanted: Vec<String>,
-    rows: Vec<rows::Row>,
+    rows: Vec<Row>,
     effects: Vec<rows::Effect>,
 }
 
@@ -123,7 +123,7 @@ impl Matrix {
 
 impl Column {
     /// What came of a scenario here.
-    fn row(&self, scenario: &str) -> Option<&rows::Row> {
+    fn row(&self, scenario: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.name == scenario)
     }
 }

@@ -5,19 +5,19 @@ use serde::Deserialize;
 
 /// What came of one scenario on one kernel.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-pub(super) struct Row {
-    pub(super) name: String,
-    pub(super) result: Ended,
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) result: Ended,
     /// Why it failed or was skipped; else what there is to say besides the numbers.
-    pub(super) text: String,
+    pub(crate) text: String,
     #[serde(flatten)]
-    pub(super) numbers: Numbers,
+    pub(crate) numbers: Numbers,
 }
 
 /// How a scenario ended.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     Ok,
     Skipped,
     Failed,
@@ -25,38 +25,38 @@ pub(super) enum Ended {
 
 /// Cells; absent where a scenario has none.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-pub(super) struct Numbers {
-    pub(super) expected: Option<u64>,
-    pub(super) seen: Option<u64>,
-    pub(super) pids_right: Option<u64>,
-    pub(super) cgroups_right: Option<u64>,
-    pub(super) unexplained: Option<u64>,
-    pub(super) lost: Option<u64>,
+pub(crate) struct Numbers {
+    pub(crate) expected: Option<u64>,
+    pub(crate) seen: Option<u64>,
+    pub(crate) pids_right: Option<u64>,
+    pub(crate) cgroups_right: Option<u64>,
+    pub(crate) unexplained: Option<u64>,
+    pub(crate) lost: Option<u64>,
 }
 
 /// How often two senders collide, with one way of watching or with none.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-pub(super) struct Effect {
+pub(crate) struct Effect {
     /// `nothing`, or the way of watching.
-    pub(super) mode: String,
-    pub(super) turns: u32,
+    pub(crate) mode: String,
+    pub(crate) turns: u32,
     /// In each turn.
-    pub(super) rounds: u32,
+    pub(crate) rounds: u32,
     /// Mean share of rounds with a collision.
-    pub(super) share: f64,
+    pub(crate) share: f64,
     /// Standard deviation of the share of one turn.
-    pub(super) deviation: f64,
+    pub(crate) deviation: f64,
     /// Of the share to that with nothing attached, and the bounds of its 95 % interval.
-    pub(super) ratio: Option<[f64; 3]>,
+    pub(crate) ratio: Option<[f64; 3]>,
 }
 
 /// Everything one guest said to us.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// Debian's version of the kernel's package.
-    pub(super) package: Option<String>,
-    pub(super) rows: Vec<Row>,
-    pub(super) effects: Vec<Effect>,
+    pub(crate) package: Option<String>,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) effects: Vec<Effect>,
 }
 
 impl Report {
@@ -65,7 +65,7 @@ impl Report {
     ///
     /// # Errors
     /// A whole line is not what it should be.
-    pub(super) fn parse(output: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(output: &[u8]) -> Result<Self> {
         let text = String::from_utf8_lossy(output);
         let mut report = Self::default();
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
