@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 
 /// The namespaces' names.
 const ALL: [&str; 8] = ["n", "x", "p0", "p1", "t0", "m", "i", "q"];
+/// The last byte of the address at which `x` answers; the others outside are nobody's.
+pub(crate) const SERVER: u8 = 6;
 /// The source port of every translated flow.
 pub(crate) const PORT: u16 = 7777;
 
@@ -65,9 +67,10 @@ impl Place {
                    ip -n i link add w0 type veth peer name e0 netns q; ip -n i link set w0 up; \
                    ip -n i addr add 10.97.0.1/24 dev w0; ip -n q link set e0 up; \
                    ip -n q addr add 10.97.0.10/24 dev e0; ip -n q route add default via 10.97.0.1\n";
-        // Nobody answers, so no neighbour is asked for: each way out leads to an address that is not there.
+        script += &format!("ip -n x addr add 10.98.1.{SERVER}/24 dev x1\n");
+        // Nobody else answers, so no neighbour is asked for: each way out leads to an address that is not there.
         for node in ["n", "m"] {
-            for last in 2..9 {
+            for last in (2..9).filter(|last| *last != SERVER) {
                 script += &format!(
                     "ip -n {node} neigh replace 10.98.1.{last} lladdr 02:00:00:00:00:02 dev x0; \
                      ip -n {node} -6 neigh replace fd98:1::{last} lladdr 02:00:00:00:00:02 dev x0\n"
@@ -121,7 +124,7 @@ impl Drop for Place {
 /// Rules that give every flow out of `device` one port, or one id.
 pub(crate) fn one_port(device: &str) -> String {
     let rule = |of: &str| format!("oifname {device} {of} masquerade to :{PORT}\n");
-    let kinds = ["meta l4proto tcp", "meta l4proto udp", "meta l4proto udplite"].map(rule).concat();
+    let kinds = ["meta l4proto tcp", "meta l4proto udp"].map(rule).concat();
     let four = rule("icmp type echo-request");
     let six = rule("icmpv6 type echo-request");
     format!(

@@ -13,12 +13,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{
-    AddressFamily, RawProtocol, SendFlags, SocketFlags, SocketType, bind, connect, ipproto, send, sendto, socket_with,
+    AddressFamily, RawProtocol, SendFlags, SocketFlags, SocketType, bind, connect, ipproto, listen, send, sendto,
+    socket_with,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
 
-use super::uring;
+use super::{churn, uring};
 
 /// How often a sender of many sends.
 const MANY: usize = 40;
@@ -88,6 +89,7 @@ pub fn main(words: &[String]) -> Result<()> {
             flow.report_thread(false)?;
             hold()
         }
+        "churn" => churn::send(flow.source, flow.destination),
         "many" => {
             let socket = flow.open()?;
             for _ in 0..MANY {
@@ -137,8 +139,11 @@ enum Kind {
     Udp,
     /// Not connected: it could send to anybody.
     UdpOpen,
-    UdpLite,
     Tcp,
+    /// Connected when it has sent, so that it can open more connections.
+    Mptcp,
+    /// Accepts them.
+    MptcpServer,
     /// The first data goes in the SYN.
     TcpFastOpen,
     /// A ping socket.
@@ -160,8 +165,9 @@ impl std::str::FromStr for Kind {
         Ok(match word {
             "udp" => Self::Udp,
             "udp-open" => Self::UdpOpen,
-            "udplite" => Self::UdpLite,
             "tcp" => Self::Tcp,
+            "mptcp" => Self::Mptcp,
+            "mptcp-server" => Self::MptcpServer,
             "tcp-fast-open" => Self::TcpFastOpen,
             "ping" => Self::Ping,
             "icmp" => Self::Icmp,
@@ -195,20 +201,21 @@ impl Flow {
         let raw = |protocol| (SocketType::RAW, Some(protocol));
         let (kind, protocol) = match self.kind {
             Kind::Udp | Kind::UdpOpen => (SocketType::DGRAM, None),
-            Kind::UdpLite => (SocketType::DGRAM, Some(ipproto::UDPLITE)),
             Kind::Tcp | Kind::TcpFastOpen => (SocketType::STREAM, None),
+            Kind::Mptcp | Kind::MptcpServer => (SocketType::STREAM, Some(ipproto::MPTCP)),
             Kind::Ping => (SocketType::DGRAM, Some(icmp)),
             Kind::Icmp => raw(icmp),
             Kind::RawUdp => raw(ipproto::UDP),
             Kind::RawTcp => raw(rustix::net::Protocol::from_raw(RawProtocol::new(6).context("TCP is 6")?)),
             Kind::RawHeader => raw(ipproto::RAW),
         };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let waits = matches!(self.kind, Kind::Mptcp | Kind::MptcpServer);
+        let flags = SocketFlags::CLOEXEC | if waits { SocketFlags::empty() } else { SocketFlags::NONBLOCK };
         let socket = socket_with(family, kind, flags, protocol).context("socket")?;
         let is_raw = kind == SocketType::RAW;
         bind(&socket, &SocketAddr::new(self.source.ip(), if is_raw { 0 } else { self.source.port() }))
             .context("bind")?;
-        if matches!(self.kind, Kind::Udp | Kind::UdpLite) {
+        if self.kind == Kind::Udp {
             connect(&socket, &self.destination).context("connect")?;
         }
         Ok(socket)
@@ -219,7 +226,7 @@ impl Flow {
         let to = SocketAddr::new(self.destination.ip(), 0);
         let none = SendFlags::empty();
         match self.kind {
-            Kind::Udp | Kind::UdpLite => {
+            Kind::Udp => {
                 // Refused by nobody: nobody answers. EPERM tells a sender on the node itself that its packet was dropped.
                 match send(socket, b"one", none) {
                     Ok(_) | Err(Errno::PERM) => {}
@@ -233,6 +240,11 @@ impl Flow {
                 Ok(()) | Err(Errno::INPROGRESS) => {}
                 Err(error) => return Err(error).context("connect"),
             },
+            Kind::Mptcp => {
+                connect(socket, &self.destination).context("connect")?;
+                send(socket, b"one", none).context("send")?;
+            }
+            Kind::MptcpServer => listen(socket, 8).context("listen")?,
             Kind::TcpFastOpen => match sendto(socket, b"one", SendFlags::from_bits_retain(FASTOPEN), &self.destination)
             {
                 Ok(_) | Err(Errno::INPROGRESS) => {}

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,7 +18,7 @@ use crate::output::{Lines, Running};
 use crate::scenario::Row;
 
 /// How long anything may take that must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What must be said of a sender.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,6 +59,8 @@ struct Sent {
 pub(super) struct Stage {
     // Dropped in this order: the watch, then the senders, then the namespaces.
     watch: Option<Running>,
+    /// What it has printed so far.
+    printed: Arc<Mutex<String>>,
     senders: Vec<Child>,
     pub(super) place: Place,
     full: bool,
@@ -79,14 +82,38 @@ impl Stage {
         let child = watch.child()?;
         until("the ready file", || Ok(ready.exists() || child.try_wait()?.is_some()))?;
         ensure!(ready.exists(), "watch ended early: {:?}", watch.wait()?);
+        let mut stdout = BufReader::new(child.stdout.take().context("stdout is a pipe")?);
+        let printed = Arc::new(Mutex::new(String::new()));
+        let to = Arc::clone(&printed);
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            while stdout.read_line(&mut line).is_ok_and(|length| length > 0) {
+                to.lock().unwrap_or_else(PoisonError::into_inner).push_str(&line);
+                line.clear();
+            }
+        });
         let (senders, sent) = (Vec::new(), HashMap::new());
-        Ok(Self { watch: Some(watch), senders, place, full: detail == "full", sent, next_port: 20_000, races: 0 })
+        Ok(Self {
+            watch: Some(watch),
+            printed,
+            senders,
+            place,
+            full: detail == "full",
+            sent,
+            next_port: 20_000,
+            races: 0,
+        })
     }
 
     /// A port that no other flow of this stage has.
     pub(super) fn port(&mut self) -> u16 {
         self.next_port += 1;
         self.next_port
+    }
+
+    /// A destination outside that nobody else has sent to.
+    pub(super) fn outside(&mut self) -> SocketAddr {
+        SocketAddr::new(external(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2), self.port())
     }
 
     /// What is expected of a sender at this level of detail.
@@ -96,8 +123,31 @@ impl Stage {
 
     /// Starts a sender and waits until it has sent.
     pub(super) fn send(&mut self, sender: &Sender<'_>) -> Result<()> {
+        let truth = self.hold(sender)?;
         let Sender { pod, way, socket, from, to, seen_as, expected } = *sender;
         let what = format!("{way} {socket} from {pod} ({from} > {to})");
+        let key = key(node_of(pod), protocol(socket, from.ip()), seen_as, to);
+        self.sent.entry(key).or_default().push_back(Sent { what, expected, truth: Some(truth) });
+        Ok(())
+    }
+
+    /// A sender whose flow must clash with one that is there.
+    pub(super) fn lose(&mut self, sender: &Sender<'_>) -> Result<()> {
+        self.send(sender)?;
+        self.races += 1;
+        Ok(())
+    }
+
+    /// A flow of a pod's toward `to` that is there before all others.
+    pub(super) fn first(&mut self, socket: &str, to: SocketAddr) -> Result<()> {
+        let from = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 98, 0, 11)), self.port());
+        let expected = Expected::Right;
+        self.send(&Sender { pod: "p1", way: "plain", socket, from, to, seen_as: from, expected })
+    }
+
+    /// Starts a sender of a flow that meets no other, and waits until it has sent. What it says of itself.
+    pub(super) fn hold(&mut self, sender: &Sender<'_>) -> Result<Value> {
+        let Sender { pod, way, socket, from, to, .. } = *sender;
         let mut child = Command::new("ip")
             .args(["netns", "exec", pod])
             .arg(std::env::current_exe()?)
@@ -108,10 +158,7 @@ impl Stage {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
         self.senders.push(child);
-        let truth = serde_json::from_str(&line).with_context(|| format!("{what}: it said {line:?}"))?;
-        let key = key(node_of(pod), protocol(socket, from.ip()), seen_as, to);
-        self.sent.entry(key).or_default().push_back(Sent { what, expected, truth: Some(truth) });
-        Ok(())
+        serde_json::from_str(&line).with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))
     }
 
     /// Notes a flow of UDP through the node `n` that no process sends.
@@ -151,16 +198,23 @@ impl Stage {
         Ok(())
     }
 
+    /// Waits until every race was shown, which is when its senders were looked for.
+    pub(super) fn settle(&self) -> Result<()> {
+        let (mut counted, mut shown) = (0, 0);
+        let waited = until("the races", || {
+            counted = self.place.insert_failed("n")? + self.place.insert_failed("m")?;
+            shown = self.printed(|printed| printed.matches("\"type\":\"race\"").count() as u64);
+            Ok(counted >= self.races && shown >= counted)
+        });
+        waited.with_context(|| format!("{counted} inserts failed, not {}, and {shown} races", self.races))
+    }
+
     /// Waits for the kernel's count of clashes, ends the watch and holds what it said against what the senders said.
     pub(super) fn finish(mut self) -> Result<Row> {
-        let mut counted = 0;
-        let waited = until("the clashes", || {
-            counted = self.place.insert_failed("n")? + self.place.insert_failed("m")?;
-            Ok(counted >= self.races)
-        });
-        waited.with_context(|| format!("{counted} inserts failed, not {}", self.races))?;
-        let watch = self.watch.take().context("it is watched")?;
-        let lines = Lines::parse(&watch.interrupt()?)?;
+        self.settle()?;
+        self.watch.take().context("it is watched")?.interrupt()?;
+        until("the summary", || Ok(self.printed(|printed| printed.contains("\"type\":\"summary\""))))?;
+        let lines = self.printed(|printed| Lines::parse_bytes(printed.as_bytes()))?;
         let summary = lines.only("summary")?;
         ensure!(summary["closes"] == true && lines.races() >= self.races, "{} races: {summary}", lines.races());
         let (mut named, mut seen) = (0_u64, HashSet::new());
@@ -174,6 +228,11 @@ impl Stage {
         let unseen: Vec<_> = self.sent.iter().filter(|(key, _)| !seen.contains(*key)).collect();
         ensure!(unseen.is_empty(), "no race has {unseen:?}");
         Ok(Row::said(format!("{} races, {named} senders named and right", lines.races())))
+    }
+
+    /// Looks at what was printed so far, whole lines.
+    fn printed<T>(&self, look: impl FnOnce(&str) -> T) -> T {
+        look(&self.printed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Under which key one side of a race was found, and whether it is named; wrong is an error.
@@ -249,8 +308,7 @@ fn key(node: &str, protocol: &str, from: SocketAddr, to: SocketAddr) -> String {
 /// What a race calls what a kind of socket sends.
 fn protocol(socket: &str, address: IpAddr) -> &'static str {
     match socket {
-        "tcp" | "tcp-fast-open" | "raw-tcp" => "tcp",
-        "udplite" => "udplite",
+        "tcp" | "tcp-fast-open" | "raw-tcp" | "mptcp" => "tcp",
         "ping" | "icmp" if address.is_ipv4() => "icmp",
         "ping" | "icmp" => "icmpv6",
         _ => "udp",

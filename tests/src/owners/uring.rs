@@ -41,10 +41,9 @@ pub(super) fn send(socket: BorrowedFd<'_>, payload: &[u8]) -> Result<()> {
     let queue = map(index_bytes, IORING_OFF_SQ_RING).context("mmap")?.cast::<u8>();
     let entries = map(entry_bytes, IORING_OFF_SQES).context("mmap")?.cast::<io_uring_sqe>();
 
-    let mut entry = io_uring_sqe::default();
-    entry.opcode = IoringOp::Send;
-    entry.flags = IoringSqeFlags::FIXED_FILE;
-    entry.fd = 0;
+    // Of the registered files, the first.
+    let mut entry =
+        io_uring_sqe { opcode: IoringOp::Send, flags: IoringSqeFlags::FIXED_FILE, fd: 0, ..io_uring_sqe::default() };
     entry.addr_or_splice_off_in.addr = rustix::io_uring::io_uring_ptr::new(payload.as_ptr().cast_mut().cast());
     entry.len.len = u32::try_from(payload.len())?;
     // SAFETY: both pointers are into the mappings above, at offsets the kernel gave; nothing is submitted yet, so the

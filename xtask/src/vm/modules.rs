@@ -56,6 +56,7 @@ pub(super) const WANTED: &[&str] = &[
     "tcp_diag",
     "udp_diag",
     "sctp",
+    "vxlan",
 ];
 
 /// Packs the modules of the kernel `release` below `root` that [`WANTED`] names, with those they need.

@@ -1,0 +1,191 @@
+//! Fifty thousand short flows of four processes with the same ports, some of which clash, through a table too small for
+//! them: conntrack entries and tuples live again within microseconds, and every owner must be that of the present life.
+//!
+//! Each packet carries its sender's pid, so a loser tells by itself who sent it; a winner must have been sent by its
+//! owner when it asked for its port.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::place::Place;
+use crate::output::{Lines, Running};
+use crate::scenario::Row;
+
+/// Flows of each process.
+const FLOWS: u32 = 12_500;
+/// One in so many goes where there is one port for all.
+const CLASHING: u32 = 25;
+/// Source ports, shared by the processes of a pod.
+const PORTS: u32 = 64;
+/// Destination ports that are clashed for, from 30 000 on.
+const CONTESTED: u32 = 8;
+/// Entries the table may have.
+const TABLE: &str = "2000";
+/// What the table may have.
+const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// One packet that was sent to a contested port: by whom, between which moments (nanoseconds since 1970).
+#[derive(Clone, Copy, Debug)]
+struct Sending {
+    pid: u64,
+    from: u128,
+    to: u128,
+}
+
+/// What a process of the churn does; it says what it sent when it has sent everything.
+///
+/// # Errors
+///
+/// A system call fails.
+pub(super) fn send(source: SocketAddr, destination: SocketAddr) -> Result<()> {
+    let pid: u32 = fs::read_link("/proc/self")?.to_string_lossy().parse()?;
+    let mut said = String::new();
+    let mut sent = 0;
+    for turn in 0..u32::MAX {
+        if sent == FLOWS {
+            break;
+        }
+        let port = u16::try_from(10_000 + turn.wrapping_mul(7) % PORTS)?;
+        // The other process of the pod may have it now.
+        let Ok(socket) = UdpSocket::bind((source.ip(), port)) else { continue };
+        let clashing = sent % CLASHING == 0;
+        let to = if clashing { 30_000 + sent / CLASHING % CONTESTED } else { 40_000 + sent % 20_000 };
+        let to = SocketAddr::new(destination.ip(), u16::try_from(to)?);
+        let before = now()?;
+        socket.connect(to)?;
+        socket.send(&pid.to_be_bytes())?;
+        if clashing {
+            said += &format!("{} {} {before} {}\n", port, to.port(), now()?);
+        }
+        sent += 1;
+    }
+    print!("{pid}\n{said}");
+    Ok(io::stdout().flush()?)
+}
+
+fn now() -> Result<u128> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())
+}
+
+/// A smaller table while it lives.
+struct SmallTable(String);
+
+impl SmallTable {
+    fn new() -> Result<Self> {
+        let before = fs::read_to_string(MAX)?;
+        fs::write(MAX, TABLE)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for SmallTable {
+    fn drop(&mut self) {
+        // What it was before cannot be refused.
+        let _refused = fs::write(MAX, &self.0);
+    }
+}
+
+/// Runs it.
+pub(super) fn churn() -> Result<Row> {
+    let place = Place::new()?;
+    place.nft(
+        "n",
+        "flush ruleset\ntable ip nat {\nchain post {\ntype nat hook postrouting priority 100;\n\
+         oifname x0 udp dport 30000-30999 masquerade to :7777\noifname x0 masquerade\n}\n}\n",
+    )?;
+    let _table = SmallTable::new()?;
+    let ready = Path::new("/tmp/ready-churn");
+    let _absent = fs::remove_file(ready);
+    let mut watch = Running::start(&["watch", "--format", "json", "--ready-file", "/tmp/ready-churn"])?;
+    let child = watch.child()?;
+    super::stage::until("the ready file", || Ok(ready.exists() || child.try_wait()?.is_some()))?;
+
+    // Read along with the traffic, so that the pipe never fills.
+    let stdout = watch.child()?.stdout.take().context("stdout is a pipe")?;
+    let reader = std::thread::spawn(move || io::read_to_string(stdout));
+    let processes = [("p0", "10.98.0.10:0"), ("p0", "10.98.0.10:0"), ("p1", "10.98.0.11:0"), ("p1", "10.98.0.11:0")]
+        .map(|(pod, source)| start(pod, source));
+    let mut sendings: HashMap<(String, u64, u64), Vec<Sending>> = HashMap::new();
+    for (process, pod) in processes.into_iter().zip(["10.98.0.10", "10.98.0.10", "10.98.0.11", "10.98.0.11"]) {
+        let output = process?.wait_with_output()?;
+        ensure!(output.status.success(), "a sender: {}", String::from_utf8_lossy(&output.stderr));
+        hear(&String::from_utf8(output.stdout)?, pod, &mut sendings)?;
+    }
+    let ended = watch.interrupt()?;
+    let printed = reader.join().map_err(|_| anyhow::anyhow!("the reader"))??;
+    let lines = Lines::parse_bytes(printed.as_bytes()).with_context(|| format!("{ended:?}"))?;
+
+    let (mut named, mut sides) = (0, 0);
+    for race in lines.all("race") {
+        for side in ["loser", "winner"] {
+            sides += 1;
+            named += u64::from(judge(race, side, &sendings).with_context(|| format!("{side} of {race}"))?);
+        }
+    }
+    let summary = lines.only("summary")?;
+    ensure!(lines.races() > 100 && named * 10 > sides * 9, "{named} of {sides} named in {} races", lines.races());
+    Ok(Row::said(format!(
+        "{} races among {} flows, {named} of {sides} senders named and right, {} evicted",
+        lines.races(),
+        4 * FLOWS,
+        summary["accounts"][0]["counters"]["early_drop"]
+    )))
+}
+
+fn start(pod: &str, source: &str) -> Result<Child> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", pod]).arg(std::env::current_exe()?);
+    command.args(["sender", "churn", "udp", source, "10.98.1.2:0"]);
+    Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+}
+
+/// What a process says it sent, by source address, source port and destination port.
+fn hear(said: &str, source: &str, sendings: &mut HashMap<(String, u64, u64), Vec<Sending>>) -> Result<()> {
+    let mut lines = said.lines();
+    let pid = lines.next().context("a sender without a pid")?.parse()?;
+    for line in lines {
+        let numbers: Vec<u128> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        let [port, to_port, from, to] = numbers[..] else { bail!("a sender said {line:?}") };
+        let key = (source.to_owned(), u64::try_from(port)?, u64::try_from(to_port)?);
+        sendings.entry(key).or_default().push(Sending { pid, from, to });
+    }
+    Ok(())
+}
+
+/// Whether one side is named; wrong is an error.
+fn judge(race: &Value, side: &str, sendings: &HashMap<(String, u64, u64), Vec<Sending>>) -> Result<bool> {
+    let flow = &race[side];
+    let Some(pid) = flow["owner"]["pid"].as_u64() else { return Ok(false) };
+    if side == "loser" {
+        // Behind 20 bytes of IP and 8 of UDP.
+        let packet = race["packet"].as_str().context("no packet")?;
+        let sender = u64::from_str_radix(packet.get(56..64).context("a short packet")?, 16)?;
+        ensure!(pid == sender, "{sender} sent it");
+        return Ok(true);
+    }
+    let original = &flow["original"];
+    let source = original["src"].as_str().context("a source")?.to_owned();
+    let key = (source, original["sport"].as_u64().context("a port")?, original["dport"].as_u64().context("a port")?);
+    let sent = sendings.get(&key).with_context(|| format!("nobody sent {key:?}"))?;
+    // When a winner asked is known but for those of before, of which this one's life was not seen.
+    let allocated = flow["allocated"].as_str().context("a winner without times")?;
+    let allocated = nanoseconds(allocated)?;
+    let sender = sent.iter().find(|sending| (sending.from..=sending.to).contains(&allocated));
+    let sender = sender.with_context(|| format!("nobody was sending it at {allocated}: {sent:?}"))?;
+    ensure!(pid == sender.pid, "{} sent it", sender.pid);
+    Ok(true)
+}
+
+/// Nanoseconds since 1970 of an RFC 3339 time in UTC.
+fn nanoseconds(time: &str) -> Result<u128> {
+    let time: jiff::Timestamp = time.parse()?;
+    Ok(u128::try_from(time.as_nanosecond())?)
+}
