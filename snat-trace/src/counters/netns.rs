@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Instant;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -82,6 +83,49 @@ pub fn enumerate(depth: Depth) -> io::Result<Vec<Netns>> {
         found.process(&process, depth);
     }
     Ok(found.all.into_iter().map(|(inum, path)| Netns { inum, path }).collect())
+}
+
+/// Hands every network namespace that can be found to `visit`, each once, until it returns `None`; `None` then, and when one
+/// could not be opened or `deadline` has passed.
+///
+/// Where a namespace was found it may be gone at once: a thread showed it that has left it or ended, such as one of
+/// [`in_netns`]. Others may still be there, so it is looked for again.
+pub fn visit(
+    depth: Depth,
+    deadline: Instant,
+    visit: impl FnMut(NetnsInum, BorrowedFd<'_>) -> Option<()>,
+) -> Option<()> {
+    visit_found(|| enumerate(depth), deadline, visit)
+}
+
+fn visit_found(
+    mut find: impl FnMut() -> io::Result<Vec<Netns>>,
+    deadline: Instant,
+    mut visit: impl FnMut(NetnsInum, BorrowedFd<'_>) -> Option<()>,
+) -> Option<()> {
+    let mut visited = BTreeSet::new();
+    loop {
+        let mut gone = false;
+        for netns in find().ok()? {
+            if visited.contains(&netns.inum) {
+                continue;
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            match netns.open() {
+                Ok(fd) => {
+                    visited.insert(netns.inum);
+                    visit(netns.inum, fd.as_fd())?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => gone = true,
+                Err(_) => return None,
+            }
+        }
+        if !gone {
+            return Some(());
+        }
+    }
 }
 
 /// Looks for those of `wanted` that [`enumerate`] does not find below [`Depth::Descriptors`], stopping when it has all.
@@ -202,8 +246,8 @@ fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::fd::AsFd;
     use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+    use std::time::Duration;
 
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -256,6 +300,31 @@ pub(crate) mod tests {
         found[0].open().unwrap();
         drop(fd);
         assert_eq!(search(&BTreeSet::from([inum])).unwrap(), []);
+    }
+
+    #[test]
+    fn a_namespace_gone_where_it_was_found_is_looked_for_again() {
+        let own = Netns::current().unwrap();
+        // The thread that showed it has ended.
+        let ended = Netns { path: PathBuf::from("/proc/self/task/0/ns/net"), ..own.clone() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut finds = vec![vec![own.clone()], vec![ended.clone()]];
+        let mut seen = Vec::new();
+        let all = visit_found(
+            || Ok(finds.pop().unwrap()),
+            deadline,
+            |inum, _| {
+                seen.push(inum);
+                Some(())
+            },
+        );
+        assert_eq!((all, seen), (Some(()), vec![own.inum]));
+        // Gone for good: not there the next time.
+        let mut finds = vec![vec![], vec![ended.clone()]];
+        assert_eq!(visit_found(|| Ok(finds.pop().unwrap()), deadline, |_, _| Some(())), Some(()));
+        // Never to be had: until the deadline.
+        let soon = Instant::now() + Duration::from_millis(1);
+        assert_eq!(visit_found(|| Ok(vec![ended.clone()]), soon, |_, _| Some(())), None);
     }
 
     #[test]

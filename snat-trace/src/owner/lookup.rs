@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::cgroup::{CgroupPaths, ProcessCgroups};
@@ -99,20 +98,12 @@ fn candidates(places: &[(NetnsInum, Place)]) -> Vec<Candidate> {
 /// The namespaces that have each query's source address; `None` when not every namespace could be asked.
 fn find_places(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<(NetnsInum, Place)>>> {
     let mut places = vec![Vec::new(); queries.len()];
-    for netns in netns::enumerate(Depth::Threads).ok()? {
-        if Instant::now() >= deadline {
-            return None;
+    netns::visit(Depth::Threads, deadline, |inum, fd| {
+        for (query, place) in in_netns(fd, || find_here(queries)).ok()?? {
+            places.get_mut(query)?.push((inum, place));
         }
-        let fd = match netns.open() {
-            Ok(fd) => fd,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(_) => return None,
-        };
-        let found = in_netns(fd.as_fd(), || find_here(queries)).ok()??;
-        for (query, place) in found {
-            places.get_mut(query)?.push((netns.inum, place));
-        }
-    }
+        Some(())
+    })?;
     Some(places)
 }
 
@@ -222,6 +213,7 @@ fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, paths: &Cg
 mod tests {
     use std::io::{BufRead, BufReader, Read};
     use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::AsFd;
     use std::os::fd::OwnedFd;
     use std::process::{Child, Command, Stdio};
 
