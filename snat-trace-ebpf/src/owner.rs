@@ -118,6 +118,13 @@ fn flags_of(tuple: &Tuple) -> u32 {
 fn keep(tuple: &Tuple, sk: Address, flags: u32) {
     // SAFETY: the helpers take no argument and touch no memory.
     let (task, now) = (bpf_get_current_pid_tgid(), unsafe { bpf_ktime_get_ns() });
+    let netns = netns_of(sk).unwrap_or(0);
+    let known = OWNERS.get_ptr_mut(tuple);
+    if let Some(known) = known
+        && sent_again(known, task, netns, now)
+    {
+        return;
+    }
     let owner = &mut OwnerFact {
         sent_ns: now,
         before_ns: 0,
@@ -129,12 +136,12 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         // Two numbers of 32 bits in one of 64.
         tgid: (task >> 32) as u32,
         tid: task as u32,
-        netns: netns_of(sk).unwrap_or(0),
+        netns,
         flags: if is_kernel_thread() { flags | owner_flags::KERNEL_THREAD } else { flags },
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
     // Two CPUs may send one tuple at once: whoever comes second must find the first.
-    let known = match OWNERS.get_ptr_mut(tuple) {
+    let known = match known {
         None if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_ok() => return,
         None => OWNERS.get_ptr_mut(tuple),
         known => known,
@@ -143,24 +150,14 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         count(Counter::OwnerNotKept);
         return;
     };
+    if sent_again(known, task, netns, now) {
+        return;
+    }
     // SAFETY: the pointer is into a map value, which stays the map's memory for as long as this program runs. Other CPUs
     // may write to it; all of it is integers and bytes, which can be read in any state.
     let known = unsafe { &mut *known };
     let here = known.netns == owner.netns;
     let own = here && known.tgid == owner.tgid;
-    if own {
-        if known.tid != owner.tid {
-            known.flags |= owner_flags::SEVERAL_THREADS;
-        }
-        known.sends += 1;
-        known.cgroup_id = owner.cgroup_id;
-        known.tid = owner.tid;
-        known.comm = owner.comm;
-        store(&mut known.sent_ns, now);
-        if load(&known.taker) == 0 {
-            return;
-        }
-    }
     store(&mut known.taker, task);
     let sent_before = load(&known.sent_ns);
     (owner.before_ns, owner.elsewhere_ns) = match (own, here) {
@@ -182,6 +179,27 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
             store(&mut current.elsewhere_ns, now);
         }
     }
+}
+
+/// Brings the record of a sender that sends again up to date; `false` when it is another's, or being taken over.
+#[inline(always)]
+fn sent_again(known: *mut OwnerFact, task: u64, netns: u32, now: u64) -> bool {
+    // SAFETY: as in `keep`.
+    let known = unsafe { &mut *known };
+    // Two numbers of 32 bits in one of 64.
+    if known.tgid != (task >> 32) as u32 || known.netns != netns {
+        return false;
+    }
+    if known.tid != task as u32 {
+        known.flags |= owner_flags::SEVERAL_THREADS;
+    }
+    known.sends += 1;
+    // SAFETY: the helper takes no argument and touches no memory.
+    known.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    known.tid = task as u32;
+    known.comm = bpf_get_current_comm().unwrap_or_default();
+    store(&mut known.sent_ns, now);
+    load(&known.taker) == 0
 }
 
 /// Reads what another CPU may be writing, here and now.

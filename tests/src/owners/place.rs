@@ -31,53 +31,20 @@ impl Place {
     /// Makes and wires them.
     pub(crate) fn new() -> Result<Self> {
         let place = Self(());
-        let mut script = String::new();
+        run("ip", &["-batch", "-"], &ALL.map(|netns| format!("netns add {netns}\n")).concat())?;
         for netns in ALL {
-            script += &format!(
-                "ip netns add {netns}; ip -n {netns} link set lo up; \
-                 ip netns exec {netns} sysctl -qw net.ipv4.ping_group_range='0 2147483647' net.ipv4.conf.all.rp_filter=0 \
-                 net.ipv6.conf.default.accept_dad=0 net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1\n"
-            );
+            place.sh(netns, SYSCTLS)?;
         }
-        for (node, pods) in [("n", &["p0", "p1"][..]), ("m", &["t0"])] {
-            script += &format!("ip -n {node} link add br0 type bridge; ip -n {node} link set br0 up\n");
-            for (index, pod) in pods.iter().enumerate() {
-                script += &format!(
-                    "ip -n {node} link add v{index} type veth peer name e0 netns {pod}; \
-                     ip -n {node} link set v{index} master br0 up; ip -n {pod} link set e0 up; \
-                     ip -n {pod} addr add 10.98.0.1{index}/24 dev e0; ip -n {pod} -6 addr add fd98::1{index}/64 dev e0 nodad\n"
-                );
-            }
-            let outside = if node == "n" { "x1" } else { "x2" };
-            script += &format!(
-                "ip -n {node} addr add 10.98.0.1/24 dev br0; ip -n {node} -6 addr add fd98::1/64 dev br0 nodad; \
-                 ip -n {node} link add x0 type veth peer name {outside} netns x; ip -n {node} link set x0 up; \
-                 ip -n x link set {outside} up; ip -n {node} addr add 10.98.1.1/24 dev x0; \
-                 ip -n {node} -6 addr add fd98:1::1/64 dev x0 nodad\n"
-            );
-            for pod in pods {
-                script += &format!(
-                    "ip -n {pod} route add default via 10.98.0.1; ip -n {pod} -6 route add default via fd98::1\n"
-                );
-            }
+        // Whoever makes a link comes before those at its other end.
+        ip("n", &format!("{}{}link set v2 master br0\n", node("x1", &["p0", "p1"]), link(2, "i")))?;
+        ip("m", &node("x2", &["t0"]))?;
+        let above = "route add default via 10.98.0.1\n";
+        ip("i", &format!("{}{above}{}addr add 10.97.0.1/24 dev v0\n", pod(2), link(0, "q")))?;
+        ip("q", "link set e0 up\naddr add 10.97.0.10/24 dev e0\nroute add default via 10.97.0.1\n")?;
+        for (netns, index) in [("p0", 0), ("p1", 1), ("t0", 0)] {
+            ip(netns, &format!("{}{above}route add default via fd98::1\n", pod(index)))?;
         }
-        script += "ip -n n link add v2 type veth peer name e0 netns i; ip -n n link set v2 master br0 up; \
-                   ip -n i link set e0 up; ip -n i addr add 10.98.0.12/24 dev e0; \
-                   ip -n i route add default via 10.98.0.1; \
-                   ip -n i link add w0 type veth peer name e0 netns q; ip -n i link set w0 up; \
-                   ip -n i addr add 10.97.0.1/24 dev w0; ip -n q link set e0 up; \
-                   ip -n q addr add 10.97.0.10/24 dev e0; ip -n q route add default via 10.97.0.1\n";
-        script += &format!("ip -n x addr add 10.98.1.{SERVER}/24 dev x1\n");
-        // Nobody else answers, so no neighbour is asked for: each way out leads to an address that is not there.
-        for node in ["n", "m"] {
-            for last in (2..9).filter(|last| *last != SERVER) {
-                script += &format!(
-                    "ip -n {node} neigh replace 10.98.1.{last} lladdr 02:00:00:00:00:02 dev x0; \
-                     ip -n {node} -6 neigh replace fd98:1::{last} lladdr 02:00:00:00:00:02 dev x0\n"
-                );
-            }
-        }
-        run("sh", &["-e"], &script)?;
+        ip("x", &format!("link set x1 up\nlink set x2 up\naddr add 10.98.1.{SERVER}/24 dev x1\n"))?;
         for node in ["n", "m"] {
             place.nft(node, &one_port("x0"))?;
         }
@@ -119,6 +86,46 @@ impl Drop for Place {
             let _absent = Command::new("ip").args(["netns", "del", netns]).stderr(Stdio::null()).status();
         }
     }
+}
+
+/// What is not as in a new namespace.
+const SYSCTLS: &str = "ip link set lo up; cd /proc/sys/net; echo 0 2147483647 > ipv4/ping_group_range; \
+                       echo 0 > ipv4/conf/all/rp_filter; echo 1 > ipv4/ip_forward; echo 1 > ipv6/conf/all/forwarding";
+
+/// Scripts for `ip -batch`. A link to a pod, on the node's side:
+fn link(index: usize, pod: &str) -> String {
+    format!("link add v{index} type veth peer name e0 netns {pod}\nlink set v{index} up\n")
+}
+
+/// Its other end.
+fn pod(index: usize) -> String {
+    format!("link set e0 up\naddr add 10.98.0.1{index}/24 dev e0\naddr add fd98::1{index}/64 dev e0 nodad\n")
+}
+
+/// A node with its pods and its way out. Nobody answers outside but one, and so that nobody is asked for either, each
+/// address is known to be somebody's.
+fn node(outside: &str, pods: &[&str]) -> String {
+    let mut script = "link add br0 type bridge\nlink set br0 up\naddr add 10.98.0.1/24 dev br0\n\
+                      addr add fd98::1/64 dev br0 nodad\n"
+        .to_owned();
+    for (index, pod) in pods.iter().enumerate() {
+        script += &format!("{}link set v{index} master br0\n", link(index, pod));
+    }
+    script += &format!(
+        "link add x0 type veth peer name {outside} netns x\nlink set x0 up\naddr add 10.98.1.1/24 dev x0\n\
+         addr add fd98:1::1/64 dev x0 nodad\n"
+    );
+    for last in (2..9).filter(|last| *last != SERVER) {
+        for address in ["10.98.1.", "fd98:1::"] {
+            script += &format!("neigh replace {address}{last} lladdr 02:00:00:00:00:02 dev x0\n");
+        }
+    }
+    script
+}
+
+/// `ip -batch` in a namespace.
+fn ip(netns: &str, script: &str) -> Result<()> {
+    run("ip", &["-n", netns, "-batch", "-"], script)
 }
 
 /// Rules that give every flow out of `device` one port, or one id.
