@@ -4,6 +4,7 @@
 //! source address; and every doubt (two namespaces, two processes, another who can send with that port, a look that could
 //! not be completed) gives nothing. A namespace that translates sends flows of others: of them it says whose they were.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -111,12 +112,13 @@ fn find_places(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<(NetnsInu
 fn find_here(queries: &[Query]) -> Option<Vec<(usize, Place)>> {
     let addresses = addresses().ok()?;
     let here = |query: &&Query| addresses.contains(&query.original.ends().source.ip());
+    let others = Others::default();
     let places = queries.iter().enumerate().filter(|(_, query)| here(query));
-    places.map(|(index, query)| Some((index, place(query)?))).collect()
+    places.map(|(index, query)| Some((index, place(query, &others)?))).collect()
 }
 
 /// What the calling thread's namespace, which has the flow's source address, says of it; `None` when it does not answer.
-fn place(query: &Query) -> Option<Place> {
+fn place(query: &Query, others: &Others) -> Option<Place> {
     let Query { protocol, original, .. } = *query;
     if protocol.has_ports() {
         match untranslated(protocol, original) {
@@ -125,17 +127,36 @@ fn place(query: &Query) -> Option<Place> {
             Err(_) => return Some(Place::Doubtful),
         }
     }
-    if !query.by_socket || !matches!(protocol, Protocol::TCP | Protocol::UDP) || has_raw_sockets().ok()? {
+    if !query.by_socket || !matches!(protocol, Protocol::TCP | Protocol::UDP) || others.raw_sockets()? {
         return Some(Place::Doubtful);
     }
     let ends = original.ends();
     let mut carrying = sockets(protocol, ends.source.port()).ok()?;
     carrying.retain(|socket| socket.inode != 0 && socket.carries(protocol, ends));
     // What a tunnel sends goes where no process connects its socket to.
-    if carrying.iter().any(|socket| !socket.is_connected()) && has_udp_tunnels().ok()? {
+    if carrying.iter().any(|socket| !socket.is_connected()) && others.udp_tunnels()? {
         return Some(Place::Doubtful);
     }
     Some(Place::Sockets(carrying.iter().map(|socket| socket.inode).collect()))
+}
+
+/// Who else may send with a socket's port in the calling thread's namespace, asked once for all flows of a look.
+#[derive(Debug, Default)]
+struct Others {
+    raw_sockets: OnceCell<Option<bool>>,
+    udp_tunnels: OnceCell<Option<bool>>,
+}
+
+impl Others {
+    /// `None` when it cannot be told.
+    fn raw_sockets(&self) -> Option<bool> {
+        *self.raw_sockets.get_or_init(|| has_raw_sockets().ok())
+    }
+
+    /// `None` when it cannot be told.
+    fn udp_tunnels(&self) -> Option<bool> {
+        *self.udp_tunnels.get_or_init(|| has_udp_tunnels().ok())
+    }
 }
 
 /// The processes that hold each socket; `None` when not every process could be looked at.
