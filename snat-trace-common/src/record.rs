@@ -48,7 +48,8 @@ pub struct NatRange {
 /// What the allocation and insertion hooks know of an entry: the value of a map keyed by the entry's address.
 ///
 /// The address of a freed entry is reused at once (the slab is `SLAB_TYPESAFE_BY_RCU`), so the original tuple
-/// stands here too: an `Allocation` whose tuple differs from the entry's belongs to an earlier life.
+/// stands here too: an `Allocation` whose tuple differs from the entry's belongs to an earlier life, and so does any for an
+/// entry that has not asked for a port, which its status tells.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Allocation {

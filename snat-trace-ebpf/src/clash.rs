@@ -26,6 +26,10 @@ use crate::{
 #[unsafe(no_mangle)]
 static FULL: Global<u8> = Global::new(0);
 
+/// Bit of `nf_conn.status` that `nf_nat_setup_info` sets for the source side, whatever it chose
+/// (include/uapi/linux/netfilter/nf_conntrack_common.h).
+const IPS_SRC_NAT_DONE: u64 = 1 << 7;
+
 /// Offset of `dst.dir` in `struct nf_conntrack_tuple`.
 const TUPLE_DIR: u64 = 39;
 
@@ -123,7 +127,10 @@ fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
     if let Some(allocation) = ALLOCATIONS.get_ptr(entry.as_key()) {
         // SAFETY: the pointer is into a map value; a value recycled meanwhile has another tuple.
         let allocation = unsafe { &*allocation };
-        if same_tuple(&allocation.original, &original) {
+        // The address may have been another entry's before: then the tuple differs, or, where the same flow lives again or
+        // in another namespace, this one has not asked for a port.
+        let asked = flow.status & IPS_SRC_NAT_DONE != 0;
+        if asked && same_tuple(&allocation.original, &original) {
             flow.flags |= flow_flags::ALLOCATION;
             flow.allocated_ns = allocation.allocated_ns;
             flow.inserted_ns = allocation.inserted_ns;
