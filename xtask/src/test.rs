@@ -55,7 +55,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
         selftest::run(project, &vm::ensure_kernel(project, &series, false)?)
     });
     if let (Some(snat_trace), Some(scenarios)) = (&snat_trace, &scenarios) {
-        let matrix = Matrix::run(project, &mut stages, snat_trace, scenarios);
+        let matrix = Matrix::run(project, &mut stages, [snat_trace, scenarios], false);
         stages.run("table of the matrix", || {
             let path = project.target().join(matrix::FILE);
             fs::write(&path, matrix?.to_markdown()?).with_context(|| format!("cannot write {}", path.display()))?;

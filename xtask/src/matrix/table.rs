@@ -8,7 +8,8 @@ use super::{Column, Matrix};
 const HEAD: &str = "\
 # Scenarios on kernels
 
-Written by `cargo xtask matrix`, which runs what it says. `cargo xtask test` runs the same and fails if anything here would.
+Written by `cargo xtask matrix`, which runs what it says. `cargo xtask test` runs the same scenarios, all but the measurement of
+the observer's effect, and fails if anything here would.
 ";
 
 const LEGEND: &str = "\
