@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::cgroup::{CgroupPaths, ProcessCgroups};
@@ -208,11 +209,34 @@ fn only_holder(candidates: &[Candidate], holders: &BTreeMap<u32, BTreeSet<u32>>)
     candidates.iter().all(agrees).then_some((netns, inode, pid))
 }
 
+/// Whether a process holds a socket that no other can have sent with and closed since: each descriptor is closed on
+/// execution, so that it came from no parent that way, and there were no children to have it too.
+fn is_its_own(pid: u32, inode: u32) -> Option<bool> {
+    let socket = format!("socket:[{inode}]");
+    let mut held = false;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == socket.as_str()) {
+            let path = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(entry.file_name());
+            if !closes_on_execution(&fs::read_to_string(path).ok()?)? {
+                return Some(false);
+            }
+            held = true;
+        }
+    }
+    Some(held && !process::has_had_children(pid)?)
+}
+
+/// The flags of a descriptor in `/proc/PID/fdinfo`, in octal (fs/proc/fd.c, `seq_show`).
+fn closes_on_execution(fdinfo: &str) -> Option<bool> {
+    let flags = fdinfo.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    Some(i32::from_str_radix(flags.trim(), 8).ok()? & libc::O_CLOEXEC != 0)
+}
+
 /// What is known of a process, provided that it holds the socket and was there at `time`. The start is read before and
 /// after, so that all of it is of one process.
 fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, paths: &CgroupPaths) -> Option<Owner> {
     let start = StartTime::of(pid)?;
-    if !start.was_there_at(time) || !sockets_of(pid).ok()?.contains(&inode) {
+    if !start.was_there_at(time) || !is_its_own(pid, inode)? {
         return None;
     }
     let comm = process::comm(pid)?;
@@ -259,6 +283,7 @@ mod tests {
     const SHARED: u16 = 40007;
     const BOUND_AND_CONNECTED: u16 = 40008;
     const V6: u16 = 40009;
+    const INHERITABLE: u16 = 40010;
 
     /// A namespace with two addresses and a way out that leads nowhere.
     struct Pod {
@@ -366,6 +391,8 @@ mod tests {
             held.push(bind(SocketType::DGRAM, &format!("[::]:{V6ONLY}"), |socket| {
                 sockopt::set_ipv6_v6only(socket, true).unwrap();
             }));
+            held.push(udp(format!("0.0.0.0:{INHERITABLE}")));
+            rustix::io::fcntl_setfd(&held[held.len() - 1], rustix::io::FdFlags::empty()).unwrap();
             let connected = [
                 (udp(format!("0.0.0.0:{CONNECTED}")), REMOTE),
                 (bind(SocketType::DGRAM, &format!("{address}:{BOUND_AND_CONNECTED}"), plain), REMOTE),
@@ -472,6 +499,8 @@ mod tests {
         assert_eq!(pids(&[query]), [None]);
         drop(second);
         assert_eq!(pids(&[query]), [Some(sender.0.id())]);
+        // Whoever executed the sender could have sent with it.
+        assert_eq!(pids(&[pod.query(Protocol::UDP, INHERITABLE)]), [None]);
         // It was no socket's of that namespace.
         assert_eq!(pids(&[Query { by_socket: false, ..query }]), [None]);
         // Others there can send with any port.

@@ -43,12 +43,38 @@ fn clock(clock: ClockId) -> u128 {
     part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
 }
 
-/// Field 22 of `/proc/PID/stat`. Field 2, the name, is in parentheses and may hold anything, parentheses included, so
-/// counting begins after the last one.
+/// Whether a process has children, or has had one and waited for it: a child has the sockets of its parent too, until it
+/// executes another program or for good. `None` when the process has gone.
+pub(crate) fn has_had_children(pid: u32) -> Option<bool> {
+    if had_children(&fs::read(format!("/proc/{pid}/stat")).ok()?)? {
+        return Some(true);
+    }
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        match fs::read(task.ok()?.path().join("children")) {
+            Ok(children) if !children.is_empty() => return Some(true),
+            // The thread has gone, or the kernel has no such file (CONFIG_PROC_CHILDREN).
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Some(false)
+}
+
+/// Field 11 of `/proc/PID/stat`, the page faults of children that were waited for: none lives without.
+fn had_children(stat: &[u8]) -> Option<bool> {
+    Some(field(stat, 11)? != 0)
+}
+
+/// Field 22 of `/proc/PID/stat`.
 fn parse_start(stat: &[u8]) -> Option<StartTime> {
+    field(stat, 22).map(StartTime)
+}
+
+/// A number in `/proc/PID/stat`, counted from 1. Field 2, the name, is in parentheses and may hold anything, parentheses included, so
+/// counting begins after the last one.
+fn field(stat: &[u8], number: usize) -> Option<u64> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let fields = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    fields.split_ascii_whitespace().nth(22 - 3)?.parse().ok().map(StartTime)
+    fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
 /// The name of a process, without the newline that ends the file.
@@ -73,6 +99,7 @@ pub(crate) fn proc_has_root_pids() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::process::{Command, Stdio};
 
     use proptest::prelude::*;
@@ -92,6 +119,38 @@ mod tests {
         let not_utf8: Vec<u8> =
             STAT.replace("{}", "\u{1}").into_bytes().into_iter().map(|b| if b == 1 { 0xff } else { b }).collect();
         assert_eq!(parse_start(&not_utf8), Some(StartTime(218_437)));
+    }
+
+    #[test]
+    fn children_are_noticed_while_they_live_and_afterwards() {
+        assert_eq!(had_children(STAT.as_bytes()), Some(false));
+        assert_eq!(had_children(STAT.replace("1158 0 0 0", "1158 7 0 0").as_bytes()), Some(true));
+        // A shell that waits for our word, and then has had a child.
+        let mut shell = Command::new("sh")
+            .args(["-c", "read one; cat /dev/null; echo; read other"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert_eq!(has_had_children(shell.id()), Some(false));
+        let mut stdin = shell.stdin.take().unwrap();
+        stdin.write_all(b"\n").unwrap();
+        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        assert_eq!(has_had_children(shell.id()), Some(true));
+        let mut parent = Command::new("sh")
+            .args(["-c", "cat <&0 & echo; wait"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        parent.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        assert_eq!(has_had_children(parent.id()), Some(true));
+        drop((stdin, parent.stdin.take()));
+        for mut process in [shell, parent] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+            assert_eq!(has_had_children(process.id()), None);
+        }
     }
 
     #[test]

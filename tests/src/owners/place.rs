@@ -22,7 +22,7 @@ pub(crate) const PORT: u16 = 7777;
 /// p0 10.98.0.10 --+
 /// p1 10.98.0.11 --+-- br0 10.98.0.1 [n] x0 10.98.1.1 ---- x1 10.98.1.2 [x]
 /// ```
-/// `t0` has the addresses of `p0` and a node `m` of its own, which is as `n`. `i` 10.98.0.12 is a node behind the node `n`, and
+/// `t0` can be given the address of `p0` and has a node `m` of its own, which is as `n`. `i` 10.98.0.12 is a node behind the node `n`, and
 /// `q` 10.97.0.10 a pod behind that; `i` translates, but any port goes.
 #[derive(Debug)]
 pub(crate) struct Place(());
@@ -41,7 +41,7 @@ impl Place {
         let above = "route add default via 10.98.0.1\n";
         ip("i", &format!("{}{above}{}addr add 10.97.0.1/24 dev v0\n", pod(2), link(0, "q")))?;
         ip("q", "link set e0 up\naddr add 10.97.0.10/24 dev e0\nroute add default via 10.97.0.1\n")?;
-        for (netns, index) in [("p0", 0), ("p1", 1), ("t0", 0)] {
+        for (netns, index) in [("p0", 0), ("p1", 1)] {
             ip(netns, &format!("{}{above}route add default via fd98::1\n", pod(index)))?;
         }
         ip("x", &format!("link set x1 up\nlink set x2 up\naddr add 10.98.1.{SERVER}/24 dev x1\n"))?;
@@ -53,6 +53,11 @@ impl Place {
             "table ip nat {\nchain post {\ntype nat hook postrouting priority 100;\noifname e0 masquerade\n}\n}\n",
         )?;
         Ok(place)
+    }
+
+    /// Gives `t0` its address, which `p0` has too: from then on no look-up tells one from the other.
+    pub(crate) fn twin(&self) -> Result<()> {
+        ip("t0", &format!("{}route add default via 10.98.0.1\n", pod(0)))
     }
 
     /// Loads rules in a namespace.

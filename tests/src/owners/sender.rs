@@ -212,9 +212,11 @@ impl Flow {
         let waits = matches!(self.kind, Kind::Mptcp | Kind::MptcpServer);
         let flags = SocketFlags::CLOEXEC | if waits { SocketFlags::empty() } else { SocketFlags::NONBLOCK };
         let socket = socket_with(family, kind, flags, protocol).context("socket")?;
-        let is_raw = kind == SocketType::RAW;
-        bind(&socket, &SocketAddr::new(self.source.ip(), if is_raw { 0 } else { self.source.port() }))
-            .context("bind")?;
+        // Whose packet it says to be is in its own header.
+        if self.kind != Kind::RawHeader {
+            let port = if kind == SocketType::RAW { 0 } else { self.source.port() };
+            bind(&socket, &SocketAddr::new(self.source.ip(), port)).context("bind")?;
+        }
         if self.kind == Kind::Udp {
             connect(&socket, &self.destination).context("connect")?;
         }
