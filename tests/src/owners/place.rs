@@ -22,7 +22,7 @@ pub(crate) const PORT: u16 = 7777;
 /// p0 10.98.0.10 --+
 /// p1 10.98.0.11 --+-- br0 10.98.0.1 [n] x0 10.98.1.1 ---- x1 10.98.1.2 [x]
 /// ```
-/// `t0` can be given the address of `p0` and has a node `m` of its own, which is as `n`. `i` 10.98.0.12 is a node behind the node `n`, and
+/// `t0` can be given the address of `p0` and has a node `m` of its own, 10.98.1.9 outside. `i` 10.98.0.12 is a node behind the node `n`, and
 /// `q` 10.97.0.10 a pod behind that; `i` translates, but any port goes.
 #[derive(Debug)]
 pub(crate) struct Place(());
@@ -36,8 +36,8 @@ impl Place {
             place.sh(netns, SYSCTLS)?;
         }
         // Whoever makes a link comes before those at its other end.
-        ip("n", &format!("{}{}link set v2 master br0\n", node("x1", &["p0", "p1"]), link(2, "i")))?;
-        ip("m", &node("x2", &["t0"]))?;
+        ip("n", &format!("{}{}link set v2 master br0\n", node("x1", 1, &["p0", "p1"]), link(2, "i")))?;
+        ip("m", &node("x2", 9, &["t0"]))?;
         let above = "route add default via 10.98.0.1\n";
         ip("i", &format!("{}{above}{}addr add 10.97.0.1/24 dev v0\n", pod(2), link(0, "q")))?;
         ip("q", "link set e0 up\naddr add 10.97.0.10/24 dev e0\nroute add default via 10.97.0.1\n")?;
@@ -109,7 +109,7 @@ fn pod(index: usize) -> String {
 
 /// A node with its pods and its way out. Nobody answers outside but one, and so that nobody is asked for either, each
 /// address is known to be somebody's.
-fn node(outside: &str, pods: &[&str]) -> String {
+fn node(outside: &str, own: u8, pods: &[&str]) -> String {
     let mut script = "link add br0 type bridge\nlink set br0 up\naddr add 10.98.0.1/24 dev br0\n\
                       addr add fd98::1/64 dev br0 nodad\n"
         .to_owned();
@@ -117,8 +117,8 @@ fn node(outside: &str, pods: &[&str]) -> String {
         script += &format!("{}link set v{index} master br0\n", link(index, pod));
     }
     script += &format!(
-        "link add x0 type veth peer name {outside} netns x\nlink set x0 up\naddr add 10.98.1.1/24 dev x0\n\
-         addr add fd98:1::1/64 dev x0 nodad\n"
+        "link add x0 type veth peer name {outside} netns x\nlink set x0 up\naddr add 10.98.1.{own}/24 dev x0\n\
+         addr add fd98:1::{own}/64 dev x0 nodad\n"
     );
     for last in (2..9).filter(|last| *last != SERVER) {
         for address in ["10.98.1.", "fd98:1::"] {
