@@ -18,11 +18,22 @@ pub enum Counter {
     OwnerNotKept,
     /// Sent packets that could not be read for their tuple.
     OwnerUnreadable,
+    /// Failures that are no clash, seen at the return of a function.
+    FailureSeen,
+    /// Failures lost because the ring was full.
+    FailureRingFull,
+    /// Failures lost because the entry or the tuple could not be read.
+    FailureUnreadable,
+    /// Failures, or clashes, whose call's begin was missed, so that it is not known whose they are. Not in
+    /// [`Self::FailureSeen`].
+    FailureUnpaired,
+    /// Calls whose return was missed: one of them may have failed.
+    ReturnMissed,
 }
 
 impl Counter {
     /// Every counter, in slot order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 12] = [
         Self::ClashSeen,
         Self::ClashDelivered,
         Self::LostRingFull,
@@ -30,10 +41,15 @@ impl Counter {
         Self::AllocationNotKept,
         Self::OwnerNotKept,
         Self::OwnerUnreadable,
+        Self::FailureSeen,
+        Self::FailureRingFull,
+        Self::FailureUnreadable,
+        Self::FailureUnpaired,
+        Self::ReturnMissed,
     ];
 
     /// Number of slots.
-    #[expect(clippy::cast_possible_truncation, reason = "seven fits; usize::try_from is not const")]
+    #[expect(clippy::cast_possible_truncation, reason = "a dozen fits; usize::try_from is not const")]
     pub const COUNT: u32 = Self::ALL.len() as u32;
 }
 

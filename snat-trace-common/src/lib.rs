@@ -11,8 +11,9 @@ mod offsets;
 mod record;
 
 pub use counters::Counter;
-pub use offsets::{ABSENT, OFFSETS, Offset};
+pub use offsets::{ABSENT, Need, OFFSETS, Offset};
 pub use record::{
-    Allocation, COMM_LEN, ClashRecord, Deciding, FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN, RecordHeader, Tuple,
-    TupleDirection, VerdictRecord, flow_flags, kind, owner_flags, record_flags,
+    Allocation, COMM_LEN, Call, ClashRecord, Deciding, FailureRecord, FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN,
+    RecordHeader, Tuple, TupleDirection, VerdictRecord, failure_flags, flow_flags, function, kind, owner_flags,
+    record_flags,
 };

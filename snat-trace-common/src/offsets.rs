@@ -13,54 +13,68 @@ pub struct Offset {
     pub structure: &'static str,
     /// Path of the field, dots between nested members; empty for the size of the structure.
     pub field: &'static str,
-    /// Whether tracing is impossible without it (an optional field is compiled out by some configurations).
-    pub required: bool,
+    /// What it means that a kernel does not have it.
+    pub need: Need,
 }
 
-/// Calls `$callback!` with one `NAME = "structure" . "field", required;` line per offset. The BPF crate makes its
+/// What it means that a kernel does not have a field.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Need {
+    /// Tracing is impossible.
+    Required,
+    /// It was compiled out by the configuration, and something is not reported.
+    Optional,
+    /// The kernel does not work that way, and that is worth knowing.
+    Telling,
+}
+
+/// Calls `$callback!` with one `NAME = "structure" . "field", Need;` line per offset. The BPF crate makes its
 /// globals from it and [`OFFSETS`] is made from it, so the two cannot differ.
 #[macro_export]
 macro_rules! for_each_offset {
     ($callback:ident) => {
         $callback! {
-            NF_CONN_TUPLEHASH = "nf_conn"."tuplehash", true;
-            NF_CONN_STATUS = "nf_conn"."status", true;
-            NF_CONN_ZONE = "nf_conn"."zone", false;
-            NF_CONN_CT_NET = "nf_conn"."ct_net", false;
-            TUPLE_HASH_SIZE = "nf_conntrack_tuple_hash"."", true;
-            TUPLE_HASH_TUPLE = "nf_conntrack_tuple_hash"."tuple", true;
-            SK_BUFF_NFCT = "sk_buff"."_nfct", true;
-            SK_BUFF_SK = "sk_buff"."sk", true;
-            SK_BUFF_HEAD = "sk_buff"."head", true;
-            SK_BUFF_TAIL = "sk_buff"."tail", true;
-            SK_BUFF_NETWORK_HEADER = "sk_buff"."network_header", true;
-            SK_BUFF_TRANSPORT_HEADER = "sk_buff"."transport_header", true;
-            NET_NS_INUM = "net"."ns.inum", true;
-            SOCK_FAMILY = "sock"."__sk_common.skc_family", true;
-            SOCK_NET = "sock"."__sk_common.skc_net", false;
-            SOCK_SADDR = "sock"."__sk_common.skc_rcv_saddr", true;
-            SOCK_DADDR = "sock"."__sk_common.skc_daddr", true;
-            SOCK_SADDR6 = "sock"."__sk_common.skc_v6_rcv_saddr", false;
-            SOCK_DADDR6 = "sock"."__sk_common.skc_v6_daddr", false;
-            SOCK_SPORT = "sock"."__sk_common.skc_num", true;
-            SOCK_DPORT = "sock"."__sk_common.skc_dport", true;
-            SOCK_WRITE_QUEUE = "sock"."sk_write_queue", true;
-            FLOWI4_PROTO = "flowi4"."__fl_common.flowic_proto", true;
-            FLOWI4_SADDR = "flowi4"."saddr", true;
-            FLOWI4_DADDR = "flowi4"."daddr", true;
-            TASK_FLAGS = "task_struct"."flags", true;
+            NF_CONN_TUPLEHASH = "nf_conn"."tuplehash", Required;
+            NF_CONN_STATUS = "nf_conn"."status", Required;
+            NF_CONN_ZONE = "nf_conn"."zone", Optional;
+            NF_CONN_CT_NET = "nf_conn"."ct_net", Optional;
+            TUPLE_HASH_SIZE = "nf_conntrack_tuple_hash"."", Required;
+            TUPLE_HASH_TUPLE = "nf_conntrack_tuple_hash"."tuple", Required;
+            SK_BUFF_NFCT = "sk_buff"."_nfct", Required;
+            SK_BUFF_SK = "sk_buff"."sk", Required;
+            SK_BUFF_HEAD = "sk_buff"."head", Required;
+            SK_BUFF_TAIL = "sk_buff"."tail", Required;
+            SK_BUFF_NETWORK_HEADER = "sk_buff"."network_header", Required;
+            SK_BUFF_TRANSPORT_HEADER = "sk_buff"."transport_header", Required;
+            NET_NS_INUM = "net"."ns.inum", Required;
+            SOCK_FAMILY = "sock"."__sk_common.skc_family", Required;
+            SOCK_NET = "sock"."__sk_common.skc_net", Optional;
+            SOCK_SADDR = "sock"."__sk_common.skc_rcv_saddr", Required;
+            SOCK_DADDR = "sock"."__sk_common.skc_daddr", Required;
+            SOCK_SADDR6 = "sock"."__sk_common.skc_v6_rcv_saddr", Optional;
+            SOCK_DADDR6 = "sock"."__sk_common.skc_v6_daddr", Optional;
+            SOCK_SPORT = "sock"."__sk_common.skc_num", Required;
+            SOCK_DPORT = "sock"."__sk_common.skc_dport", Required;
+            SOCK_WRITE_QUEUE = "sock"."sk_write_queue", Required;
+            FLOWI4_PROTO = "flowi4"."__fl_common.flowic_proto", Required;
+            FLOWI4_SADDR = "flowi4"."saddr", Required;
+            FLOWI4_DADDR = "flowi4"."daddr", Required;
+            TASK_FLAGS = "task_struct"."flags", Required;
+            NF_CONN_EXT = "nf_conn"."ext", Optional;
+            NF_CT_EXT_GEN_ID = "nf_ct_ext"."gen_id", Telling;
+            STAT_CHAINTOOLONG = "ip_conntrack_stat"."chaintoolong", Telling;
         }
     };
 }
 
 macro_rules! table {
-    ($($symbol:ident = $structure:literal . $field:literal, $required:literal;)*) => {
+    ($($symbol:ident = $structure:literal . $field:literal, $need:ident;)*) => {
         /// Every offset the BPF object may want. An object refers only to those its programs use.
         pub const OFFSETS: &[Offset] = &[$(Offset {
             symbol: stringify!($symbol),
             structure: $structure,
             field: $field,
-            required: $required,
+            need: Need::$need,
         },)*];
     };
 }

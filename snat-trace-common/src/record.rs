@@ -173,6 +173,8 @@ pub mod kind {
     pub const CLASH: u16 = 1;
     /// A [`VerdictRecord`](crate::VerdictRecord).
     pub const VERDICT: u16 = 2;
+    /// A [`FailureRecord`](crate::FailureRecord).
+    pub const FAILURE: u16 = 3;
 }
 
 /// Bits of [`ClashRecord::flags`].
@@ -253,6 +255,77 @@ pub struct VerdictRecord {
     pub reserved: u32,
 }
 
+/// A call in flight of a function by which a connection comes into the table: the value of a map keyed by its [`Frame`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Call {
+    /// When it began, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub began_ns: u64,
+    /// Address of what it is about: the packet ([`function::CONFIRM`]), the original tuple ([`function::ALLOCATE`]) or the
+    /// entry ([`function::CHECK_INSERT`]).
+    pub subject: u64,
+    /// `nf_conn.status` before ([`function::CONFIRM`]), or the address of the network namespace ([`function::ALLOCATE`]).
+    pub before: u64,
+    /// Address of the zone ([`function::ALLOCATE`]).
+    pub zone: u64,
+    /// Which one, of [`function`].
+    pub function: u32,
+    /// [`failure_flags`] that are known already.
+    pub flags: u32,
+}
+
+/// Values of [`Call::function`] and [`FailureRecord::function`], all in net/netfilter/nf_conntrack_core.c.
+pub mod function {
+    /// `__nf_conntrack_confirm`.
+    pub const CONFIRM: u32 = 1;
+    /// `__nf_conntrack_alloc`.
+    pub const ALLOCATE: u32 = 2;
+    /// `nf_conntrack_hash_check_insert`.
+    pub const CHECK_INSERT: u32 = 3;
+}
+
+/// Bits of [`FailureRecord::flags`].
+pub mod failure_flags {
+    /// The network namespace could not be read; `netns` is 0.
+    pub const NETNS_UNREADABLE: u32 = 1;
+    /// This kernel limits the length of hash chains.
+    pub const CHAIN_LIMITED: u32 = 1 << 1;
+    /// This kernel compares the generation of an entry's extensions.
+    pub const HAS_GENERATIONS: u32 = 1 << 2;
+    /// Both generations are known; without this and with [`HAS_GENERATIONS`] they could not be read.
+    pub const GENERATIONS: u32 = 1 << 3;
+    /// The table was full, and no entry could be evicted.
+    pub const TABLE_FULL: u32 = 1 << 4;
+    /// No packet asked for the entry: ctnetlink or a BPF program did.
+    pub const NO_PACKET: u32 = 1 << 5;
+}
+
+/// A connection that does not come into the table, without a clash.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FailureRecord {
+    /// `kind` is [`kind::FAILURE`]; the time is that of the call's begin.
+    pub header: RecordHeader,
+    /// Inode number of the network namespace, 0 when unknown.
+    pub netns: u32,
+    /// [`failure_flags`] bits.
+    pub flags: u32,
+    /// Which function failed, of [`function`].
+    pub function: u32,
+    /// Generation of the entry's extensions (`nf_ct_ext.gen_id`), with [`failure_flags::GENERATIONS`]; 0 without any.
+    pub entry_generation: u32,
+    /// Generation of extensions now (`nf_conntrack_ext_genid`), with [`failure_flags::GENERATIONS`].
+    pub generation: u32,
+    /// Always zero.
+    pub reserved: u32,
+    /// What the function returned: a verdict (`NF_DROP`), or a negative error.
+    pub returned: i64,
+    /// `nf_conn.status` at the begin of [`function::CONFIRM`]; that at its end is in `flow`.
+    pub status_before: u64,
+    /// The flow. Of one that was not given an entry the original tuple and the zone are all there is.
+    pub flow: FlowFact,
+}
+
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<Tuple>() == 40);
@@ -267,5 +340,7 @@ const _: () = {
     assert!(size_of::<ClashRecord>() == 16 + 24 + 2 * size_of::<FlowFact>() + PACKET_LEN);
     assert!(align_of::<ClashRecord>() == 8);
     assert!(size_of::<Frame>() == 16);
+    assert!(size_of::<Call>() == 4 * 8 + 2 * 4);
+    assert!(size_of::<FailureRecord>() == 16 + 6 * 4 + 2 * 8 + size_of::<FlowFact>());
     assert!(size_of::<VerdictRecord>() == 16 + 4 * 8 + 2 * 4);
 };

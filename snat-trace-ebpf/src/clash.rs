@@ -2,33 +2,23 @@
 //! because a tuple is taken, with the bucket locks held. Cold: nothing here runs while nothing clashes.
 
 use aya_ebpf::{
-    Global,
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{
-    ABSENT, ClashRecord, Counter, Deciding, FlowFact, OwnerFact, PACKET_LEN, RecordHeader, Tuple, flow_flags, kind,
-    record_flags,
-};
+use snat_trace_common::{ABSENT, ClashRecord, Counter, Deciding, PACKET_LEN, RecordHeader, kind, record_flags};
 
 use crate::{
+    confirm,
+    flow::fill_flow,
     frame,
-    maps::{ALLOCATIONS, DECIDING, OWNERS, RING, count},
+    maps::{DECIDING, RING, count},
     packet::network_header,
     read::{
-        Address, NF_CONN_CT_NET, NF_CONN_STATUS, NF_CONN_TUPLEHASH, NF_CONN_ZONE, SK_BUFF_HEAD, SK_BUFF_TAIL,
-        TUPLE_HASH_SIZE, TUPLE_HASH_TUPLE, Unreadable, entry_of, netns_at, same_tuple, tuple_address,
+        Address, NF_CONN_CT_NET, NF_CONN_TUPLEHASH, SK_BUFF_HEAD, SK_BUFF_TAIL, TUPLE_HASH_SIZE, TUPLE_HASH_TUPLE,
+        Unreadable, entry_of, netns_at,
     },
 };
-
-/// Whether the allocation, insertion and owner hooks are attached too.
-#[unsafe(no_mangle)]
-static FULL: Global<u8> = Global::new(0);
-
-/// Bit of `nf_conn.status` that `nf_nat_setup_info` sets for the source side, whatever it chose
-/// (include/uapi/linux/netfilter/nf_conntrack_common.h).
-const IPS_SRC_NAT_DONE: u64 = 1 << 7;
 
 /// Offset of `dst.dir` in `struct nf_conntrack_tuple`.
 const TUPLE_DIR: u64 = 39;
@@ -43,6 +33,7 @@ fn clash(ctx: ProbeContext) -> u32 {
         count(Counter::LostUnreadable);
         return 0;
     };
+    confirm::clashed(skb);
     let Some(mut entry) = RING.reserve(0) else {
         count(Counter::LostRingFull);
         return 0;
@@ -96,55 +87,6 @@ fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unread
     match fill_packet(&mut record.packet, skb) {
         Ok(len) => record.packet_len = len,
         Err(Unreadable) => record.flags |= record_flags::PACKET_UNREADABLE,
-    }
-    Ok(())
-}
-
-#[inline(always)]
-fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
-    let original: Tuple = tuple_address(entry, 0).read()?;
-    flow.original = original;
-    flow.reply = tuple_address(entry, 1).read()?;
-    flow.status = entry.field(&NF_CONN_STATUS).read()?;
-    (flow.zone, flow.zone_dir) = (0, 0);
-    if NF_CONN_ZONE.load() != ABSENT {
-        // struct nf_conntrack_zone (include/net/netfilter/nf_conntrack_zones.h): u16 id, u8 flags, u8 dir.
-        let zone = entry.field(&NF_CONN_ZONE);
-        flow.zone = zone.read()?;
-        flow.zone_dir = zone.plus(3).read()?;
-    }
-    flow.reserved = 0;
-    flow.flags = 0;
-    flow.allocated_ns = 0;
-    flow.inserted_ns = 0;
-    flow.range = Default::default();
-    flow.allocated_cpu = 0;
-    flow.inserted_cpu = 0;
-    flow.owner = OwnerFact::default();
-    if FULL.load() == 0 {
-        return Ok(());
-    }
-    if let Some(allocation) = ALLOCATIONS.get_ptr(entry.as_key()) {
-        // SAFETY: the pointer is into a map value; a value recycled meanwhile has another tuple.
-        let allocation = unsafe { &*allocation };
-        // The address may have been another entry's before: then the tuple differs, or, where the same flow lives again or
-        // in another namespace, this one has not asked for a port.
-        let asked = flow.status & IPS_SRC_NAT_DONE != 0;
-        if asked && same_tuple(&allocation.original, &original) {
-            flow.flags |= flow_flags::ALLOCATION;
-            flow.allocated_ns = allocation.allocated_ns;
-            flow.inserted_ns = allocation.inserted_ns;
-            flow.range = allocation.range;
-            flow.allocated_cpu = allocation.allocated_cpu;
-            flow.inserted_cpu = allocation.inserted_cpu;
-        } else {
-            flow.flags |= flow_flags::STALE_ALLOCATION;
-        }
-    }
-    if let Some(owner) = OWNERS.get_ptr(original) {
-        flow.flags |= flow_flags::OWNER;
-        // SAFETY: the pointer is into a map value.
-        flow.owner = unsafe { *owner };
     }
     Ok(())
 }

@@ -26,8 +26,14 @@ pub(crate) fn at_return(ctx: &RetProbeContext) -> Frame {
     frame(unsafe { (*ctx.regs).rsp }.wrapping_sub(RETURN_ADDRESS))
 }
 
+/// Address of the current `task_struct`.
+#[inline(always)]
+pub(crate) fn task() -> u64 {
+    // SAFETY: the helper takes no argument and touches no memory.
+    unsafe { bpf_get_current_task() }
+}
+
 #[inline(always)]
 fn frame(stack: u64) -> Frame {
-    // SAFETY: the helper takes no argument and touches no memory.
-    Frame { task: unsafe { bpf_get_current_task() }, stack }
+    Frame { task: task(), stack }
 }

@@ -11,13 +11,18 @@
 )]
 
 mod allocation;
+mod check_insert;
 mod clash;
+mod confirm;
+mod failure;
+mod flow;
 mod frame;
 mod insertion;
 mod maps;
 mod owner;
 mod packet;
 mod read;
+mod table;
 mod verdict;
 
 /// Required by the kernel for the helpers used here.

@@ -4,7 +4,7 @@ use aya_ebpf::{
     btf_maps::{LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use snat_trace_common::{Allocation, ClashRecord, Counter, Deciding, Frame, OwnerFact, Tuple};
+use snat_trace_common::{Allocation, Call, ClashRecord, Counter, Deciding, Frame, OwnerFact, Tuple};
 
 /// Sizes here are least sizes: the loader sets those the user asked for.
 const RING_BYTES: usize = 4096;
@@ -27,6 +27,18 @@ pub(crate) static OWNERS: LruHashMap<Tuple, OwnerFact, ENTRIES> = LruHashMap::ne
 /// missed stays until it is the least recently used.
 #[btf_map]
 pub(crate) static DECIDING: LruHashMap<Frame, Deciding, ENTRIES> = LruHashMap::new();
+
+/// Calls in flight that may fail. As [`DECIDING`], at the rate of new connections.
+#[btf_map]
+pub(crate) static CALLS: LruHashMap<Frame, Call, ENTRIES> = LruHashMap::new();
+
+/// When a packet last clashed, by the address of its `struct sk_buff`.
+#[btf_map]
+pub(crate) static CLASHED: LruHashMap<u64, u64, ENTRIES> = LruHashMap::new();
+
+/// When a task last found the table full and nothing to evict, by the address of its `task_struct`.
+#[btf_map]
+pub(crate) static FOUND_FULL: LruHashMap<u64, u64, ENTRIES> = LruHashMap::new();
 
 /// One slot per [`Counter`].
 #[btf_map]

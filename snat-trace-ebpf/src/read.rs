@@ -7,7 +7,7 @@ use snat_trace_common::{ABSENT, Tuple, for_each_offset};
 pub(crate) struct Unreadable;
 
 macro_rules! globals {
-    ($($symbol:ident = $structure:literal . $field:literal, $required:literal;)*) => {$(
+    ($($symbol:ident = $structure:literal . $field:literal, $need:ident;)*) => {$(
         #[doc = concat!("Offset of `", $structure, ".", $field, "`; see `snat_trace_common::OFFSETS`.")]
         #[unsafe(no_mangle)]
         pub(crate) static $symbol: Global<u16> = Global::new(ABSENT);

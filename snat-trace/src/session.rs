@@ -1,6 +1,6 @@
 //! What a run of the tracer is: where, since when, with which hooks.
 
-use crate::kernel::{Detail, KernelFacts};
+use crate::kernel::{KernelFacts, Request};
 use crate::probe::AttachedHook;
 use crate::race::time::{KernelTime, WallClock};
 
@@ -18,7 +18,7 @@ pub struct Session {
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: Option<String>,
     /// What was asked for.
-    pub detail: Detail,
+    pub request: Request,
     /// What came of it.
     pub hooks: Vec<AttachedHook>,
 }
@@ -26,14 +26,14 @@ pub struct Session {
 impl Session {
     /// A session that starts now.
     #[must_use]
-    pub fn start(facts: &KernelFacts, detail: Detail, hooks: Vec<AttachedHook>) -> Self {
+    pub fn start(facts: &KernelFacts, request: Request, hooks: Vec<AttachedHook>) -> Self {
         Self {
             clock: WallClock::now(),
             started: KernelTime::now(),
             kernel: facts.release.clone(),
             machine: facts.machine.clone(),
             boot_id: facts.boot_id.clone(),
-            detail,
+            request,
             hooks,
         }
     }

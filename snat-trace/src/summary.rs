@@ -11,6 +11,7 @@ use crate::counters::window::Windows;
 use crate::kernel::Detail;
 use crate::probe::KernelCounts;
 use crate::race::event::{Class, NatRule, Race, Verdict};
+use crate::race::failure::{Failure, Reason};
 use crate::race::time::{KernelTime, WallClock};
 
 /// Running totals. Their size does not grow with the number of races.
@@ -36,6 +37,10 @@ pub struct Totals {
     without_verdict: u64,
     /// Races on which the kernel's word is not what the tuples prove, so that one of the two was misread.
     contradicted: u64,
+    /// Failures that are no clash; `None` when they are not traced.
+    failures: Option<BTreeMap<Reason, u64>>,
+    /// As `lost`, of failures.
+    failures_lost: BTreeMap<&'static str, u64>,
 }
 
 /// How races over a port chosen freely came by it: all of class `snat-port-collision`.
@@ -89,7 +94,7 @@ impl Totals {
 
     /// Counts in a race that was seen at a level of detail.
     pub fn add(&mut self, race: &Race, detail: Detail) {
-        self.races.add(race, self.windows.place(race));
+        self.races.add(race, self.windows.place(race.netns, race.time));
         for flow in [&race.loser, &race.winner] {
             self.without_allocation += u64::from(detail == Detail::Full && flow.allocated.is_none());
             self.without_owner += u64::from(flow.owner.is_none());
@@ -103,6 +108,24 @@ impl Totals {
         if race.class == Class::SnatPortCollision {
             self.port_choice.add(race);
         }
+    }
+
+    /// Says that failures are traced too.
+    #[must_use]
+    pub fn with_failures(self) -> Self {
+        Self { failures: Some(BTreeMap::new()), ..self }
+    }
+
+    /// Counts in a failure that is no clash.
+    pub fn add_failure(&mut self, failure: &Failure) {
+        self.races.add_failure(failure, self.windows.place(failure.netns, failure.time));
+        *self.failures.get_or_insert_default().entry(failure.reason).or_default() += 1;
+        self.without_owner += u64::from(failure.by_packet && failure.flow.owner.is_none());
+    }
+
+    /// Counts a record of a failure that does not become an event.
+    pub fn lose_failure(&mut self, reason: &'static str) {
+        *self.failures_lost.entry(reason).or_default() += 1;
     }
 
     /// Counts a record that does not become an event.
@@ -133,11 +156,13 @@ impl Totals {
         if missing > 0 {
             lost.insert("unaccounted", missing);
         }
+        lost.extend(self.close_failures(&kernel));
         let incomplete = [
             ("flow-without-allocation", self.without_allocation),
             ("flow-without-owner", self.without_owner),
             ("clash-without-verdict", self.without_verdict),
             ("verdict-against-tuples", self.contradicted),
+            ("return-missed", kernel.get(Counter::ReturnMissed)),
             ("allocation-not-kept", kernel.get(Counter::AllocationNotKept)),
             ("owner-not-kept", kernel.get(Counter::OwnerNotKept)),
             ("owner-unreadable", kernel.get(Counter::OwnerUnreadable)),
@@ -160,9 +185,27 @@ impl Totals {
             outside,
             ended: closed.ended,
             hooks_gone: self.hooks_gone.iter().cloned().collect(),
+            failures: self.failures.as_ref().map(|reasons| reasons.iter().map(|(&reason, &n)| (reason, n)).collect()),
             lost: lost.into_iter().collect(),
             incomplete,
         }
+    }
+
+    /// Failures lost, by reason: for them too, seen = delivered + lost.
+    fn close_failures(&self, kernel: &KernelCounts) -> BTreeMap<&'static str, u64> {
+        let mut lost = self.failures_lost.clone();
+        for (reason, counter) in
+            [("failure-ring-full", Counter::FailureRingFull), ("failure-unreadable", Counter::FailureUnreadable)]
+        {
+            *lost.entry(reason).or_default() += kernel.get(counter);
+        }
+        let told: u64 = self.failures.iter().flat_map(BTreeMap::values).sum();
+        let known = told + lost.values().sum::<u64>();
+        lost.insert("failure-unaccounted", kernel.get(Counter::FailureSeen).saturating_sub(known));
+        // Those are not in what was seen.
+        lost.insert("failure-unpaired", kernel.get(Counter::FailureUnpaired));
+        lost.retain(|_, count| *count > 0);
+        lost
     }
 }
 
@@ -209,7 +252,9 @@ pub struct Summary {
     pub ended: u64,
     /// Modules that were unloaded while watched, and perhaps loaded again: their hooks are gone.
     pub hooks_gone: Vec<String>,
-    /// Clashes seen that did not become an event, by reason.
+    /// Failures that are no clash, by reason, those that occurred; `None` when they were not traced.
+    pub failures: Option<Vec<(Reason, u64)>>,
+    /// Clashes and failures seen that did not become an event, by reason.
     pub lost: Vec<(&'static str, u64)>,
     /// Facts that are absent from events, or may be because they could not be kept, by kind.
     pub incomplete: Vec<(&'static str, u64)>,
@@ -222,7 +267,7 @@ impl Summary {
         self.dropped + self.resolved + self.undecided
     }
 
-    /// All clashes lost.
+    /// All clashes and failures lost.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.iter().map(|(_, count)| count).sum()

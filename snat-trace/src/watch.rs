@@ -13,7 +13,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::counters::accounts::{Accounts, Closed, CountersError};
-use crate::kernel::{CannotTrace, Detail, KernelFacts, ModuleNews, ModuleWatch, Plan, plan};
+use crate::kernel::{CannotTrace, KernelFacts, ModuleNews, ModuleWatch, Plan, Request, plan};
 use crate::output::Sink;
 use crate::owner::{Owners, Recording};
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
@@ -45,7 +45,7 @@ pub enum Stop {
 #[derive(Debug)]
 pub struct Options<'a> {
     /// Which hooks.
-    pub detail: Detail,
+    pub request: Request,
     /// Bounds of what the kernel keeps.
     pub sizes: Sizes,
     /// Stop after this long.
@@ -101,7 +101,7 @@ pub async fn watch(
     sink: Box<dyn Sink + Send>,
     stop: impl Future<Output = Stop>,
 ) -> Result<Summary, WatchError> {
-    let plan = plan(facts, options.detail)?;
+    let plan = plan(facts, options.request)?;
     let mut writer = Writer::start(sink)?;
     // Those that are unloaded take our hooks with them.
     let (mut modules, mut news) = (ModuleWatch::start(Path::new("/"), &plan), ModuleNews::listen());
@@ -110,7 +110,7 @@ pub async fn watch(
     // first reading or after the last is known by its time.
     let mut accounts = Some(Accounts::open_with(options.namespaces)?);
     let windows = accounts.as_ref().map(Accounts::windows).unwrap_or_default();
-    let session = Session::start(facts, options.detail, tracer.hooks().to_vec());
+    let session = Session::start(facts, options.request, tracer.hooks().to_vec());
     say_what_is_missing(&plan, &session.hooks);
     writer.room_at_last().await?.send(Message::Session(Box::new(session.clone())));
     if let Some(path) = options.ready_file {
@@ -215,7 +215,8 @@ fn say_what_is_missing(plan: &Plan, hooks: &[AttachedHook]) {
             }
         }
     }
-    tracing::info!("watching with {attached} hooks ({}); Ctrl-C ends it", plan.detail);
+    let failures = if plan.request.failures { ", failures" } else { "" };
+    tracing::info!("watching with {attached} hooks ({}{failures}); Ctrl-C ends it", plan.request.detail);
 }
 
 /// Waits for a task that is there, and takes it away.

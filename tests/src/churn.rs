@@ -17,6 +17,7 @@ use snat_trace::kernel::{Detail, KernelFacts};
 use snat_trace::output::Sink;
 use snat_trace::probe::Sizes;
 use snat_trace::race::event::{Class, NetnsInum, Race};
+use snat_trace::race::failure::Failure;
 use snat_trace::race::filter::Filter;
 use snat_trace::race::time::{KernelTime, WallClock};
 use snat_trace::session::Session;
@@ -42,7 +43,7 @@ fn watched<T: Send>(sizes: Sizes, traffic: impl FnOnce() -> Result<T> + Send) ->
     let facts = KernelFacts::gather(Path::new("/"))?;
     let ((attached, ready), (seen, races), (over, done)) = (mpsc::channel(), mpsc::channel(), oneshot::channel());
     let options = Options {
-        detail: Detail::Full,
+        request: Detail::Full.into(),
         sizes,
         duration: None,
         count: None,
@@ -86,6 +87,10 @@ impl Sink for Keep {
 
     fn race(&mut self, race: &Race, _: WallClock) -> io::Result<()> {
         self.seen.send(race.clone()).map_err(io::Error::other)
+    }
+
+    fn failure(&mut self, _failure: &Failure, _clock: WallClock) -> io::Result<()> {
+        Ok(())
     }
 
     fn summary(&mut self, _: &Summary) -> io::Result<()> {

@@ -39,10 +39,10 @@ pub fn insertion_at_confirm() -> Result<Row> {
     const ROUNDS: u64 = 30;
 
     let mut facts = KernelFacts::gather(Path::new("/"))?;
-    facts.symbols = Symbols::read(BufReader::new(File::open("/proc/kallsyms")?), FUNCTIONS)?;
+    facts.symbols = Symbols::read(BufReader::new(File::open("/proc/kallsyms")?), FUNCTIONS, "")?;
     let ready = Path::new("/tmp/ready-fallback");
     let options = Options {
-        detail: Detail::Full,
+        request: Detail::Full.into(),
         sizes: Sizes::default(),
         duration: None,
         count: None,

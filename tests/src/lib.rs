@@ -5,6 +5,7 @@ pub mod churn;
 pub mod classes;
 pub mod collisions;
 pub mod crosscheck;
+pub mod failures;
 pub mod fallback;
 pub mod kfree_skb;
 pub mod load;
@@ -30,6 +31,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     verdicts::SCENARIOS,
     collisions::SCENARIOS,
     classes::SCENARIOS,
+    failures::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
     owners::SCENARIOS,

@@ -29,7 +29,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// How long anything may take that must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Nobody's user id.
 const NOBODY: u32 = 65_534;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::figures::Tally;
 use super::window::Place;
 use crate::race::event::{NetnsInum, Race, Verdict};
+use crate::race::failure::Failure;
 
 /// What one network namespace counted while we watched.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -80,13 +81,16 @@ impl Account {
 /// What explains what (net/netfilter/nf_conntrack_core.c, `__nf_conntrack_confirm` and `nf_ct_resolve_clash`):
 /// * A dropped race explains one `insert_failed` and one `drop`; a resolved one explains one `clash_resolve`, or one
 ///   `insert_failed` on a kernel that does not count resolutions (before 5.10).
-/// * `chaintoolong` and `early_drop` name their own reason and explain themselves. Each `chaintoolong` also explains
-///   one `insert_failed`, as far as races left any: an entry refused through ctnetlink counts the former only.
+/// * A failure that is no clash explains what its function counted; see [`Failure::counted`].
+/// * `chaintoolong` and `early_drop` name their own reason and explain themselves. Each `chaintoolong` of which no failure
+///   tells also explains one `insert_failed`, as far as races and failures left any: an entry refused through ctnetlink
+///   counts the former only.
 /// * A race whose verdict is not known explains one `insert_failed` and one `drop` while both lack explanation, then
 ///   one `clash_resolve` while that does, and else an `insert_failed` and a `drop` after all, so that it never vanishes.
 /// * A race during the first or the last reading ([`Place::Edge`]) explains what then still lacks explanation, and is
 ///   else in no account.
-/// * What is left is unexplained, a `drop` for a full table included: no event of ours tells of it.
+/// * What is left is unexplained. An account with an unexplained `drop` does not close even when every `insert_failed` is
+///   explained: it is a packet lost, of which only a failure tells, and they are not traced unless asked for.
 #[must_use]
 pub fn close_account(deltas: &[Delta], races: &RaceCounts) -> (Vec<Account>, u64) {
     let mut seen = races.0.clone();
@@ -141,6 +145,18 @@ impl RaceCounts {
             None => verdicts.unknown += 1,
         }
     }
+
+    /// Counts in a failure that is no clash.
+    pub fn add_failure(&mut self, failure: &Failure, place: Place) {
+        let seen = self.0.entry(failure.netns).or_default();
+        let failures = match place {
+            Place::Inside => &mut seen.inside.failures,
+            Place::Edge => &mut seen.edge.failures,
+            // It is in no account, and the kernel's figures have it neither.
+            Place::Outside => return,
+        };
+        *failures = failures.zip(failure.counted, |sum, counted| sum + counted);
+    }
 }
 
 /// Races of one namespace by place.
@@ -151,12 +167,13 @@ struct Seen {
     outside: u64,
 }
 
-/// Races by verdict.
+/// Races by verdict, and what other failures counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Verdicts {
     dropped: u64,
     resolved: u64,
     unknown: u64,
+    failures: Tally<u64>,
 }
 
 impl Verdicts {
@@ -203,11 +220,15 @@ impl Explanation {
         Self { counted, explained }
     }
 
-    /// Races that were counted, and the failed inserts that `chaintoolong` names.
-    fn races(&mut self, Verdicts { dropped, resolved, unknown }: Verdicts) {
+    /// Races and failures that were counted, and the failed inserts that `chaintoolong` names.
+    fn races(&mut self, Verdicts { dropped, resolved, unknown, failures }: Verdicts) {
         self.drop(dropped);
         self.resolve(resolved);
-        self.explained.insert_failed += self.explained.chaintoolong.min(self.failed_lacking());
+        self.explained.insert_failed += failures.insert_failed;
+        self.explained.drop += failures.drop;
+        let untold = self.explained.chaintoolong.saturating_sub(failures.chaintoolong);
+        self.explained.chaintoolong = self.explained.chaintoolong.max(failures.chaintoolong);
+        self.explained.insert_failed += untold.min(self.failed_lacking());
 
         let as_dropped = unknown.min(self.dropped_lacking());
         self.drop(as_dropped);
@@ -218,7 +239,9 @@ impl Explanation {
     }
 
     /// Races that may have been counted; how many of them are explained to be.
-    fn races_as_far_as_counted(&mut self, Verdicts { dropped, resolved, unknown }: Verdicts) -> u64 {
+    fn races_as_far_as_counted(&mut self, Verdicts { dropped, resolved, unknown, failures }: Verdicts) -> u64 {
+        self.explained.insert_failed += failures.insert_failed.min(self.failed_lacking());
+        self.explained.drop += failures.drop.min(self.drop_lacking());
         let dropped = dropped.min(self.dropped_lacking());
         self.drop(dropped);
         let room = if self.counts_resolutions() { self.clash_resolve_lacking() } else { self.failed_lacking() };
@@ -253,8 +276,12 @@ impl Explanation {
         self.counted.insert_failed.unwrap_or(0).saturating_sub(self.explained.insert_failed)
     }
 
+    fn drop_lacking(&self) -> u64 {
+        self.counted.drop.unwrap_or(0).saturating_sub(self.explained.drop)
+    }
+
     fn dropped_lacking(&self) -> u64 {
-        self.failed_lacking().min(self.counted.drop.unwrap_or(0).saturating_sub(self.explained.drop))
+        self.failed_lacking().min(self.drop_lacking())
     }
 
     fn clash_resolve_lacking(&self) -> u64 {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::super::window::{Taken, Window, Windows};
 use super::*;
 use crate::race::event::{Class, Flow};
+use crate::race::failure::Reason;
 use crate::race::time::KernelTime;
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
 
@@ -33,6 +34,21 @@ fn race(netns: Option<NetnsInum>, verdict: Option<Verdict>) -> Race {
         winner: flow.clone(),
         loser: flow,
         packet: Bytes::new(),
+    }
+}
+
+fn failure(netns: NetnsInum) -> Failure {
+    let Race { time, protocol, zone, loser, .. } = race(None, None);
+    Failure {
+        time,
+        reason: Reason::Unknown,
+        errno: None,
+        protocol,
+        netns: Some(netns),
+        zone,
+        flow: loser,
+        by_packet: true,
+        counted: Tally::default(),
     }
 }
 
@@ -94,6 +110,43 @@ fn what_explains_what() {
         assert_eq!(account.explained, tally(explained), "{counters:?}");
         assert_eq!(account.closes(), closes, "{account:?}");
     }
+}
+
+#[test]
+fn failures_explain_what_they_counted() {
+    let failures = |counted: &[[u64; 5]], place| {
+        let mut counts = RaceCounts::default();
+        for &each in counted {
+            counts.add_failure(&Failure { counted: tally(each), ..failure(HERE) }, place);
+        }
+        counts
+    };
+    let (full, dying, chain, netlink_chain, nothing) =
+        ([0, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 1, 0], [0; 5]);
+    // What was counted, what each failure counted, what is explained, whether it closes.
+    type Row<'a> = ([u64; 5], &'a [[u64; 5]], [u64; 5], bool);
+    let table: [Row<'_>; 8] = [
+        ([0, 2, 0, 0, 0], &[full, full], [0, 2, 0, 0, 0], true),
+        ([0, 3, 0, 0, 0], &[full, full], [0, 2, 0, 0, 0], false),
+        ([1, 0, 0, 0, 0], &[dying], [1, 0, 0, 0, 0], true),
+        // Told of or not, a chain too long is one failed insert.
+        ([2, 0, 0, 2, 0], &[chain], [2, 0, 0, 2, 0], true),
+        ([2, 0, 0, 2, 0], &[chain, chain], [2, 0, 0, 2, 0], true),
+        ([2, 0, 0, 2, 0], &[chain, netlink_chain], [1, 0, 0, 2, 0], false),
+        // The kernel would have counted this one.
+        ([1, 0, 0, 0, 0], &[chain], [1, 0, 0, 1, 0], false),
+        ([1, 0, 0, 0, 0], &[nothing], [0, 0, 0, 0, 0], false),
+    ];
+    for (counters, each, explained, closes) in table {
+        let accounts = close(&[counted(counters)], &failures(each, Place::Inside));
+        let [account] = accounts.as_slice() else { panic!("{accounts:?}") };
+        assert_eq!(account.explained, tally(explained), "{counters:?}");
+        assert_eq!(account.closes(), closes, "{account:?}");
+    }
+    let during = failures(&[full, full, dying], Place::Edge);
+    assert_eq!(close(&[counted([0, 1, 0, 0, 0])], &during)[0].explained, tally([0, 1, 0, 0, 0]));
+    let accounts = close(&[counted([0, 1, 0, 0, 0])], &failures(&[full], Place::Outside));
+    assert_eq!(accounts[0].unexplained.drop, Some(1));
 }
 
 #[test]
@@ -245,7 +298,7 @@ proptest! {
         let mut surely_outside = 0;
         for of in &happened {
             let race = Race { time: KernelTime::from_record(of.seen).unwrap(), ..race(Some(HERE), of.verdict) };
-            counts.add(&race, windows.place(&race));
+            counts.add(&race, windows.place(race.netns, race.time));
             let beyond = of.seen > last[CPUS + 1] || (!made_later && of.counted < first[0]);
             surely_outside += u64::from(beyond);
         }

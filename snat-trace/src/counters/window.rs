@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::race::event::{NetnsInum, Race};
+use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
 
 /// A clash is counted within so many nanoseconds of the hook's look at the clock: both happen in one call of
@@ -77,10 +77,10 @@ impl Windows {
         self.0.get(&netns).copied().unwrap_or_default()
     }
 
-    /// Where a race lies.
+    /// Where a race or failure at `time` lies.
     #[must_use]
-    pub fn place(&self, race: &Race) -> Place {
-        race.netns.map_or_else(Window::default, |netns| self.of(netns)).place(race.time)
+    pub fn place(&self, netns: Option<NetnsInum>, time: KernelTime) -> Place {
+        netns.map_or_else(Window::default, |netns| self.of(netns)).place(time)
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
-use snat_trace_common::ABSENT;
+use snat_trace_common::{ABSENT, Need};
 
 use super::facts::{KernelFacts, Kprobes};
-use super::hooks::Detail;
+use super::hooks::{Detail, Mechanism, Request};
 use super::plan::{CannotTrace, MissingHook, PlannedHook, plan, survey};
 
 /// The facts and the plan in words. As text by [`fmt::Display`] in 80 columns, as JSON by [`Serialize`].
@@ -31,6 +31,8 @@ pub struct Report {
     modules: BTreeMap<&'static str, &'static str>,
     missing_capabilities: Vec<MissingCapability>,
     hooks: Vec<HookLine>,
+    /// Attached on request only.
+    optional_hooks: Vec<HookLine>,
     offsets: BTreeMap<String, u16>,
     missing_offsets: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,11 +72,16 @@ struct HookLine {
 }
 
 impl Report {
-    /// On tracing at `detail`.
+    /// On tracing at `detail`, with the hooks that are attached on request only.
     #[must_use]
     pub fn new(facts: &KernelFacts, detail: Detail) -> Self {
         let plan = plan(facts, detail);
-        let hooks: Vec<_> = survey(facts, detail).map(|surveyed| HookLine::new(surveyed, plan.is_ok())).collect();
+        let races = Request::from(detail);
+        let hooks: Vec<_> = survey(facts, races).map(|surveyed| HookLine::new(surveyed, plan.is_ok())).collect();
+        let optional: Vec<_> = survey(facts, Request { failures: true, ..races })
+            .skip(hooks.len())
+            .map(|surveyed| HookLine::new(surveyed, plan.is_ok()))
+            .collect();
         let missing_capabilities: Vec<_> = plan.as_ref().map_or(&[][..], |plan| &plan.missing_capabilities).to_vec();
         let missing_capabilities: Vec<_> = missing_capabilities
             .into_iter()
@@ -82,6 +89,7 @@ impl Report {
             .collect();
 
         let offsets = facts.offsets.iter().flat_map(super::Offsets::iter);
+        let offsets = offsets.filter(|&(offset, &value)| value != ABSENT || offset.need != Need::Telling);
         let (known, absent): (Vec<_>, Vec<_>) = offsets.partition(|&(_, &value)| value != ABSENT);
         let field = |offset: &snat_trace_common::Offset| match offset.field {
             "" => format!("sizeof {}", offset.structure),
@@ -114,6 +122,7 @@ impl Report {
             ]),
             missing_capabilities,
             hooks,
+            optional_hooks: optional,
             offsets: known.into_iter().map(|(offset, &value)| (field(offset), value)).collect(),
             missing_offsets: absent.into_iter().map(|(offset, _)| field(offset)).collect(),
             offsets_error: facts.offsets.as_ref().err().map(ToString::to_string),
@@ -152,6 +161,30 @@ impl HookLine {
     }
 }
 
+impl HookLine {
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.reason {
+            Some(_) => "missing",
+            None if self.available => "ok",
+            None => "found",
+        };
+        let half = if self.mechanism == Mechanism::Kretprobe.name() { ", at return" } else { "" };
+        let place = match &self.module {
+            Some(module) => module.escape_default().to_string(),
+            None if self.reason.is_none() => "kernel".to_owned(),
+            None => "-".to_owned(),
+        };
+        writeln!(f, "{:LABEL$}{:<32}{place:<14}{state}{half}", self.role, self.symbol)?;
+        if let Some(reason) = &self.reason {
+            field(f, "", reason)?;
+        }
+        if let Some(cost) = self.cost {
+            field(f, "", &format!("cost: {cost}"))?;
+        }
+        Ok(())
+    }
+}
+
 /// Columns of text.
 const WIDTH: usize = 80;
 /// Columns of a label.
@@ -176,26 +209,10 @@ impl fmt::Display for Report {
             field(f, "no capability", &format!("{}: {}", missing.capability, missing.cost))?;
         }
 
-        writeln!(f, "\n{:LABEL$}{:<28}{:<14}HOOK ({})", "ROLE", "SYMBOL", "WHERE", self.detail)?;
-        for hook in &self.hooks {
-            let state = match &hook.reason {
-                Some(_) => "missing",
-                None if hook.available => "ok",
-                None => "found",
-            };
-            let place = match &hook.module {
-                Some(module) => module.escape_default().to_string(),
-                None if hook.reason.is_none() => "kernel".to_owned(),
-                None => "-".to_owned(),
-            };
-            writeln!(f, "{:LABEL$}{:<28}{place:<14}{state}", hook.role, hook.symbol)?;
-            if let Some(reason) = &hook.reason {
-                field(f, "", reason)?;
-            }
-            if let Some(cost) = hook.cost {
-                field(f, "", &format!("cost: {cost}"))?;
-            }
-        }
+        writeln!(f, "\n{:LABEL$}{:<32}{:<14}HOOK ({})", "ROLE", "SYMBOL", "WHERE", self.detail)?;
+        self.hooks.iter().try_for_each(|hook| hook.write(f))?;
+        writeln!(f, "\n{:LABEL$}{:<32}{:<14}HOOK (--failures)", "ROLE", "SYMBOL", "WHERE")?;
+        self.optional_hooks.iter().try_for_each(|hook| hook.write(f))?;
 
         let verdict = match (self.verdict, &self.reason) {
             (Verdict::Traceable, _) => "This kernel can be traced.".to_owned(),

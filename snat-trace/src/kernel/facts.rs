@@ -30,7 +30,7 @@ pub struct KernelFacts {
     pub nat: Presence,
     /// `nf_conntrack_netlink`, by which counters are read.
     pub conntrack_netlink: Presence,
-    /// Functions that a hook may go to.
+    /// Functions that a hook may go to, and the address of `nf_conntrack_ext_genid`.
     pub symbols: Symbols,
     /// Where the fields are, or why that cannot be known.
     pub offsets: Result<Offsets, OffsetsError>,
@@ -101,6 +101,9 @@ pub struct FactsError {
     source: io::Error,
 }
 
+/// The generation of extensions (net/netfilter/nf_conntrack_extend.c), on kernels that compare an entry's with it.
+const EXT_GENERATION: &str = "nf_conntrack_ext_genid";
+
 /// A module and a function of it that is always a symbol, because a table or another module refers to it.
 struct Part {
     module: &'static str,
@@ -127,7 +130,7 @@ impl KernelFacts {
         let wanted = HOOKS.iter().flat_map(Hook::candidates).map(|candidate| candidate.symbol);
         let wanted = wanted.chain([CONNTRACK, NAT, CONNTRACK_NETLINK].map(|part| part.function));
         let symbols = File::open(&kallsyms)
-            .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted))
+            .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted, EXT_GENERATION))
             .map_err(|source| FactsError { path: kallsyms, source })?;
 
         Ok(Self {

@@ -28,6 +28,22 @@ impl fmt::Display for Detail {
     }
 }
 
+/// What is asked of the kernel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Request {
+    /// Which hooks on races.
+    pub detail: Detail,
+    /// Whether those on failures that are no clash too.
+    pub failures: bool,
+}
+
+impl From<Detail> for Request {
+    /// Races alone.
+    fn from(detail: Detail) -> Self {
+        Self { detail, failures: false }
+    }
+}
+
 /// What a hook is for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Role {
@@ -47,6 +63,14 @@ pub enum Role {
     OwnerRaw,
     /// Who sent a datagram or an ICMP request over IPv6, or anything else from a raw socket.
     OwnerIpv6,
+    /// Entries refused when they should go into the table.
+    FailureConfirm,
+    /// Packets that are given no entry.
+    FailureTable,
+    /// Why: whether a full table could make room.
+    FailureEviction,
+    /// Entries refused that no packet made.
+    FailureCtnetlink,
 }
 
 impl Role {
@@ -62,6 +86,10 @@ impl Role {
             Self::OwnerIpv4 => "owner-ipv4",
             Self::OwnerRaw => "owner-raw",
             Self::OwnerIpv6 => "owner-ipv6",
+            Self::FailureConfirm => "fail-confirm",
+            Self::FailureTable => "fail-table",
+            Self::FailureEviction => "fail-eviction",
+            Self::FailureCtnetlink => "fail-netlink",
         }
     }
 }
@@ -116,12 +144,23 @@ pub(super) struct Candidate {
     pub(super) drawback: Option<&'static str>,
 }
 
+/// Which requests have a hook.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum PartOf {
+    /// All.
+    Everything,
+    /// Those for full detail.
+    Full,
+    /// Those for failures.
+    Failures,
+}
+
 /// One role and how to fill it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hook {
     pub(super) role: Role,
-    /// Least detail that has it.
-    pub(super) from: Detail,
+    /// What has it.
+    pub(super) part_of: PartOf,
     pub(super) home: Home,
     pub(super) preferred: Candidate,
     /// Where the preferred function is not to be had.
@@ -135,6 +174,11 @@ impl Candidate {
     const fn entry(symbol: &'static str, program: &'static str) -> Self {
         Self { symbol, program, mechanism: Mechanism::Kprobe, drawback: None }
     }
+
+    /// At its return.
+    const fn end(symbol: &'static str, program: &'static str) -> Self {
+        Self { mechanism: Mechanism::Kretprobe, ..Self::entry(symbol, program) }
+    }
 }
 
 impl Hook {
@@ -143,11 +187,23 @@ impl Hook {
         [&self.preferred].into_iter().chain(&self.fallback)
     }
 
-    /// Whether tracing at `detail` has this hook.
-    pub(super) fn wanted(&self, detail: Detail) -> bool {
-        self.from == Detail::Minimal || detail == Detail::Full
+    /// Whether a request has this hook.
+    pub(super) fn wanted(&self, request: Request) -> bool {
+        match self.part_of {
+            PartOf::Everything => true,
+            PartOf::Full => request.detail == Detail::Full,
+            PartOf::Failures => request.failures,
+        }
+    }
+
+    const fn of_failures(role: Role, preferred: Candidate, cost: &'static str) -> Self {
+        Self { role, part_of: PartOf::Failures, home: Home::Conntrack, preferred, fallback: None, cost }
     }
 }
+
+const NO_CONFIRM: &str = "failed inserts of packets are not told, but for clashes";
+const NO_TABLE: &str = "packets that find the table full are not told";
+const NO_CTNETLINK: &str = "failed inserts through ctnetlink are not told";
 
 /// The module that tracks connections.
 pub(super) const CONNTRACK_MODULE: &str = "nf_conntrack";
@@ -161,7 +217,7 @@ pub(crate) const CLASH_PROGRAM: &str = "clash";
 pub(super) const HOOKS: &[Hook] = &[
     Hook {
         role: Role::Clash,
-        from: Detail::Minimal,
+        part_of: PartOf::Everything,
         home: Home::Conntrack,
         preferred: Candidate::entry("nf_ct_resolve_clash", CLASH_PROGRAM),
         fallback: None,
@@ -169,15 +225,15 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         role: Role::Verdict,
-        from: Detail::Minimal,
+        part_of: PartOf::Everything,
         home: Home::Conntrack,
-        preferred: Candidate { mechanism: Mechanism::Kretprobe, ..Candidate::entry("nf_ct_resolve_clash", "verdict") },
+        preferred: Candidate::end("nf_ct_resolve_clash", "verdict"),
         fallback: None,
         cost: "verdicts are what the tuples of both flows prove; where they prove none, it is unknown",
     },
     Hook {
         role: Role::Allocation,
-        from: Detail::Full,
+        part_of: PartOf::Full,
         home: Home::Nat,
         preferred: Candidate::entry("nf_nat_setup_info", "allocation"),
         fallback: None,
@@ -185,7 +241,7 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         role: Role::Insertion,
-        from: Detail::Full,
+        part_of: PartOf::Full,
         home: Home::Conntrack,
         preferred: Candidate::entry("__nf_conntrack_hash_insert", "insertion"),
         fallback: Some(Candidate {
@@ -196,7 +252,7 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         role: Role::OwnerTcp,
-        from: Detail::Full,
+        part_of: PartOf::Full,
         home: Home::Image,
         preferred: Candidate::entry("tcp_connect", "owner_tcp"),
         fallback: None,
@@ -204,7 +260,7 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         role: Role::OwnerIpv4,
-        from: Detail::Full,
+        part_of: PartOf::Full,
         home: Home::Image,
         preferred: Candidate::entry("ip_send_skb", "owner_ipv4"),
         fallback: None,
@@ -212,7 +268,7 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         role: Role::OwnerRaw,
-        from: Detail::Full,
+        part_of: PartOf::Full,
         home: Home::Image,
         preferred: Candidate::entry("ip_push_pending_frames", "owner_raw"),
         fallback: None,
@@ -220,18 +276,38 @@ pub(super) const HOOKS: &[Hook] = &[
     },
     Hook {
         role: Role::OwnerIpv6,
-        from: Detail::Full,
+        part_of: PartOf::Full,
         home: Home::Image,
         preferred: Candidate::entry("ip6_send_skb", "owner_ipv6"),
         fallback: None,
         cost: "owners of UDP and ICMP flows over IPv6 are looked up after the clash, so a process that has ended is not named",
     },
+    // Ends before begins: they are attached in this order, so that no begin lacks its end.
+    Hook::of_failures(Role::FailureConfirm, Candidate::end("__nf_conntrack_confirm", "confirm_ends"), NO_CONFIRM),
+    Hook::of_failures(Role::FailureConfirm, Candidate::entry("__nf_conntrack_confirm", "confirm_begins"), NO_CONFIRM),
+    Hook::of_failures(
+        Role::FailureEviction,
+        Candidate::end("early_drop", "early_drop_ends"),
+        "a full table is told as a failure of unknown reason",
+    ),
+    Hook::of_failures(Role::FailureTable, Candidate::end("__nf_conntrack_alloc", "allocate_ends"), NO_TABLE),
+    Hook::of_failures(Role::FailureTable, Candidate::entry("__nf_conntrack_alloc", "allocate_begins"), NO_TABLE),
+    Hook::of_failures(
+        Role::FailureCtnetlink,
+        Candidate::end("nf_conntrack_hash_check_insert", "check_insert_ends"),
+        NO_CTNETLINK,
+    ),
+    Hook::of_failures(
+        Role::FailureCtnetlink,
+        Candidate::entry("nf_conntrack_hash_check_insert", "check_insert_begins"),
+        NO_CTNETLINK,
+    ),
 ];
 
-/// The BPF programs tracing at `detail` may load, fallbacks included.
-pub fn programs(detail: Detail) -> impl Iterator<Item = &'static str> {
+/// The BPF programs a request may load, fallbacks included.
+pub fn programs(request: Request) -> impl Iterator<Item = &'static str> {
     HOOKS
         .iter()
-        .filter(move |hook| hook.wanted(detail))
+        .filter(move |hook| hook.wanted(request))
         .flat_map(|hook| hook.candidates().map(|candidate| candidate.program))
 }

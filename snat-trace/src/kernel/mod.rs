@@ -20,7 +20,7 @@ pub use capability::{Capabilities, Capability, Missing};
 pub use doctor::Report;
 pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
 pub(crate) use hooks::CLASH_PROGRAM;
-pub use hooks::{Detail, Mechanism, Role, programs};
+pub use hooks::{Detail, Mechanism, Request, Role, programs};
 pub use modules::ModuleWatch;
 pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};
 pub use symbols::{Location, Symbols};

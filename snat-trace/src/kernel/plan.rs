@@ -5,22 +5,24 @@ use std::fmt;
 use super::btf::{Offsets, OffsetsError};
 use super::capability::{Capability, Missing};
 use super::facts::{KernelFacts, Kprobes, Lockdown, Presence};
-use super::hooks::{CONNTRACK_MODULE, Candidate, Detail, HOOKS, Home, Hook, Mechanism, NAT_MODULE, Role};
+use super::hooks::{CONNTRACK_MODULE, Candidate, HOOKS, Home, Hook, Mechanism, NAT_MODULE, Request, Role};
 use super::symbols::Location;
 
 /// What to load and where to attach it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// What was asked for.
-    pub detail: Detail,
+    pub request: Request,
     /// To be attached, the clash hook first.
     pub hooks: Vec<PlannedHook>,
-    /// Wanted at this detail, but not to be had.
+    /// Asked for, but not to be had.
     pub missing: Vec<MissingHook>,
     /// Capabilities that tracing itself can do without; see [`Capability::cost`].
     pub missing_capabilities: Vec<Capability>,
     /// To be patched into the programs before they are loaded.
     pub offsets: Offsets,
+    /// Address of the generation of conntrack extensions, where this kernel has one and shows it.
+    pub ext_generation: Option<u64>,
 }
 
 /// One BPF program and the function it is attached to.
@@ -166,7 +168,8 @@ impl CannotTrace {
 /// # Errors
 ///
 /// The first thing a user has to see to: privilege, then kprobes, then BTF, then conntrack, then its functions.
-pub fn plan(facts: &KernelFacts, detail: Detail) -> Result<Plan, CannotTrace> {
+pub fn plan(facts: &KernelFacts, request: impl Into<Request>) -> Result<Plan, CannotTrace> {
+    let request = request.into();
     let missing_capabilities = facts.capabilities.check().map_err(CannotTrace::NotPrivileged)?;
     let release = || facts.release.clone();
     match facts.kprobes {
@@ -189,8 +192,15 @@ pub fn plan(facts: &KernelFacts, detail: Detail) -> Result<Plan, CannotTrace> {
         return Err(CannotTrace::ConntrackNotLoaded);
     }
 
-    let mut plan = Plan { detail, hooks: Vec::new(), missing: Vec::new(), missing_capabilities, offsets };
-    for surveyed in survey(facts, detail) {
+    let mut plan = Plan {
+        request,
+        hooks: Vec::new(),
+        missing: Vec::new(),
+        missing_capabilities,
+        offsets,
+        ext_generation: facts.symbols.variable(),
+    };
+    for surveyed in survey(facts, request) {
         match surveyed {
             Ok(hook) => plan.hooks.push(hook),
             Err(MissingHook { role: Role::Clash, reason, .. }) => {
@@ -202,9 +212,9 @@ pub fn plan(facts: &KernelFacts, detail: Detail) -> Result<Plan, CannotTrace> {
     Ok(plan)
 }
 
-/// Every hook wanted at `detail`, whether or not anything can be attached.
-pub(super) fn survey(facts: &KernelFacts, detail: Detail) -> impl Iterator<Item = Result<PlannedHook, MissingHook>> {
-    HOOKS.iter().filter(move |hook| hook.wanted(detail)).map(|hook| {
+/// Every hook asked for, whether or not anything can be attached.
+pub(super) fn survey(facts: &KernelFacts, request: Request) -> impl Iterator<Item = Result<PlannedHook, MissingHook>> {
+    HOOKS.iter().filter(move |hook| hook.wanted(request)).map(|hook| {
         find(facts, hook).map_err(|reason| MissingHook {
             role: hook.role,
             tried: hook.candidates().map(|candidate| candidate.symbol).collect(),
@@ -254,8 +264,8 @@ fn only_location<'a>(facts: &'a KernelFacts, symbol: &'static str) -> Result<&'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Offsets;
     use crate::kernel::fixture::{Root, SERIES, data};
+    use crate::kernel::{Detail, Offsets};
 
     fn hooks(plan: &Plan) -> Vec<(Role, &'static str, &'static str, Option<&str>)> {
         plan.hooks.iter().map(|hook| (hook.role, hook.program, hook.symbol, hook.module.as_deref())).collect()
@@ -286,6 +296,37 @@ mod tests {
             let minimal = plan(&facts, Detail::Minimal).unwrap();
             assert_eq!(hooks(&minimal), hooks(&full)[..2], "{series}");
             assert_eq!(minimal.missing, [], "{series}");
+        }
+    }
+
+    #[test]
+    fn failures_are_hooked_on_request_only() {
+        for series in SERIES {
+            let facts = Root::new(series).facts();
+            for detail in [Detail::Minimal, Detail::Full] {
+                let (races, both) = (plan(&facts, detail), plan(&facts, Request { detail, failures: true }));
+                let (races, both) = (races.unwrap(), both.unwrap());
+                assert_eq!(both.missing, [], "{series}");
+                assert_eq!(hooks(&both)[..races.hooks.len()], hooks(&races), "{series}");
+                let failures = &both.hooks[races.hooks.len()..];
+                let functions: Vec<_> = failures.iter().map(|hook| (hook.symbol, hook.mechanism)).collect();
+                let (begin, end) = (Mechanism::Kprobe, Mechanism::Kretprobe);
+                assert_eq!(
+                    functions,
+                    [
+                        ("__nf_conntrack_confirm", end),
+                        ("__nf_conntrack_confirm", begin),
+                        ("early_drop", end),
+                        ("__nf_conntrack_alloc", end),
+                        ("__nf_conntrack_alloc", begin),
+                        ("nf_conntrack_hash_check_insert", end),
+                        ("nf_conntrack_hash_check_insert", begin),
+                    ],
+                    "{series}"
+                );
+                // Of the kernels known, 6.1 alone compares generations of extensions.
+                assert_eq!(both.ext_generation.is_some(), series == "6.1", "{series}");
+            }
         }
     }
 

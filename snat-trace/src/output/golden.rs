@@ -15,6 +15,7 @@ use crate::kernel::{Detail, Mechanism, Role};
 use crate::owner::{Container, Owner, OwnerSource};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
+use crate::race::failure::{Failure, Reason};
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
 use crate::session::Session;
@@ -173,6 +174,30 @@ fn hostile() -> Race {
     }
 }
 
+/// Everything known, and as little as there can be.
+fn failures() -> [Failure; 2] {
+    let full = Failure {
+        time: collision().time,
+        reason: Reason::TableFull,
+        errno: Some(12),
+        protocol: Protocol::TCP,
+        netns: Some(HOST),
+        zone: 0,
+        flow: Flow { cpu: Some(3), ..flow("10.244.1.9:41234", "198.51.100.7:443", collision().loser.owner) },
+        by_packet: true,
+        counted: Tally::default(),
+    };
+    let bare = Failure {
+        reason: Reason::StaleExtension,
+        errno: None,
+        protocol: Protocol::ICMP,
+        netns: None,
+        flow: flow("10.244.1.9:4660", "198.51.100.7:0", None),
+        ..full.clone()
+    };
+    [full, bare]
+}
+
 fn every_kind() -> Vec<Race> {
     vec![collision(), bare(), widest(), ipv6(), icmp(), exhaustion(), resolved(), hostile()]
 }
@@ -185,7 +210,7 @@ fn session() -> Session {
         kernel: "6.12.1-test".to_owned(),
         machine: "x86_64".to_owned(),
         boot_id: Some("101ee274-d18a-4e9b-928c-314bc8a94ed7".to_owned()),
-        detail: Detail::Full,
+        request: Detail::Full.into(),
         hooks: vec![
             hook(Role::Clash, "nf_ct_resolve_clash", HookState::Attached),
             AttachedHook {
@@ -270,6 +295,32 @@ fn verbose_blocks() {
     insta::assert_snapshot!("text_verbose", text(&style, &every_kind()));
 }
 
+/// Among races, and never to be taken for one.
+#[test]
+fn failures_are_no_races() {
+    let styles = [(None, false), (Some(120), false), (Some(80), false), (Some(80), true)];
+    let text = styles.map(|(width, verbose)| {
+        let mut out = Vec::new();
+        let mut sink = TextSink::new(&mut out, Style { verbose, ..styled(width) });
+        sink.session(&session()).unwrap();
+        sink.race(&collision(), clock()).unwrap();
+        failures().iter().for_each(|failure| sink.failure(failure, clock()).unwrap());
+        String::from_utf8(out).unwrap()
+    });
+    insta::assert_snapshot!("text_failures", text.join("\n"));
+
+    let mut out = Vec::new();
+    failures().iter().for_each(|failure| JsonSink::new(&mut out).failure(failure, clock()).unwrap());
+    let lines = String::from_utf8(out).unwrap();
+    let records: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [full, bare] = records.as_slice() else { panic!("{lines}") };
+    assert_eq!((&full["type"], &full["reason"]), (&"insert-failure".into(), &"table-full".into()));
+    assert_eq!((&full["errno"], &full["netns"], &full["protocol"]), (&12.into(), &HOST.0.into(), &"tcp".into()));
+    assert_eq!(full["time"], "2026-03-01T12:04:31.204005900Z");
+    assert_eq!((&full["flow"]["original"]["sport"], &full["flow"]["owner"]["pid"]), (&41234.into(), &4711.into()));
+    assert_eq!((bare.get("errno"), bare.get("netns"), bare["flow"].get("owner")), (None, None, None));
+}
+
 #[test]
 fn what_comes_from_outside_does_not_steer() {
     let style = Style { verbose: true, ..styled(None) };
@@ -308,6 +359,7 @@ fn quiet() -> Summary {
         outside: 0,
         ended: 0,
         hooks_gone: Vec::new(),
+        failures: None,
         lost: Vec::new(),
         incomplete: Vec::new(),
     }
@@ -370,6 +422,23 @@ fn summaries() -> Vec<(&'static str, Summary)> {
         (
             "one too many here and too few there",
             Summary { accounts: vec![account(HOST, [4, 4, 0, 0, 0], [3, 3, 0, 0, 0]), ahead], ..dropped(7) },
+        ),
+        (
+            "failures",
+            Summary {
+                accounts: vec![account(HOST, [14, 15, 0, 1, 0], [14, 15, 0, 1, 0])],
+                failures: Some(vec![(Reason::TableFull, 3), (Reason::ChainTooLong, 1), (Reason::Dying, 1)]),
+                ..dropped(12)
+            },
+        ),
+        (
+            "unexplained, failures traced",
+            Summary {
+                accounts: vec![account(HOST, [12, 15, 0, 0, 0], [12, 14, 0, 0, 0])],
+                failures: Some(vec![(Reason::TableFull, 2)]),
+                lost: vec![("failure-ring-full", 2), ("ring-full", 1)],
+                ..dropped(12)
+            },
         ),
         ("lost", Summary { lost: vec![("ring-full", 2), ("unreadable", 1)], ..dropped(9) }),
         ("one lost", Summary { lost: vec![("unreadable", 1)], ..dropped(9) }),

@@ -14,6 +14,7 @@ use crate::counters::figures::Tally;
 use crate::owner::Owner;
 use crate::probe::HookState;
 use crate::race::event::{Flow, Race, Verdict};
+use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, Protocol};
 use crate::session::Session;
@@ -69,12 +70,16 @@ impl<W: Write> Sink for JsonSink<W> {
             machine: &session.machine,
             boot_id: session.boot_id.as_deref(),
             hooks,
-            options: OptionsRecord { detail: session.detail.name() },
+            options: OptionsRecord { detail: session.request.detail.name(), failures: session.request.failures },
         })
     }
 
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
         self.line(&RaceRecord::new(race, clock))
+    }
+
+    fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
+        self.line(&FailureRecord::new(failure, clock))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
@@ -126,6 +131,7 @@ struct HookRecord<'a> {
 #[derive(Serialize)]
 struct OptionsRecord {
     detail: &'static str,
+    failures: bool,
 }
 
 #[derive(Serialize)]
@@ -152,14 +158,7 @@ struct RaceRecord<'a> {
 
 impl<'a> RaceRecord<'a> {
     fn new(race: &'a Race, clock: WallClock) -> Self {
-        let flow = |flow: &'a Flow, zone| FlowRecord {
-            original: EndsRecord::new(flow.original.ends(), race.protocol),
-            zone,
-            allocated: flow.allocated.map(|time| wall(clock, time)),
-            inserted: flow.inserted.map(|time| wall(clock, time)),
-            cpu: flow.cpu,
-            owner: flow.owner.as_ref().map(OwnerRecord::new),
-        };
+        let flow = |flow: &'a Flow, zone| FlowRecord::new(flow, zone, race.protocol, clock);
         Self {
             r#type: "race",
             time: wall(clock, race.time),
@@ -234,6 +233,49 @@ struct FlowRecord<'a> {
     owner: Option<OwnerRecord<'a>>,
 }
 
+impl<'a> FlowRecord<'a> {
+    fn new(flow: &'a Flow, zone: u16, protocol: Protocol, clock: WallClock) -> Self {
+        Self {
+            original: EndsRecord::new(flow.original.ends(), protocol),
+            zone,
+            allocated: flow.allocated.map(|time| wall(clock, time)),
+            inserted: flow.inserted.map(|time| wall(clock, time)),
+            cpu: flow.cpu,
+            owner: flow.owner.as_ref().map(OwnerRecord::new),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct FailureRecord<'a> {
+    r#type: &'static str,
+    time: String,
+    reason: &'static str,
+    /// What the kernel returned, as in errno(3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<i32>,
+    protocol: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    zone: u16,
+    flow: FlowRecord<'a>,
+}
+
+impl<'a> FailureRecord<'a> {
+    fn new(failure: &'a Failure, clock: WallClock) -> Self {
+        Self {
+            r#type: "insert-failure",
+            time: wall(clock, failure.time),
+            reason: failure.reason.name(),
+            errno: failure.errno,
+            protocol: failure.protocol.to_string(),
+            netns: failure.netns.map(|netns| netns.0),
+            zone: failure.zone,
+            flow: FlowRecord::new(&failure.flow, failure.zone, failure.protocol, clock),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct OwnerRecord<'a> {
     pid: u32,
@@ -304,6 +346,9 @@ struct SummaryRecord<'a> {
     /// Modules that were unloaded while watched.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     hooks_gone: &'a [String],
+    /// Failures that are no race, by reason; absent where they were not traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failures: Option<Map<u64>>,
     lost: Map<u64>,
     /// Facts absent from events, by reason.
     incomplete: Map<u64>,
@@ -347,6 +392,10 @@ impl<'a> SummaryRecord<'a> {
             outside: summary.outside,
             ended: summary.ended,
             hooks_gone: &summary.hooks_gone,
+            failures: summary
+                .failures
+                .as_ref()
+                .map(|failures| Map(failures.iter().map(|&(reason, count)| (reason.name(), count)).collect())),
             lost: Map(summary.lost.clone()),
             incomplete: Map(summary.incomplete.clone()),
             closes: summary.closes(),

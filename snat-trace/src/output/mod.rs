@@ -9,11 +9,12 @@ pub use escape::escape;
 use std::io;
 
 use crate::race::event::Race;
+use crate::race::failure::Failure;
 use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
 
-/// Where the events of a session go, in this order: one session, races, one summary.
+/// Where the events of a session go, in this order: one session, races and failures, one summary.
 pub trait Sink {
     /// The tracer is attached.
     ///
@@ -28,6 +29,13 @@ pub trait Sink {
     ///
     /// As [`Sink::session`].
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()>;
+
+    /// One failure that is no race.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::session`].
+    fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()>;
 
     /// The tracer is detached and the account made.
     ///

@@ -10,6 +10,7 @@ use columns::Columns;
 
 use super::Sink;
 use crate::race::event::Race;
+use crate::race::failure::Failure;
 use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
@@ -57,6 +58,14 @@ impl<W: Write> Sink for TextSink<W> {
         writeln!(self.out, "{}", self.columns.line(race, clock, &self.style))?;
         if self.style.verbose {
             write!(self.out, "{}", verbose::Block { race, clock, zone: &self.style.zone })?;
+        }
+        self.out.flush()
+    }
+
+    fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
+        writeln!(self.out, "{}", self.columns.failure(failure, clock, &self.style))?;
+        if self.style.verbose {
+            write!(self.out, "{}", verbose::FailureBlock { failure, clock, zone: &self.style.zone })?;
         }
         self.out.flush()
     }

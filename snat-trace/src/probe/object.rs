@@ -4,7 +4,7 @@ use aya::programs::KProbe;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 
 use super::error::{ProbeError, reason};
-use crate::kernel::{Detail, Offsets, programs};
+use crate::kernel::{Detail, Offsets, Request, programs};
 
 /// The object `build.rs` made.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-trace-ebpf"));
@@ -24,19 +24,29 @@ impl Default for Sizes {
     }
 }
 
-/// Makes the maps. No program is loaded yet.
-pub(super) fn load(offsets: &Offsets, detail: Detail, sizes: Sizes) -> Result<Ebpf, ProbeError> {
+/// Calls in flight, with room for returns that are missed: some for every CPU.
+const CALLS: u32 = 4096;
+
+/// Makes the maps. No program is loaded yet. `ext_generation` is an address, if it is known.
+pub(super) fn load(
+    offsets: &Offsets,
+    request: Request,
+    ext_generation: Option<u64>,
+    sizes: Sizes,
+) -> Result<Ebpf, ProbeError> {
     // Before Linux 5.11 maps count against this limit; from then on a refusal is harmless.
     let unlimited = rustix::process::Rlimit { current: None, maximum: None };
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 
-    let flows = match detail {
+    let flows = match request.detail {
         Detail::Minimal => 1,
         Detail::Full => sizes.flows,
     };
-    let full = u8::from(detail == Detail::Full);
+    let full = u8::from(request.detail == Detail::Full);
+    let (failures, calls) = if request.failures { (1_u8, CALLS) } else { (0, 1) };
+    let ext_generation = ext_generation.unwrap_or(0);
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
@@ -44,7 +54,12 @@ pub(super) fn load(offsets: &Offsets, detail: Detail, sizes: Sizes) -> Result<Eb
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("ALLOCATIONS", flows)
         .map_max_entries("OWNERS", flows)
-        .override_global("FULL", &full, true);
+        .map_max_entries("CALLS", calls)
+        .map_max_entries("CLASHED", calls)
+        .map_max_entries("FOUND_FULL", calls)
+        .override_global("FULL", &full, true)
+        .override_global("FAILURES", &failures, true)
+        .override_global("EXT_GENID", &ext_generation, true);
     for (offset, value) in offsets.iter() {
         loader.override_global(offset.symbol, value, true);
     }
@@ -76,10 +91,11 @@ pub(super) fn detach(object: &mut Ebpf, program: &str) {
 /// [`ProbeError::Refused`] with the verifier's log.
 pub fn verified_instructions(
     offsets: &Offsets,
-    detail: Detail,
+    request: Request,
 ) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
-    let mut object = load(offsets, detail, Sizes::default())?;
-    programs(detail)
+    // An address, so that no branch is dead.
+    let mut object = load(offsets, request, Some(1), Sizes::default())?;
+    programs(request)
         .map(|program| {
             let info = verify(&mut object, program)?
                 .info()

@@ -45,7 +45,7 @@ impl Tracer {
     ///
     /// When the clash hook cannot be attached. Any other hook that cannot is told by [`Self::hooks`].
     pub fn attach(plan: &Plan, sizes: Sizes) -> Result<Self, ProbeError> {
-        let mut object = load(&plan.offsets, plan.detail, sizes)?;
+        let mut object = load(&plan.offsets, plan.request, plan.ext_generation, sizes)?;
         let mut take = |name| object.take_map(name).ok_or(ProbeError::NotInObject { kind: "map", name });
         let (ring, counters, senders) = (take("RING")?, take("COUNTERS")?, Senders::new(take("OWNERS")?)?);
         let map_error = |name| move |error| ProbeError::Map { name, error: Box::new(error) };

@@ -185,7 +185,8 @@ fn nat_rule(loser: &FlowFact) -> Option<NatRule> {
     })
 }
 
-fn flow(fact: &FlowFact) -> Option<Flow> {
+/// A flow without its owner; `None` when it is neither IPv4 nor IPv6.
+pub(super) fn flow(fact: &FlowFact) -> Option<Flow> {
     let known = fact.flags & flow_flags::ALLOCATION != 0;
     Some(Flow {
         original: OriginalTuple::new(&fact.original)?,

@@ -1,6 +1,6 @@
 //! From the bytes of the ring to a record.
 
-use snat_trace_common::{ClashRecord, OwnerFact, RecordHeader, VerdictRecord, kind};
+use snat_trace_common::{ClashRecord, FailureRecord, OwnerFact, RecordHeader, VerdictRecord, kind};
 
 /// What the ring brings.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -9,6 +9,8 @@ pub enum Record {
     Clash(Box<ClashRecord>),
     /// What became of one that came before.
     Verdict(VerdictRecord),
+    /// A connection that did not come into the table without a clash.
+    Failure(Box<FailureRecord>),
 }
 
 /// Why bytes are no record. Such bytes are counted by [`Undecodable::reason`], never fatal.
@@ -57,6 +59,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Undecodable> {
     match header.kind {
         kind::CLASH => read(bytes).map(|clash| Record::Clash(Box::new(clash))).ok_or(short),
         kind::VERDICT => read(bytes).map(Record::Verdict).ok_or(short),
+        kind::FAILURE => read(bytes).map(|failure| Record::Failure(Box::new(failure))).ok_or(short),
         kind => Err(Undecodable::UnknownKind { kind }),
     }
 }
@@ -81,6 +84,8 @@ unsafe impl Plain for ClashRecord {}
 unsafe impl Plain for VerdictRecord {}
 // SAFETY: integers only.
 unsafe impl Plain for OwnerFact {}
+// SAFETY: integers only.
+unsafe impl Plain for FailureRecord {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are enough bytes, they need not be aligned, and every bit pattern is a `T`.
@@ -93,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::mutate::survives;
-    use crate::output::Sink as _;
+    use crate::output::Sink;
     use crate::output::json::JsonSink;
     use crate::output::text::{Style, TextSink};
     use crate::owner::recorded::{Sender, sender};
@@ -102,6 +107,7 @@ mod tests {
         classify,
         tests::{clash, since},
     };
+    use crate::race::failure::{judge, tests::refused};
     use crate::race::time::WallClock;
     use crate::race::verdict::{decided, tests::verdict_on};
 
@@ -111,10 +117,15 @@ mod tests {
     }
 
     /// One record of each kind, as the kernel would write it.
-    fn of_each_kind() -> [(Vec<u8>, Record); 2] {
+    fn of_each_kind() -> [(Vec<u8>, Record); 3] {
         let clash = clash();
         let verdict = verdict_on(&clash);
-        [(bytes_of(&clash), Record::Clash(Box::new(clash))), (bytes_of(&verdict), Record::Verdict(verdict))]
+        let failure = refused();
+        [
+            (bytes_of(&clash), Record::Clash(Box::new(clash))),
+            (bytes_of(&verdict), Record::Verdict(verdict)),
+            (bytes_of(&failure), Record::Failure(Box::new(failure))),
+        ]
     }
 
     #[test]
@@ -152,7 +163,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..1024),
-            known in proptest::option::of(kind::CLASH..=kind::VERDICT),
+            known in proptest::option::of(kind::CLASH..=kind::FAILURE),
         ) {
             if let Some(kind) = known && bytes.len() >= 2 {
                 bytes[..2].copy_from_slice(&kind.to_ne_bytes());
@@ -164,8 +175,27 @@ mod tests {
                 Ok(Record::Verdict(verdict)) => {
                     let _ = decided(&verdict);
                 }
+                Ok(Record::Failure(failure)) => {
+                    let _ = judge(&failure);
+                }
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Has something printed every way there is, and looks at it.
+    fn printed(print: impl Fn(&mut dyn Sink) -> std::io::Result<()>) {
+        let zone = jiff::tz::TimeZone::UTC;
+        let style = |width, verbose| Style { width, colour: false, verbose, zone: zone.clone() };
+        let (mut json, mut text, mut verbose) = (Vec::new(), Vec::new(), Vec::new());
+        print(&mut JsonSink::new(&mut json)).unwrap();
+        print(&mut TextSink::new(&mut text, style(Some(80), false))).unwrap();
+        print(&mut TextSink::new(&mut verbose, style(None, true))).unwrap();
+        assert!(json.ends_with(b"}\n") && json.iter().filter(|&&byte| byte == b'\n').count() == 1);
+        drop(serde_json::from_slice::<serde_json::Value>(&json).unwrap());
+        for line in [text, verbose] {
+            let line = String::from_utf8(line).unwrap();
+            assert!(!line.contains(|character: char| character.is_control() && character != '\n'), "{line:?}");
         }
     }
 
@@ -173,14 +203,17 @@ mod tests {
     #[test]
     fn mutated_records_are_survived() {
         let clock = WallClock::from_offset(1_772_366_400_000_000_000);
-        let zone = jiff::tz::TimeZone::UTC;
-        let style = |width, verbose| Style { width, colour: false, verbose, zone: zone.clone() };
-        let [(clash, _), (verdict, _)] = of_each_kind();
-        survives("record", &[&clash, &verdict], |bytes| {
+        let [(clash, _), (verdict, _), (failure, _)] = of_each_kind();
+        survives("record", &[&clash, &verdict, &failure], |bytes| {
             let record = match decode(bytes) {
                 Ok(Record::Clash(record)) => record,
                 Ok(Record::Verdict(verdict)) => {
                     let _ = decided(&verdict);
+                    return;
+                }
+                Ok(Record::Failure(failure)) => {
+                    let Ok(failure) = judge(&failure) else { return };
+                    printed(|sink| sink.failure(&failure, clock));
                     return;
                 }
                 Err(_) => return,
@@ -201,16 +234,7 @@ mod tests {
                     source: OwnerSource::Socket,
                 });
             }
-            let (mut json, mut text, mut verbose) = (Vec::new(), Vec::new(), Vec::new());
-            JsonSink::new(&mut json).race(&race, clock).unwrap();
-            TextSink::new(&mut text, style(Some(80), false)).race(&race, clock).unwrap();
-            TextSink::new(&mut verbose, style(None, true)).race(&race, clock).unwrap();
-            assert!(json.ends_with(b"}\n") && json.iter().filter(|&&byte| byte == b'\n').count() == 1);
-            drop(serde_json::from_slice::<serde_json::Value>(&json).unwrap());
-            for line in [text, verbose] {
-                let line = String::from_utf8(line).unwrap();
-                assert!(!line.contains(|character: char| character.is_control() && character != '\n'), "{line:?}");
-            }
+            printed(|sink| sink.race(&race, clock));
         });
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::event::{Class, Flow, NetnsInum, Race};
+use super::failure::Failure;
 use super::tuple::Protocol;
 
 /// Everything given must hold; an owner's or an address's condition holds when it does for the loser or the winner.
@@ -29,11 +30,21 @@ impl Filter {
     /// Whether a race is to be shown.
     #[must_use]
     pub fn shows(&self, race: &Race) -> bool {
-        let Self { netns, protocol, source, destination, pid, cgroup, class } = self;
-        let either = |holds: &dyn Fn(&Flow) -> bool| holds(&race.loser) || holds(&race.winner);
-        netns.is_none_or(|netns| race.netns == Some(netns))
-            && protocol.is_none_or(|protocol| race.protocol == protocol)
-            && class.is_none_or(|class| race.class == class)
+        self.class.is_none_or(|class| race.class == class)
+            && self.shows_flows(race.netns, race.protocol, &[&race.loser, &race.winner])
+    }
+
+    /// Whether a failure is to be shown. It has no class, so a filter on that shows none.
+    #[must_use]
+    pub fn shows_failure(&self, failure: &Failure) -> bool {
+        self.class.is_none() && self.shows_flows(failure.netns, failure.protocol, &[&failure.flow])
+    }
+
+    fn shows_flows(&self, of_netns: Option<NetnsInum>, of_protocol: Protocol, flows: &[&Flow]) -> bool {
+        let Self { netns, protocol, source, destination, pid, cgroup, class: _ } = self;
+        let either = |holds: &dyn Fn(&Flow) -> bool| flows.iter().any(|flow| holds(flow));
+        netns.is_none_or(|netns| of_netns == Some(netns))
+            && protocol.is_none_or(|protocol| of_protocol == protocol)
             && source.is_none_or(|prefix| either(&|flow| prefix.contains(flow.original.ends().source.ip())))
             && destination.is_none_or(|prefix| either(&|flow| prefix.contains(flow.original.ends().destination.ip())))
             && pid.is_none_or(|pid| either(&|flow| flow.owner.as_ref().is_some_and(|owner| owner.pid == pid)))
@@ -84,6 +95,7 @@ mod tests {
         classify,
         tests::{clash, since},
     };
+    use crate::race::failure::{judge, tests::refused};
 
     #[test]
     fn prefixes() {
@@ -125,5 +137,21 @@ mod tests {
         }));
         assert!(!shows(&|filter| filter.pid = Some(1)), "no owner is no match");
         assert!(!shows(&|filter| filter.netns = Some(NetnsInum(1))));
+    }
+
+    #[test]
+    fn a_failure_has_one_flow_and_no_class() {
+        let failure = judge(&refused()).unwrap();
+        let shows = |change: &dyn Fn(&mut Filter)| {
+            let mut filter = Filter::default();
+            change(&mut filter);
+            filter.shows_failure(&failure)
+        };
+        assert!(shows(&|_| {}));
+        assert!(shows(&|filter| filter.source = "10.99.0.11".parse().ok()));
+        assert!(!shows(&|filter| filter.source = "10.99.0.10".parse().ok()));
+        assert!(!shows(&|filter| filter.protocol = Some(Protocol::TCP)));
+        assert!(!shows(&|filter| filter.netns = Some(NetnsInum(1))));
+        assert!(!shows(&|filter| filter.class = Some(Class::SnatPortCollision)));
     }
 }

@@ -4,6 +4,7 @@ pub mod class;
 pub mod classify;
 pub mod decode;
 pub mod event;
+pub mod failure;
 pub mod filter;
 pub mod order;
 pub mod time;

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::Duration;
 
-use snat_trace_common::{ClashRecord, VerdictRecord};
+use snat_trace_common::{ClashRecord, FailureRecord, VerdictRecord};
 
 use super::time::KernelTime;
 
@@ -30,9 +30,18 @@ pub struct Reorder {
 impl Reorder {
     /// Takes a clash in.
     pub fn push(&mut self, clash: Box<ClashRecord>) {
-        self.pushed += 1;
         self.verdicts.insert(ClashName::of(&clash), None);
-        self.waiting.push(Reverse(Waiting { time: clash.header.time_ns, number: self.pushed, clash }));
+        self.wait(clash.header.time_ns, Held::Clash(clash));
+    }
+
+    /// Takes a failure in.
+    pub fn push_failure(&mut self, failure: Box<FailureRecord>) {
+        self.wait(failure.header.time_ns, Held::Failure(failure));
+    }
+
+    fn wait(&mut self, time: u64, record: Held) {
+        self.pushed += 1;
+        self.waiting.push(Reverse(Waiting { time, number: self.pushed, record }));
     }
 
     /// Puts a verdict to its clash. Where that is not held back, it was lost, or is out without a verdict and was counted
@@ -55,8 +64,8 @@ impl Reorder {
         self.waiting.is_empty()
     }
 
-    /// The earliest clash, if at `now` no earlier one can come any more.
-    pub fn pop(&mut self, now: KernelTime) -> Option<Decided> {
+    /// The earliest record, if at `now` no earlier one can come any more.
+    pub fn pop(&mut self, now: KernelTime) -> Option<Next> {
         let bound = u64::try_from(REORDERING_BOUND.as_nanos()).unwrap_or(u64::MAX);
         let Reverse(earliest) = self.waiting.peek()?;
         if earliest.time.saturating_add(bound) > now.nanoseconds() {
@@ -65,21 +74,38 @@ impl Reorder {
         self.pop_last()
     }
 
-    /// The earliest clash, when the source has ended and none can come any more.
-    pub fn pop_last(&mut self) -> Option<Decided> {
-        let Reverse(Waiting { clash, .. }) = self.waiting.pop()?;
-        let verdict = self.verdicts.remove(&ClashName::of(&clash)).flatten();
-        Some(Decided { clash, verdict })
+    /// The earliest record, when the source has ended and none can come any more.
+    pub fn pop_last(&mut self) -> Option<Next> {
+        let Reverse(Waiting { record, .. }) = self.waiting.pop()?;
+        Some(match record {
+            Held::Clash(clash) => {
+                let verdict = self.verdicts.remove(&ClashName::of(&clash)).flatten();
+                Next::Clash { clash, verdict }
+            }
+            Held::Failure(failure) => Next::Failure(failure),
+        })
     }
 }
 
-/// A clash, and what the kernel decided where that is known.
+/// What comes next.
 #[derive(Debug)]
-pub struct Decided {
-    /// The clash.
-    pub clash: Box<ClashRecord>,
-    /// `None` when its record did not come.
-    pub verdict: Option<VerdictRecord>,
+pub enum Next {
+    /// A clash, and what the kernel decided.
+    Clash {
+        /// The clash.
+        clash: Box<ClashRecord>,
+        /// `None` when its record did not come.
+        verdict: Option<VerdictRecord>,
+    },
+    /// A failure.
+    Failure(Box<FailureRecord>),
+}
+
+/// A record held back.
+#[derive(Debug)]
+enum Held {
+    Clash(Box<ClashRecord>),
+    Failure(Box<FailureRecord>),
 }
 
 /// No entry can lose twice at one time.
@@ -104,7 +130,7 @@ impl ClashName {
 struct Waiting {
     time: u64,
     number: u64,
-    clash: Box<ClashRecord>,
+    record: Held,
 }
 
 impl Waiting {
@@ -139,7 +165,15 @@ mod tests {
 
     use super::*;
     use crate::race::classify::tests::clash;
+    use crate::race::failure::tests::refused;
     use crate::race::verdict::tests::verdict_on;
+
+    fn time(next: &Next) -> u64 {
+        match next {
+            Next::Clash { clash, .. } => clash.header.time_ns,
+            Next::Failure(failure) => failure.header.time_ns,
+        }
+    }
 
     fn at(time_ns: u64) -> Box<ClashRecord> {
         let mut record = clash();
@@ -162,7 +196,7 @@ mod tests {
         let mut order = Reorder::default();
         order.push(at(1000));
         assert!(order.pop(now(1000 + bound - 1)).is_none());
-        assert_eq!(order.pop(now(1000 + bound)).map(|decided| decided.clash.header.time_ns), Some(1000));
+        assert_eq!(order.pop(now(1000 + bound)).map(|next| time(&next)), Some(1000));
         assert!(order.is_empty());
     }
 
@@ -177,8 +211,11 @@ mod tests {
         }
         let popped = std::iter::from_fn(|| order.pop_last());
         let verdicts: Vec<_> = popped
-            .map(|Decided { clash, verdict }| {
-                (clash.loser_entry, clash.header.time_ns, verdict.map(|verdict| verdict.returned))
+            .map(|next| match next {
+                Next::Clash { clash, verdict } => {
+                    (clash.loser_entry, clash.header.time_ns, verdict.map(|verdict| verdict.returned))
+                }
+                Next::Failure(failure) => panic!("{failure:?}"),
             })
             .collect();
         assert_eq!(verdicts, [(0x10, 1000, Some(0)), (0x20, 1000, None), (0x10, 2000, Some(1))]);
@@ -190,7 +227,7 @@ mod tests {
         order.decide(verdict_on(&at(1000)));
         order.push(at(1000));
         order.decide(verdict_on(&of(0x10, 1000)));
-        assert!(order.pop_last().is_some_and(|decided| decided.verdict.is_none()), "it came before its clash");
+        assert!(matches!(order.pop_last(), Some(Next::Clash { verdict: None, .. })), "it came before its clash");
         order.decide(verdict_on(&at(1000)));
         assert!(order.verdicts.is_empty(), "{:?}", order.verdicts);
     }
@@ -205,14 +242,20 @@ mod tests {
             reads.sort_unstable();
             let mut order = Reorder::default();
             let mut out = Vec::new();
-            for (read, time) in reads {
-                order.push(at(time));
-                while let Some(decided) = order.pop(now(read)) {
-                    out.push(decided.clash.header.time_ns);
+            for (read, time_ns) in reads {
+                if time_ns % 3 == 0 {
+                    let mut failure = refused();
+                    failure.header.time_ns = time_ns;
+                    order.push_failure(Box::new(failure));
+                } else {
+                    order.push(at(time_ns));
+                }
+                while let Some(next) = order.pop(now(read)) {
+                    out.push(time(&next));
                 }
             }
-            while let Some(decided) = order.pop_last() {
-                out.push(decided.clash.header.time_ns);
+            while let Some(next) = order.pop_last() {
+                out.push(time(&next));
             }
             let mut expected: Vec<u64> = records.iter().map(|&(time, _)| time).collect();
             expected.sort_unstable();

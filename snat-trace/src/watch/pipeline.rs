@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
 
-use snat_trace_common::ClashRecord;
+use snat_trace_common::{ClashRecord, FailureRecord, FlowFact};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::writer::{Message, Room, Writer};
@@ -14,7 +14,8 @@ use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
 use crate::race::decode::{Record, decode};
 use crate::race::event::{NetnsInum, Race};
-use crate::race::order::{Decided, Reorder};
+use crate::race::failure::{Failure, judge};
+use crate::race::order::{Next, Reorder};
 use crate::race::time::KernelTime;
 use crate::race::verdict::decided;
 use crate::session::Session;
@@ -22,7 +23,7 @@ use crate::summary::Totals;
 
 /// Most records held back; more are lost, and counted as such.
 const PENDING: usize = 16_384;
-/// Most races whose owners are looked for at once, and as many may wait for the output before the next are.
+/// Most events whose owners are looked for at once, and as many may wait for the output before the next are.
 const BATCH: usize = 256;
 
 /// Records on their way to the output.
@@ -34,9 +35,9 @@ pub(super) struct Pipeline<'a> {
     finder: Option<Finder>,
     pub(super) naming: Option<JoinHandle<Named>>,
     /// Named, and on their way to the output.
-    named: VecDeque<Race>,
+    named: VecDeque<Event>,
     pub(super) totals: Totals,
-    /// Network namespaces that had clashes of late, for the counters to be read.
+    /// Network namespaces that had clashes or failures of late, for the counters to be read.
     involved: BTreeSet<NetnsInum>,
     shown: u64,
 }
@@ -48,7 +49,19 @@ pub(super) struct Finder {
 }
 
 /// A batch with everything known, and the finder for the next.
-pub(super) type Named = (Finder, Vec<Race>);
+pub(super) type Named = (Finder, Vec<Event>);
+
+/// What is shown.
+pub(super) enum Event {
+    Race(Box<Race>),
+    Failure(Box<Failure>),
+}
+
+/// An event with the record it was made of.
+enum Judged {
+    Race(Box<ClashRecord>, Box<Race>),
+    Failure(Box<FailureRecord>, Box<Failure>),
+}
 
 impl<'a> Pipeline<'a> {
     pub(super) fn new(options: &'a Options<'a>, session: &'a Session, owners: Owners) -> Self {
@@ -59,7 +72,7 @@ impl<'a> Pipeline<'a> {
             finder: Some(Finder { owners, ports: PortCounts::default() }),
             naming: None,
             named: VecDeque::new(),
-            totals: Totals::default(),
+            totals: if options.request.failures { Totals::default().with_failures() } else { Totals::default() },
             involved: BTreeSet::new(),
             shown: 0,
         }
@@ -74,7 +87,7 @@ impl<'a> Pipeline<'a> {
     pub(super) fn take(&mut self, bytes: &[u8]) {
         match decode(bytes) {
             Ok(Record::Clash(clash)) => {
-                self.involved.extend((clash.netns != 0).then_some(NetnsInum(clash.netns)));
+                self.involve(clash.netns);
                 if self.order.len() < PENDING {
                     self.order.push(clash);
                 } else {
@@ -82,16 +95,28 @@ impl<'a> Pipeline<'a> {
                 }
             }
             Ok(Record::Verdict(verdict)) => self.order.decide(verdict),
+            Ok(Record::Failure(failure)) => {
+                self.involve(failure.netns);
+                if self.order.len() < PENDING {
+                    self.order.push_failure(failure);
+                } else {
+                    self.totals.lose_failure("failure-queue-full");
+                }
+            }
             Err(undecodable) => self.totals.lose(undecodable.reason()),
         }
     }
 
-    /// Whether network namespaces had clashes since they were last taken.
+    fn involve(&mut self, netns: u32) {
+        self.involved.extend((netns != 0).then_some(NetnsInum(netns)));
+    }
+
+    /// Whether network namespaces had clashes or failures since they were last taken.
     pub(super) fn involved(&self) -> bool {
         !self.involved.is_empty()
     }
 
-    /// The network namespaces that had clashes since this was last asked.
+    /// The network namespaces that had clashes or failures since this was last asked.
     pub(super) fn take_involved(&mut self) -> BTreeSet<NetnsInum> {
         std::mem::take(&mut self.involved)
     }
@@ -101,7 +126,7 @@ impl<'a> Pipeline<'a> {
         self.naming.is_none() && !self.order.is_empty() && self.named.len() < BATCH
     }
 
-    /// Whether a race waits for the output.
+    /// Whether an event waits for the output.
     pub(super) fn has_named(&self) -> bool {
         !self.named.is_empty()
     }
@@ -113,23 +138,29 @@ impl<'a> Pipeline<'a> {
     }
 
     /// The next records that `pop` gives, classified.
-    fn next_batch(&mut self, pop: impl Fn(&mut Reorder) -> Option<Decided>) -> Vec<(Box<ClashRecord>, Race)> {
+    fn next_batch(&mut self, pop: impl Fn(&mut Reorder) -> Option<Next>) -> Vec<Judged> {
         let mut batch = Vec::new();
         while batch.len() < BATCH
-            && let Some(Decided { clash, verdict }) = pop(&mut self.order)
+            && let Some(next) = pop(&mut self.order)
         {
-            match classify(&clash, self.session.started) {
-                Ok(mut race) => {
-                    race.verdict = self.totals.verdict(verdict.as_ref().and_then(decided), race.verdict);
-                    batch.push((clash, race));
-                }
-                Err(undecodable) => self.totals.lose(undecodable.reason()),
+            match next {
+                Next::Clash { clash, verdict } => match classify(&clash, self.session.started) {
+                    Ok(mut race) => {
+                        race.verdict = self.totals.verdict(verdict.as_ref().and_then(decided), race.verdict);
+                        batch.push(Judged::Race(clash, Box::new(race)));
+                    }
+                    Err(undecodable) => self.totals.lose(undecodable.reason()),
+                },
+                Next::Failure(record) => match judge(&record) {
+                    Ok(failure) => batch.push(Judged::Failure(record, Box::new(failure))),
+                    Err(_) => self.totals.lose_failure("failure-undecodable"),
+                },
             }
         }
         batch
     }
 
-    fn start_naming(&mut self, batch: Vec<(Box<ClashRecord>, Race)>) {
+    fn start_naming(&mut self, batch: Vec<Judged>) {
         if batch.is_empty() {
             return;
         }
@@ -139,18 +170,29 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Takes a named batch in.
-    pub(super) fn take_named(&mut self, (finder, races): Named) {
+    pub(super) fn take_named(&mut self, (finder, events): Named) {
         self.finder = Some(finder);
-        self.named.extend(races);
+        self.named.extend(events);
     }
 
-    /// Counts the first race that waits, and hands it over if it is to be shown.
+    /// Counts the first event that waits, and hands it over if it is to be shown.
     pub(super) fn hand_over(&mut self, room: Room<'_>) {
-        let Some(race) = self.named.pop_front() else { return };
-        self.totals.add(&race, self.options.detail);
-        if !self.enough() && self.options.filter.shows(&race) {
-            room.send(Message::Race(Box::new(race), self.session.clock));
-            self.shown += 1;
+        let enough = self.enough();
+        match self.named.pop_front() {
+            Some(Event::Race(race)) => {
+                self.totals.add(&race, self.options.request.detail);
+                if !enough && self.options.filter.shows(&race) {
+                    room.send(Message::Race(race, self.session.clock));
+                    self.shown += 1;
+                }
+            }
+            Some(Event::Failure(failure)) => {
+                self.totals.add_failure(&failure);
+                if !enough && self.options.filter.shows_failure(&failure) {
+                    room.send(Message::Failure(failure, self.session.clock));
+                }
+            }
+            None => {}
         }
     }
 
@@ -183,30 +225,59 @@ impl<'a> Pipeline<'a> {
             let named = joined(&mut self.naming).await?;
             self.take_named(named);
         }
-        let left = self.named.drain(..).count() + self.order.len();
-        self.order = Reorder::default();
-        (0..left).for_each(|_| self.totals.lose("not-shown"));
+        for event in self.named.drain(..) {
+            match event {
+                Event::Race(_) => self.totals.lose("not-shown"),
+                Event::Failure(_) => self.totals.lose_failure("failure-not-shown"),
+            }
+        }
+        while let Some(next) = self.order.pop_last() {
+            match next {
+                Next::Clash { .. } => self.totals.lose("not-shown"),
+                Next::Failure(_) => self.totals.lose_failure("failure-not-shown"),
+            }
+        }
         Ok(())
     }
 }
 
 /// Names the owners of a batch, and counts the ports in use where there seemed to be none left.
-fn name_all(mut finder: Finder, batch: Vec<(Box<ClashRecord>, Race)>) -> Named {
+fn name_all(mut finder: Finder, batch: Vec<Judged>) -> Named {
     let Finder { owners, ports } = &mut finder;
-    let flows: Vec<_> =
-        batch.iter().flat_map(|(record, race)| [record.loser, record.winner].map(|flow| (flow, race.time))).collect();
+    let flows: Vec<_> = batch.iter().flat_map(Judged::flows).collect();
     let mut names = owners.name(&flows).into_iter();
-    let mut races = Vec::with_capacity(batch.len());
-    for (record, mut race) in batch {
-        if let Some((netns, range)) = exhausted_range(&race, &record.loser)
-            && let Some(in_use) = ports.count(netns, &range)
-        {
-            set_in_use(&mut race, in_use);
-        }
-        for flow in [&mut race.loser, &mut race.winner] {
-            flow.owner = names.next().flatten();
-        }
-        races.push(race);
+    let mut events = Vec::with_capacity(batch.len());
+    for judged in batch {
+        events.push(match judged {
+            Judged::Race(record, mut race) => {
+                if let Some((netns, range)) = exhausted_range(&race, &record.loser)
+                    && let Some(in_use) = ports.count(netns, &range)
+                {
+                    set_in_use(&mut race, in_use);
+                }
+                for flow in [&mut race.loser, &mut race.winner] {
+                    flow.owner = names.next().flatten();
+                }
+                Event::Race(race)
+            }
+            Judged::Failure(_, mut failure) => {
+                if failure.by_packet {
+                    failure.flow.owner = names.next().flatten();
+                }
+                Event::Failure(failure)
+            }
+        });
     }
-    (finder, races)
+    (finder, events)
+}
+
+impl Judged {
+    /// The flows that somebody sent.
+    fn flows(&self) -> Vec<(FlowFact, KernelTime)> {
+        match self {
+            Self::Race(record, race) => vec![(record.loser, race.time), (record.winner, race.time)],
+            Self::Failure(record, failure) if failure.by_packet => vec![(record.flow, failure.time)],
+            Self::Failure(..) => Vec::new(),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::output::Sink;
 use crate::race::event::Race;
+use crate::race::failure::Failure;
 use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
@@ -23,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) enum Message {
     Session(Box<Session>),
     Race(Box<Race>, WallClock),
+    Failure(Box<Failure>, WallClock),
     Summary(Box<Summary>),
 }
 
@@ -112,6 +114,7 @@ fn write_all(mut sink: Box<dyn Sink + Send>, mut queue: mpsc::Receiver<Message>)
         match message {
             Message::Session(session) => sink.session(&session)?,
             Message::Race(race, clock) => sink.race(&race, clock)?,
+            Message::Failure(failure, clock) => sink.failure(&failure, clock)?,
             Message::Summary(summary) => sink.summary(&summary)?,
         }
     }

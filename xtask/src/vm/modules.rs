@@ -12,6 +12,7 @@ use crate::progress::{capture, note};
 pub(super) const WANTED: &[&str] = &[
     "nf_conntrack",
     "nf_nat",
+    "nf_conntrack_ftp",
     "nf_conntrack_netlink",
     "nf_tables",
     "nft_chain_nat",

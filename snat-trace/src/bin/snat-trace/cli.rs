@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use snat_trace::kernel::Detail;
+use snat_trace::kernel::{Detail, Request};
 use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Setup, Translation, Zones};
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
@@ -107,6 +107,12 @@ pub(crate) struct TraceArgs {
     /// How much to hook; minimal costs nothing until two flows clash
     #[arg(long, value_name = "LEVEL", default_value_t = Detail::Full)]
     pub(crate) detail: Detail,
+    /// Also tell of every connection that did not come into the table without a clash, and why
+    ///
+    /// A full table, a hash chain too long, an entry that died, a refusal through ctnetlink. Costs probes at the entry and
+    /// return of two functions for every new connection, one of them where flows race.
+    #[arg(long)]
+    pub(crate) failures: bool,
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
@@ -120,6 +126,12 @@ pub(crate) struct TraceArgs {
     /// How many new flows and senders are remembered in the kernel, the least recently used going first
     #[arg(long, value_name = "N", default_value_t = 65_536, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) flows: u32,
+}
+
+impl TraceArgs {
+    pub(crate) fn request(self) -> Request {
+        Request { detail: self.detail, failures: self.failures }
+    }
 }
 
 #[derive(Args, Debug)]

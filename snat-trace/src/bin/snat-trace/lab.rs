@@ -14,6 +14,7 @@ use snat_trace::kernel::{KernelFacts, plan};
 use snat_trace::lab::{Comparison, Lab, LabError, Progress, Truth, compare};
 use snat_trace::output::Sink;
 use snat_trace::race::event::Race;
+use snat_trace::race::failure::Failure;
 use snat_trace::race::filter::Filter;
 use snat_trace::race::time::WallClock;
 use snat_trace::session::Session;
@@ -61,7 +62,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let (seen, races) = mpsc::channel();
     let sink = Box::new(LabSink { inner: sink(args.trace), attached: Some(attached), seen });
     let options = Options {
-        detail: args.trace.detail,
+        request: args.trace.request(),
         sizes: sizes(args.trace),
         duration: None,
         count: None,
@@ -122,6 +123,10 @@ impl Sink for LabSink {
             let _ = attached.send(());
         }
         Ok(())
+    }
+
+    fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
+        self.inner.failure(failure, clock)
     }
 
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {

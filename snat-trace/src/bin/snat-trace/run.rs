@@ -48,7 +48,7 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
         KernelFacts::gather(Path::new("/"))?
     };
     let options = Options {
-        detail: args.trace.detail,
+        request: args.trace.request(),
         sizes: sizes(args.trace),
         duration: args.duration,
         count: args.count,

@@ -3,8 +3,9 @@
 use super::{Style, clock_time, duration};
 use crate::output::escape;
 use crate::race::event::{Class, Flow, Race, Verdict};
-use crate::race::time::WallClock;
-use crate::race::tuple::Ends;
+use crate::race::failure::Failure;
+use crate::race::time::{KernelTime, WallClock};
+use crate::race::tuple::{Ends, Protocol};
 
 /// Spaces between columns.
 const GAP: usize = 2;
@@ -111,14 +112,10 @@ impl Columns {
     /// address.
     pub(super) fn line(&self, race: &Race, clock: WallClock, style: &Style) -> String {
         let values = [
-            clock_time(
-                clock.wall(race.time),
-                &style.zone,
-                if self.shown.milliseconds { "%H:%M:%S%.3f" } else { "%H:%M:%S" },
-            ),
+            self.time(race.time, clock, style),
             verdict(race.verdict).to_owned(),
             race.protocol.to_string(),
-            self.contested(race),
+            self.contested(race.contested.ends(), race.protocol),
             self.owner(&race.loser),
             self.owner(&race.winner),
             race.overlap.map_or_else(|| "-".to_owned(), duration),
@@ -128,22 +125,46 @@ impl Columns {
             Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => Some(super::GREEN),
             None => None,
         };
+        let why = (race.class != Class::SnatPortCollision).then_some(race.class.name());
+        self.with_reason(values, colour.filter(|_| style.colour), why.filter(|_| !style.verbose))
+    }
+
+    /// The line of a failure: as that of a race, which it says it is not, with the flow as it was sent and no winner.
+    pub(super) fn failure(&self, failure: &Failure, clock: WallClock, style: &Style) -> String {
+        let values = [
+            self.time(failure.time, clock, style),
+            NO_RACE.to_owned(),
+            failure.protocol.to_string(),
+            self.contested(failure.flow.original.ends(), failure.protocol),
+            self.owner(&failure.flow),
+            "-".to_owned(),
+            "-".to_owned(),
+        ];
+        self.with_reason(values, None, Some(failure.reason.name()).filter(|_| !style.verbose))
+    }
+
+    /// A line, with why it happened at its end, or below where there is no room.
+    fn with_reason(&self, values: [String; 7], colour: Option<&str>, why: Option<&str>) -> String {
         let plain = self.join(values.clone(), None).chars().count();
-        let mut line = self.join(values, colour.filter(|_| style.colour));
+        let mut line = self.join(values, colour);
         // The verbose block begins with it.
-        if race.class != Class::SnatPortCollision && !style.verbose {
-            let fits = self.width.is_none_or(|width| plain + GAP + race.class.name().len() <= width);
+        if let Some(why) = why {
+            let fits = self.width.is_none_or(|width| plain + GAP + why.len() <= width);
             line.push_str(if fits { "  " } else { "\n    " });
-            line.push_str(race.class.name());
+            line.push_str(why);
         }
         line
     }
 
-    fn contested(&self, race: &Race) -> String {
-        let Ends { source, destination } = race.contested.ends();
+    fn time(&self, time: KernelTime, clock: WallClock, style: &Style) -> String {
+        let format = if self.shown.milliseconds { "%H:%M:%S%.3f" } else { "%H:%M:%S" };
+        clock_time(clock.wall(time), &style.zone, format)
+    }
+
+    fn contested(&self, Ends { source, destination }: Ends, protocol: Protocol) -> String {
         let source = if self.shown.translated_address { source.to_string() } else { source.port().to_string() };
         // ICMP has no port there.
-        let destination = if race.protocol.is_icmp() { destination.ip().to_string() } else { destination.to_string() };
+        let destination = if protocol.is_icmp() { destination.ip().to_string() } else { destination.to_string() };
         format!("{source}{TOWARD}{destination}")
     }
 
@@ -191,6 +212,9 @@ impl Columns {
         line
     }
 }
+
+/// In the place of the verdict on a race.
+const NO_RACE: &str = "no race";
 
 /// Short enough for a column; the long names are in the verbose block and in JSON.
 fn verdict(verdict: Option<Verdict>) -> &'static str {

@@ -40,8 +40,12 @@ impl fmt::Display for Closing<'_> {
                 writeln!(f, "  netns {netns}: {note}")?;
             }
         }
-        for hint in hints(&summary.accounts) {
+        for hint in hints(&summary.accounts, summary.failures.is_some()) {
             writeln!(f, "{hint}")?;
+        }
+        if let Some(failures) = summary.failures.as_ref().filter(|failures| !failures.is_empty()) {
+            let reasons: Vec<_> = failures.iter().map(|&(reason, count)| (reason.name(), count)).collect();
+            writeln!(f, "Failures that are no race: {}.", list(&reasons))?;
         }
         if summary.outside > 0 {
             let verb = if summary.outside == 1 { "is" } else { "are" };
@@ -138,10 +142,18 @@ fn lost(summary: &Summary) -> String {
 fn open(summary: &Summary) -> Vec<String> {
     let mut reasons = Vec::new();
     if summary.lost() > 0 {
-        let bigger = summary.lost.iter().any(|(reason, _)| *reason == "ring-full");
+        let bigger = summary.lost.iter().any(|(reason, _)| reason.ends_with("ring-full"));
         let hint = if bigger { " (a larger --ring-bytes helps)" } else { "" };
-        let clashes = if summary.lost() == 1 { "clash was" } else { "clashes were" };
-        reasons.push(format!("{} {clashes} lost on the way{hint}", summary.lost()));
+        let failures: u64 =
+            summary.lost.iter().filter(|(reason, _)| reason.starts_with("failure-")).map(|(_, n)| n).sum();
+        let clashes = summary.lost() - failures;
+        let what: Vec<_> = [(clashes, "clash", "clashes"), (failures, "failure", "failures")]
+            .into_iter()
+            .filter(|&(count, ..)| count > 0)
+            .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
+            .collect();
+        let were = if summary.lost() == 1 { "was" } else { "were" };
+        reasons.push(format!("{} {were} lost on the way{hint}", what.join(" and ")));
     }
     if !summary.hooks_gone.is_empty() {
         let (was, its) = if summary.hooks_gone.len() == 1 { ("was", "its") } else { ("were", "their") };
@@ -178,16 +190,26 @@ fn open(summary: &Summary) -> Vec<String> {
     reasons
 }
 
-/// What the unexplained mostly is.
-fn hints(accounts: &[Account]) -> Vec<&'static str> {
+/// What the counters prove of the unexplained, and how to have it named.
+fn hints(accounts: &[Account], failures_traced: bool) -> Vec<String> {
     let unexplained = |counter: fn(&Account) -> Option<i64>| accounts.iter().filter_map(counter).any(|more| more > 0);
+    // A clash that is dropped counts in both, a chain that is too long names itself, and every clash is told.
     let failed = unexplained(|account| account.unexplained.insert_failed);
+    // What fails at its insert counts a drop with it or none, so this was dropped before.
     let dropped = unexplained(|account| account.unexplained.drop?.checked_sub(account.unexplained.insert_failed?));
     let hints = [
-        (failed, "A failed insert without a clash: mostly an entry that died before it went in."),
-        (dropped, "A drop without a failed insert: mostly a full table (nf_conntrack_count against nf_conntrack_max)."),
+        (
+            failed,
+            "A failed insert without a clash or a long chain: its entry was dying, or its extensions were of another time",
+        ),
+        (
+            dropped,
+            "A drop without a failed insert: the table was full (nf_conntrack_count against nf_conntrack_max), or the \
+             protocol's tracker refused the packet",
+        ),
     ];
-    hints.into_iter().filter_map(|(applies, hint)| applies.then_some(hint)).collect()
+    let tracing = if failures_traced { "." } else { "; --failures tells them apart." };
+    hints.into_iter().filter(|&(applies, _)| applies).map(|(_, hint)| format!("{hint}{tracing}")).collect()
 }
 
 /// The figures of an account that moved, one line each. `insert_failed` stands in the totals, so it is repeated only

@@ -1,4 +1,4 @@
-//! Everything known of one race.
+//! Everything known of one race, or of one failure.
 
 use std::fmt;
 
@@ -6,6 +6,7 @@ use super::{clock_time, duration};
 use crate::output::escape;
 use crate::owner::{Owner, OwnerSource};
 use crate::race::event::{Flow, NatRule, PortUse, Race, Verdict};
+use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, Protocol};
 
@@ -41,8 +42,9 @@ impl fmt::Display for Block<'_> {
             let destination = contested.ends().destination;
             line(f, "ports", format_args!("{in_use} of {in_range} in use toward {destination}"))?;
         }
-        self.flow(f, "loser", loser)?;
-        self.flow(f, "winner", winner)?;
+        let time = |time| clock_time(self.clock.wall(time), self.zone, MOMENT);
+        write_flow(f, "loser", loser, *protocol, &time)?;
+        write_flow(f, "winner", winner, *protocol, &time)?;
         if let Some(overlap) = overlap {
             let overlap = duration(*overlap);
             line(f, "overlap", format_args!("{overlap}, from the later request for a port to the winner's insert"))?;
@@ -55,24 +57,45 @@ impl fmt::Display for Block<'_> {
     }
 }
 
-impl Block<'_> {
-    fn flow(&self, f: &mut fmt::Formatter<'_>, side: &str, flow: &Flow) -> fmt::Result {
-        line(f, side, format_args!("{}", ends(flow.original.ends(), self.race.protocol)))?;
-        if let Some(allocated) = flow.allocated {
-            let cpu = flow.cpu.map_or_else(String::new, |cpu| format!(" on CPU {cpu}"));
-            line(f, "", format_args!("asked for a port {}{cpu}", self.time(allocated)))?;
-        }
-        if let Some(inserted) = flow.inserted {
-            line(f, "", format_args!("inserted         {}", self.time(inserted)))?;
-        }
-        match &flow.owner {
-            Some(owner) => sender(f, owner),
-            None => line(f, "", format_args!("sender unknown")),
-        }
-    }
+/// The block below a failure's line.
+pub(super) struct FailureBlock<'a> {
+    pub(super) failure: &'a Failure,
+    pub(super) clock: WallClock,
+    pub(super) zone: &'a jiff::tz::TimeZone,
+}
 
-    fn time(&self, time: KernelTime) -> String {
-        clock_time(self.clock.wall(time), self.zone, "%H:%M:%S%.9f")
+impl fmt::Display for FailureBlock<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Failure { reason, errno, protocol, netns, zone, flow, .. } = self.failure;
+        let error = errno.map_or_else(String::new, |errno| format!(" (error {errno})"));
+        let netns = netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string());
+        line(f, "failure", format_args!("{reason}{error}: {}", reason.text()))?;
+        line(f, "where", format_args!("netns {netns}, conntrack zone {zone}"))?;
+        write_flow(f, "flow", flow, *protocol, &|time| clock_time(self.clock.wall(time), self.zone, MOMENT))
+    }
+}
+
+/// A time of day to the nanosecond.
+const MOMENT: &str = "%H:%M:%S%.9f";
+
+fn write_flow(
+    f: &mut fmt::Formatter<'_>,
+    side: &str,
+    flow: &Flow,
+    protocol: Protocol,
+    time: &dyn Fn(KernelTime) -> String,
+) -> fmt::Result {
+    line(f, side, format_args!("{}", ends(flow.original.ends(), protocol)))?;
+    if let Some(allocated) = flow.allocated {
+        let cpu = flow.cpu.map_or_else(String::new, |cpu| format!(" on CPU {cpu}"));
+        line(f, "", format_args!("asked for a port {}{cpu}", time(allocated)))?;
+    }
+    if let Some(inserted) = flow.inserted {
+        line(f, "", format_args!("inserted         {}", time(inserted)))?;
+    }
+    match &flow.owner {
+        Some(owner) => sender(f, owner),
+        None => line(f, "", format_args!("sender unknown")),
     }
 }
 
