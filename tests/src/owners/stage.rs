@@ -227,7 +227,8 @@ impl Stage {
                 seen.insert(key);
             }
         }
-        let unseen: Vec<_> = self.sent.iter().filter(|(key, _)| !seen.contains(*key)).collect();
+        let by_process = |sent: &VecDeque<Sent>| sent.iter().any(|sent| sent.truth.is_some());
+        let unseen: Vec<_> = self.sent.iter().filter(|(key, sent)| !seen.contains(*key) && by_process(sent)).collect();
         ensure!(unseen.is_empty(), "no race has {unseen:?}");
         Ok(Row::said(format!("{} races, {named} senders named and right", lines.races())))
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::io_uring::{
@@ -12,6 +13,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 /// Entries of the ring.
 const ENTRIES: u32 = 2;
+/// How long the poller may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends, and waits until it was sent.
 ///
@@ -56,9 +59,13 @@ pub(super) fn send(socket: BorrowedFd<'_>, payload: &[u8]) -> Result<()> {
     let wait = IoringEnterFlags::GETEVENTS | IoringEnterFlags::SQ_WAKEUP;
     // SAFETY: no memory is passed; what the entry points to outlives the wait for its completion.
     let _submitted = unsafe { io_uring_enter(ring.as_fd(), 0, 1, wait) }.context("io_uring_enter")?;
+    // The poller says so after it has sent, and the wait above may have ended before.
+    let start = Instant::now();
     // SAFETY: as above.
-    let taken =
-        unsafe { AtomicU32::from_ptr(queue.add(usize::try_from(offsets.head)?).cast()).load(Ordering::Acquire) };
-    ensure!(taken == 1, "io_uring took {taken} entries");
+    while unsafe { AtomicU32::from_ptr(queue.add(usize::try_from(offsets.head)?).cast()).load(Ordering::Acquire) } == 0
+    {
+        ensure!(start.elapsed() < PATIENCE, "io_uring does not take the entry");
+        std::thread::yield_now();
+    }
     Ok(())
 }
