@@ -44,6 +44,10 @@ impl Caveat {
 /// or may not be in it is no reason: see [`close_account`].
 const AHEAD: &str = "more was seen than counted: the kernel counted some of these races otherwise, or late";
 
+/// So many races at most are taken to be in one of their two counters only: one in each of the two readings. More would
+/// let races that were not counted explain what has nothing to do with them.
+const HALF_COUNTED: u64 = 2;
+
 /// What one network namespace counted and what our events explain of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Account {
@@ -88,7 +92,8 @@ impl Account {
 /// * A race whose verdict is not known explains one `insert_failed` and one `drop` while both lack explanation, then
 ///   one `clash_resolve` while that does, and else an `insert_failed` and a `drop` after all, so that it never vanishes.
 /// * A race during the first or the last reading ([`Place::Edge`]) explains what then still lacks explanation, and is
-///   else in no account.
+///   else in no account. One in each of the two readings may explain a `drop` or an `insert_failed` alone: the kernel
+///   counts one after the other, and a reading can fall between.
 /// * What is left is unexplained. An account with an unexplained `drop` does not close even when every `insert_failed` is
 ///   explained: it is a packet lost, of which only a failure tells, and they are not traced unless asked for.
 #[must_use]
@@ -242,6 +247,7 @@ impl Explanation {
     fn races_as_far_as_counted(&mut self, Verdicts { dropped, resolved, unknown, failures }: Verdicts) -> u64 {
         self.explained.insert_failed += failures.insert_failed.min(self.failed_lacking());
         self.explained.drop += failures.drop.min(self.drop_lacking());
+        let may_be_dropped = dropped + unknown;
         let dropped = dropped.min(self.dropped_lacking());
         self.drop(dropped);
         let room = if self.counts_resolutions() { self.clash_resolve_lacking() } else { self.failed_lacking() };
@@ -251,7 +257,17 @@ impl Explanation {
         self.drop(as_dropped);
         let as_resolved = (unknown - as_dropped).min(self.clash_resolve_lacking());
         self.explained.clash_resolve += as_resolved;
-        dropped + resolved + as_dropped + as_resolved
+        let told = dropped + as_dropped + as_resolved;
+        told + resolved + self.half_counted(may_be_dropped - told)
+    }
+
+    /// As many of these races as can explain the one counter that still lacks explanation where the other does not.
+    fn half_counted(&mut self, races: u64) -> u64 {
+        let races = races.min(HALF_COUNTED);
+        let (failed, drop) = (races.min(self.failed_lacking()), races.min(self.drop_lacking()));
+        self.explained.insert_failed += failed;
+        self.explained.drop += drop;
+        failed.max(drop)
     }
 
     fn drop(&mut self, races: u64) {
