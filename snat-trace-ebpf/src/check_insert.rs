@@ -9,9 +9,7 @@ use snat_trace_common::{Call, FailureRecord, failure_flags, function};
 use crate::{
     failure::{begin, failed, fill_netns, now, record, succeeded},
     flow::fill_flow,
-    frame,
-    maps::CALLS,
-    read::{Address, Unreadable},
+    read::{Address, Unreadable, netns_of},
 };
 
 /// Entry of `nf_conntrack_hash_check_insert(ct)`.
@@ -39,11 +37,7 @@ fn check_insert_ends(ctx: RetProbeContext) -> u32 {
         succeeded(&ctx);
         return 0;
     }
-    let frame = frame::at_return(&ctx);
-    if let Some(call) = failed(&frame, function::CHECK_INSERT) {
-        record(call, i64::from(returned), fill);
-        let _ = CALLS.remove(frame);
-    }
+    failed(&ctx, function::CHECK_INSERT, |call| record(call, i64::from(returned), fill));
     0
 }
 
@@ -51,6 +45,6 @@ fn check_insert_ends(ctx: RetProbeContext) -> u32 {
 fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
     let entry = Address::new(call.subject);
     fill_flow(&mut record.flow, entry)?;
-    fill_netns(record, entry);
+    fill_netns(record, netns_of(entry));
     Ok(())
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{ABSENT, ClashRecord, Counter, Deciding, PACKET_LEN, RecordHeader, kind, record_flags};
+use snat_trace_common::{ClashRecord, Counter, Deciding, PACKET_LEN, RecordHeader, kind, record_flags};
 
 use crate::{
     confirm,
@@ -15,8 +15,8 @@ use crate::{
     maps::{DECIDING, RING, count},
     packet::network_header,
     read::{
-        Address, NF_CONN_CT_NET, NF_CONN_TUPLEHASH, SK_BUFF_HEAD, SK_BUFF_TAIL, TUPLE_HASH_SIZE, TUPLE_HASH_TUPLE,
-        Unreadable, entry_of, netns_at,
+        Address, NF_CONN_TUPLEHASH, SK_BUFF_HEAD, SK_BUFF_TAIL, TUPLE_HASH_SIZE, TUPLE_HASH_TUPLE, Unreadable,
+        entry_of, netns_of,
     },
 };
 
@@ -76,11 +76,9 @@ fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unread
     fill_flow(&mut record.winner, winner)?;
 
     record.netns = 0;
-    if NF_CONN_CT_NET.load() != ABSENT {
-        match netns_at(loser.field(&NF_CONN_CT_NET)) {
-            Ok(inum) => record.netns = inum,
-            Err(Unreadable) => record.flags |= record_flags::NETNS_UNREADABLE,
-        }
+    match netns_of(loser) {
+        Ok(inum) => record.netns = inum,
+        Err(Unreadable) => record.flags |= record_flags::NETNS_UNREADABLE,
     }
     record.packet = [0; PACKET_LEN];
     record.packet_len = 0;

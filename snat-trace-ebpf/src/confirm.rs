@@ -11,9 +11,8 @@ use snat_trace_common::{ABSENT, Call, FailureRecord, failure_flags, function};
 use crate::{
     failure::{begin, failed, fill_netns, now, record, succeeded},
     flow::fill_flow,
-    frame,
-    maps::{CALLS, CLASHED},
-    read::{Address, NF_CONN_EXT, NF_CONN_STATUS, NF_CT_EXT_GEN_ID, STAT_CHAINTOOLONG, Unreadable, entry_of},
+    maps::CLASHED,
+    read::{Address, NF_CONN_EXT, NF_CONN_STATUS, NF_CT_EXT_GEN_ID, STAT_CHAINTOOLONG, Unreadable, entry_of, netns_of},
 };
 
 /// Whether these hooks are attached.
@@ -57,13 +56,11 @@ fn confirm_ends(ctx: RetProbeContext) -> u32 {
         succeeded(&ctx);
         return 0;
     }
-    let frame = frame::at_return(&ctx);
-    if let Some(call) = failed(&frame, function::CONFIRM) {
+    failed(&ctx, function::CONFIRM, |call| {
         if !has_clashed(call) {
             record(call, i64::from(NF_DROP), fill);
         }
-        let _ = CALLS.remove(frame);
-    }
+    });
     0
 }
 
@@ -82,7 +79,7 @@ fn has_clashed(call: &Call) -> bool {
 fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
     let entry = entry_of(Address::new(call.subject))?;
     fill_flow(&mut record.flow, entry)?;
-    fill_netns(record, entry);
+    fill_netns(record, netns_of(entry));
     record.status_before = call.before;
     if STAT_CHAINTOOLONG.load() != ABSENT {
         record.flags |= failure_flags::CHAIN_LIMITED;

@@ -5,12 +5,12 @@ use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
     programs::{ProbeContext, RetProbeContext},
 };
-use snat_trace_common::{ABSENT, Call, Counter, FailureRecord, Frame, RecordHeader, failure_flags, kind};
+use snat_trace_common::{Call, Counter, FailureRecord, RecordHeader, failure_flags, kind};
 
 use crate::{
     frame,
     maps::{CALLS, RING, count},
-    read::{Address, Unreadable, netns_at},
+    read::Unreadable,
 };
 
 const EEXIST: i32 = 17;
@@ -39,19 +39,20 @@ pub(crate) fn succeeded(ctx: &RetProbeContext) {
     let _ = CALLS.remove(frame::at_return(ctx));
 }
 
-/// The call of `function` that returns now and has failed; it stays remembered. `None`, which is counted, when its begin
-/// was missed.
+/// Hands on the call of `function` that returns now and has failed, and forgets it. One whose begin was missed is counted.
 #[inline(always)]
-pub(crate) fn failed<'a>(frame: &Frame, function: u32) -> Option<&'a Call> {
+pub(crate) fn failed(ctx: &RetProbeContext, function: u32, tell: impl FnOnce(&Call)) {
+    let frame = frame::at_return(ctx);
     if let Some(call) = CALLS.get_ptr(frame) {
         // SAFETY: the pointer is into a map value, which only this call of the function is about.
         let call = unsafe { &*call };
         if call.function == function {
-            return Some(call);
+            tell(call);
+            let _ = CALLS.remove(frame);
+            return;
         }
     }
     count(Counter::FailureUnpaired);
-    None
 }
 
 /// Writes a record of a failure: `fill` adds what the function knows to what every record has.
@@ -87,15 +88,11 @@ pub(crate) fn record(
     }
 }
 
-/// The network namespace a `possible_net_t` at the field of `entry` points to.
+/// The network namespace of the record, as it was read.
 #[inline(always)]
-pub(crate) fn fill_netns(record: &mut FailureRecord, entry: Address) {
-    use crate::read::NF_CONN_CT_NET;
-
-    if NF_CONN_CT_NET.load() != ABSENT {
-        match netns_at(entry.field(&NF_CONN_CT_NET)) {
-            Ok(inum) => record.netns = inum,
-            Err(Unreadable) => record.flags |= failure_flags::NETNS_UNREADABLE,
-        }
+pub(crate) fn fill_netns(record: &mut FailureRecord, inum: Result<u32, Unreadable>) {
+    match inum {
+        Ok(inum) => record.netns = inum,
+        Err(Unreadable) => record.flags |= failure_flags::NETNS_UNREADABLE,
     }
 }

@@ -19,25 +19,12 @@ const IPS_SRC_NAT_DONE: u64 = 1 << 7;
 /// Writes every byte of the fact, from the entry and from what the other hooks noted of it.
 #[inline(always)]
 pub(crate) fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
-    let original: Tuple = tuple_address(entry, 0).read()?;
-    flow.original = original;
+    let original = fill_original(flow, tuple_address(entry, 0))?;
     flow.reply = tuple_address(entry, 1).read()?;
     flow.status = entry.field(&NF_CONN_STATUS).read()?;
-    (flow.zone, flow.zone_dir) = (0, 0);
     if NF_CONN_ZONE.load() != ABSENT {
-        // struct nf_conntrack_zone (include/net/netfilter/nf_conntrack_zones.h): u16 id, u8 flags, u8 dir.
-        let zone = entry.field(&NF_CONN_ZONE);
-        flow.zone = zone.read()?;
-        flow.zone_dir = zone.plus(3).read()?;
+        fill_zone(flow, entry.field(&NF_CONN_ZONE))?;
     }
-    flow.reserved = 0;
-    flow.flags = 0;
-    flow.allocated_ns = 0;
-    flow.inserted_ns = 0;
-    flow.range = Default::default();
-    flow.allocated_cpu = 0;
-    flow.inserted_cpu = 0;
-    flow.owner = OwnerFact::default();
     if FULL.load() == 0 {
         return Ok(());
     }
@@ -58,10 +45,52 @@ pub(crate) fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unrea
             flow.flags |= flow_flags::STALE_ALLOCATION;
         }
     }
+    fill_owner(flow, &original);
+    Ok(())
+}
+
+/// The same of a connection that was given no entry: its tuple, its zone, and who sent its first packet.
+#[inline(always)]
+pub(crate) fn fill_flow_without_entry(flow: &mut FlowFact, original: Address, zone: Address) -> Result<(), Unreadable> {
+    let original = fill_original(flow, original)?;
+    flow.reply = Tuple::default();
+    flow.status = 0;
+    fill_zone(flow, zone)?;
+    fill_owner(flow, &original);
+    Ok(())
+}
+
+/// Writes every byte but the reply and the status: the tuple, and that nothing else is known.
+#[inline(always)]
+fn fill_original(flow: &mut FlowFact, original: Address) -> Result<Tuple, Unreadable> {
+    let original: Tuple = original.read()?;
+    flow.original = original;
+    flow.allocated_ns = 0;
+    flow.inserted_ns = 0;
+    flow.range = Default::default();
+    flow.allocated_cpu = 0;
+    flow.inserted_cpu = 0;
+    flow.flags = 0;
+    flow.zone = 0;
+    flow.zone_dir = 0;
+    flow.reserved = 0;
+    flow.owner = OwnerFact::default();
+    Ok(original)
+}
+
+/// `struct nf_conntrack_zone` (include/net/netfilter/nf_conntrack_zones.h): u16 id, u8 flags, u8 dir.
+#[inline(always)]
+fn fill_zone(flow: &mut FlowFact, zone: Address) -> Result<(), Unreadable> {
+    flow.zone = zone.read()?;
+    flow.zone_dir = zone.plus(3).read()?;
+    Ok(())
+}
+
+#[inline(always)]
+fn fill_owner(flow: &mut FlowFact, original: &Tuple) {
     if let Some(owner) = OWNERS.get_ptr(original) {
         flow.flags |= flow_flags::OWNER;
         // SAFETY: the pointer is into a map value.
         flow.owner = unsafe { *owner };
     }
-    Ok(())
 }

@@ -88,6 +88,12 @@ pub(crate) fn netns_at(field: Address) -> Result<u32, Unreadable> {
     field.follow()?.field(&NET_NS_INUM).read()
 }
 
+/// Inode number of an entry's network namespace; 0 where entries do not know theirs.
+#[inline(always)]
+pub(crate) fn netns_of(entry: Address) -> Result<u32, Unreadable> {
+    if NF_CONN_CT_NET.load() != ABSENT { netns_at(entry.field(&NF_CONN_CT_NET)) } else { Ok(0) }
+}
+
 /// Whether two tuples are the same, by words.
 #[inline(always)]
 pub(crate) fn same_tuple(a: &Tuple, b: &Tuple) -> bool {

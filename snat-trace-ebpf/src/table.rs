@@ -4,12 +4,13 @@ use aya_ebpf::{
     macros::{kprobe, kretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use snat_trace_common::{Call, FailureRecord, FlowFact, OwnerFact, Tuple, failure_flags, flow_flags, function};
+use snat_trace_common::{Call, FailureRecord, failure_flags, function};
 
 use crate::{
-    failure::{begin, failed, now, record, succeeded},
+    failure::{begin, failed, fill_netns, now, record, succeeded},
+    flow::fill_flow_without_entry,
     frame,
-    maps::{CALLS, FOUND_FULL, OWNERS},
+    maps::FOUND_FULL,
     read::{Address, NET_NS_INUM, Unreadable},
 };
 
@@ -49,42 +50,15 @@ fn allocate_ends(ctx: RetProbeContext) -> u32 {
         succeeded(&ctx);
         return 0;
     }
-    let frame = frame::at_return(&ctx);
-    if let Some(call) = failed(&frame, function::ALLOCATE) {
-        record(call, returned, fill);
-        let _ = CALLS.remove(frame);
-    }
+    failed(&ctx, function::ALLOCATE, |call| record(call, returned, fill));
     0
 }
 
 /// What was asked for stands on the stacks of the callers, who go on only after this.
 #[inline(always)]
 fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
-    let flow: &mut FlowFact = &mut record.flow;
-    let original: Tuple = Address::new(call.subject).read()?;
-    flow.original = original;
-    flow.reply = Tuple::default();
-    flow.status = 0;
-    flow.allocated_ns = 0;
-    flow.inserted_ns = 0;
-    flow.range = Default::default();
-    flow.allocated_cpu = 0;
-    flow.inserted_cpu = 0;
-    flow.flags = 0;
-    let zone = Address::new(call.zone);
-    flow.zone = zone.read()?;
-    flow.zone_dir = zone.plus(3).read()?;
-    flow.reserved = 0;
-    flow.owner = OwnerFact::default();
-    if let Some(owner) = OWNERS.get_ptr(original) {
-        flow.flags |= flow_flags::OWNER;
-        // SAFETY: the pointer is into a map value.
-        flow.owner = unsafe { *owner };
-    }
-    match Address::new(call.before).field(&NET_NS_INUM).read() {
-        Ok(inum) => record.netns = inum,
-        Err(Unreadable) => record.flags |= failure_flags::NETNS_UNREADABLE,
-    }
+    fill_flow_without_entry(&mut record.flow, Address::new(call.subject), Address::new(call.zone))?;
+    fill_netns(record, Address::new(call.before).field(&NET_NS_INUM).read());
     if let Some(full_ns) = FOUND_FULL.get_ptr(frame::task()) {
         // SAFETY: the pointer is into a map value.
         if unsafe { *full_ns } >= call.began_ns {
