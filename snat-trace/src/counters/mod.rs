@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod accounts;
+pub(crate) mod ctnetlink;
 pub mod figures;
 pub mod netlink;
 pub mod netns;

@@ -9,47 +9,24 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut};
+use bytes::Buf;
 use rustix::net::netlink::NETFILTER;
 
+use super::ctnetlink::{
+    self, CT_GET, CTA_FILTER, CTA_PROTO_DST_PORT, CTA_PROTO_ICMP_ID, CTA_PROTO_ICMPV6_ID, CTA_PROTO_NUM,
+    CTA_PROTO_SRC_PORT, CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_REPLY, CTA_TUPLE_ZONE, CTA_ZONE,
+};
 use super::netns::{self, Depth, Netns};
-use super::wire::{Attributes, DumpError, Socket};
+use super::wire::{Attributes, DumpError, NESTED, Socket, put_attribute};
 use crate::race::event::NetnsInum;
 use crate::race::tuple::Protocol;
 
-/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET` (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
-const GET: u16 = (1 << 8) | 1;
-
-// enum ctattr_type
-const CTA_TUPLE_REPLY: u16 = 2;
-const CTA_ZONE: u16 = 18;
-const CTA_FILTER: u16 = 25;
-// enum ctattr_tuple
-const CTA_TUPLE_IP: u16 = 1;
-const CTA_TUPLE_PROTO: u16 = 2;
-const CTA_TUPLE_ZONE: u16 = 3;
-// enum ctattr_ip
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
-const CTA_IP_V6_SRC: u16 = 3;
-const CTA_IP_V6_DST: u16 = 4;
-// enum ctattr_l4proto
-const CTA_PROTO_NUM: u16 = 1;
-const CTA_PROTO_SRC_PORT: u16 = 2;
-const CTA_PROTO_DST_PORT: u16 = 3;
-const CTA_PROTO_ICMP_ID: u16 = 4;
-const CTA_PROTO_ICMPV6_ID: u16 = 7;
 // enum ctattr_filter
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 // What a filter looks at (net/netfilter/nf_internals.h).
 const FILTER_IP: u32 = 1 | 1 << 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const FILTER_SRC_PORT: u32 = 1 << 4;
-/// `NLA_F_NESTED`, without which the kernel refuses a filter.
-const NESTED: u16 = 0x8000;
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// How old an answer may be and serve again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -144,7 +121,7 @@ impl PortCounts {
 /// How many ports of the range are taken in the calling thread's namespace.
 fn taken(range: &Range, deadline: Instant) -> Result<u32, DumpError> {
     let ask = |body: &[u8]| {
-        Socket::open(Some(NETFILTER))?.until(deadline).dump(GET, body, BTreeSet::new, |ports, _, payload| {
+        Socket::open(Some(NETFILTER))?.until(deadline).dump(CT_GET, body, BTreeSet::new, |ports, _, payload| {
             ports.extend(range.port_of(payload));
         })
     };
@@ -162,41 +139,36 @@ impl Range {
     /// IPv6 is not asked for: kernels (5.8 to at least 6.18; net/netfilter/nf_conntrack_netlink.c,
     /// `ctnetlink_filter_match_tuple`) leave out the entries that have it instead of those that have not.
     fn request(&self, filtered: bool) -> Vec<u8> {
-        let family = if self.translated.is_ipv4() { AF_INET } else { AF_INET6 };
-        // struct nfgenmsg: family, version, res_id.
-        let mut body = vec![family, 0, 0, 0];
+        let mut body = ctnetlink::header(self.translated);
         if !filtered {
             return body;
         }
         let mut flags = FILTER_PROTO_NUM;
         let mut tuple = Vec::new();
-        if let (IpAddr::V4(source), IpAddr::V4(destination)) = (self.destination.ip(), self.translated) {
+        if self.translated.is_ipv4() && self.destination.is_ipv4() {
             flags |= FILTER_IP;
-            let mut ip = Vec::new();
-            put(&mut ip, CTA_IP_V4_SRC, &source.octets());
-            put(&mut ip, CTA_IP_V4_DST, &destination.octets());
-            put(&mut tuple, CTA_TUPLE_IP | NESTED, &ip);
+            ctnetlink::put_addresses(&mut tuple, self.destination.ip(), self.translated);
         }
         let mut proto = Vec::new();
-        put(&mut proto, CTA_PROTO_NUM, &[self.protocol.0]);
+        put_attribute(&mut proto, CTA_PROTO_NUM, &[self.protocol.0]);
         if matches!(self.protocol, Protocol::TCP | Protocol::UDP) {
             flags |= FILTER_SRC_PORT;
-            put(&mut proto, CTA_PROTO_SRC_PORT, &self.destination.port().to_be_bytes());
+            put_attribute(&mut proto, CTA_PROTO_SRC_PORT, &self.destination.port().to_be_bytes());
         }
-        put(&mut tuple, CTA_TUPLE_PROTO | NESTED, &proto);
-        put(&mut body, CTA_TUPLE_REPLY | NESTED, &tuple);
+        put_attribute(&mut tuple, CTA_TUPLE_PROTO | NESTED, &proto);
+        put_attribute(&mut body, CTA_TUPLE_REPLY | NESTED, &tuple);
         let mut filter = Vec::new();
-        put(&mut filter, CTA_FILTER_REPLY_FLAGS, &flags.to_ne_bytes());
-        put(&mut body, CTA_FILTER | NESTED, &filter);
+        put_attribute(&mut filter, CTA_FILTER_REPLY_FLAGS, &flags.to_ne_bytes());
+        put_attribute(&mut body, CTA_FILTER | NESTED, &filter);
         body
     }
 
-    /// The port that the entry of one message holds, if it is one of ours. The message is without its netlink header:
-    /// `struct nfgenmsg`, then attributes in network byte order.
+    /// The port that the entry of one message holds, if it is one of ours. The message is without its netlink
+    /// header.
     fn port_of(&self, payload: &[u8]) -> Option<u16> {
         let mut zone = 0;
         let mut reply = &[][..];
-        for (kind, mut value) in Attributes(payload.get(4..)?) {
+        for (kind, mut value) in ctnetlink::attributes(payload)? {
             match kind {
                 CTA_TUPLE_REPLY => reply = value,
                 CTA_ZONE => zone = value.try_get_u16().ok()?,
@@ -206,7 +178,7 @@ impl Range {
         let (mut addresses, mut protocol, mut ports) = ((None, None), None, (None, None));
         for (kind, mut value) in Attributes(reply) {
             match kind {
-                CTA_TUPLE_IP => addresses = ends(value),
+                CTA_TUPLE_IP => addresses = ctnetlink::addresses(value),
                 // A zone of this direction only.
                 CTA_TUPLE_ZONE => zone = value.try_get_u16().ok()?,
                 CTA_TUPLE_PROTO => {
@@ -231,32 +203,6 @@ impl Range {
     }
 }
 
-/// Source and destination of a `CTA_TUPLE_IP`.
-fn ends(addresses: &[u8]) -> (Option<IpAddr>, Option<IpAddr>) {
-    let (mut source, mut destination) = (None, None);
-    for (kind, value) in Attributes(addresses) {
-        let v4 = || <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
-        let v6 = || <[u8; 16]>::try_from(value).ok().map(IpAddr::from);
-        match kind {
-            CTA_IP_V4_SRC => source = v4(),
-            CTA_IP_V4_DST => destination = v4(),
-            CTA_IP_V6_SRC => source = v6(),
-            CTA_IP_V6_DST => destination = v6(),
-            _ => {}
-        }
-    }
-    (source, destination)
-}
-
-/// Appends an attribute, padded to a multiple of four.
-fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    // A request of ours is a hundred bytes long.
-    to.put_u16_ne(u16::try_from(4 + value.len()).unwrap_or(u16::MAX));
-    to.put_u16_ne(kind);
-    to.extend(value);
-    to.resize(to.len().next_multiple_of(4), 0);
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
@@ -264,7 +210,9 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::ctnetlink::{CTA_IP_V4_DST, CTA_IP_V4_SRC};
     use super::super::netns::tests::{alone, new_netns};
+    use super::super::wire::attribute;
     use super::*;
 
     fn range(translated: &str, destination: &str, ports: RangeInclusive<u16>) -> Range {
@@ -275,12 +223,6 @@ mod tests {
             zone: 0,
             ports,
         }
-    }
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        put(&mut bytes, kind, value);
-        bytes
     }
 
     /// One entry as the kernel dumps it: 10.0.0.2:53 answers 10.0.0.1 at a port.

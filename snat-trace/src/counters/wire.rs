@@ -24,6 +24,8 @@ const NLMSG_DONE: u16 = 3;
 const HEADER_LEN: usize = 16;
 /// Size of `struct nlattr`.
 const ATTRIBUTE_HEADER_LEN: usize = 4;
+/// `NLA_F_NESTED`, without which the kernel refuses some attributes of attributes.
+pub(crate) const NESTED: u16 = 0x8000;
 /// `NLA_F_NESTED | NLA_F_NET_BYTEORDER`: bits of an attribute's type that are no part of it.
 const ATTRIBUTE_FLAGS: u16 = 0xc000;
 /// The kernel never makes a larger buffer for a dump (net/netlink/af_netlink.c, `netlink_recvmsg`).
@@ -221,6 +223,29 @@ impl<'a> Iterator for Attributes<'a> {
         self.0 = after(whole, length);
         Some((kind, value))
     }
+}
+
+impl<'a> Attributes<'a> {
+    /// The value of the first one of a type.
+    pub(crate) fn value(&self, wanted: u16) -> Option<&'a [u8]> {
+        self.clone().find_map(|(kind, value)| (kind == wanted).then_some(value))
+    }
+}
+
+/// Appends an attribute, padded to a multiple of four. A value of ours is tens of bytes long.
+pub(crate) fn put_attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    to.put_u16_ne(u16::try_from(ATTRIBUTE_HEADER_LEN + value.len()).unwrap_or(u16::MAX));
+    to.put_u16_ne(kind);
+    to.extend(value);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+/// One attribute by itself.
+#[cfg(test)]
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put_attribute(&mut bytes, kind, value);
+    bytes
 }
 
 /// What follows an item of `length` bytes; items begin at multiples of four.

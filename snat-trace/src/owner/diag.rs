@@ -124,8 +124,7 @@ fn address(payload: &mut &[u8], family: u8) -> Option<IpAddr> {
 /// all of IPv4; `IFA_ADDRESS` is the other end's then.
 fn parse_address(payload: &[u8]) -> Option<IpAddr> {
     let attributes = Attributes(payload.get(IFADDRMSG_LEN..)?);
-    let find = |wanted| attributes.clone().find(|&(kind, _)| kind == wanted).map(|(_, value)| value);
-    let value = find(IFA_LOCAL).or_else(|| find(IFA_ADDRESS))?;
+    let value = attributes.value(IFA_LOCAL).or_else(|| attributes.value(IFA_ADDRESS))?;
     <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
 

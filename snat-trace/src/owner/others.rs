@@ -45,16 +45,13 @@ pub(super) fn has_udp_tunnels() -> Result<bool, DumpError> {
 
 /// `struct ifinfomsg` and its attributes.
 fn is_udp_tunnel(payload: &[u8]) -> bool {
-    let Some(attributes) = payload.get(IFINFOMSG_LEN..) else { return false };
-    let find = |attributes: &'_ [u8], wanted| -> Option<Vec<u8>> {
-        Attributes(attributes).find(|&(kind, _)| kind == wanted).map(|(_, value)| value.to_vec())
-    };
-    let Some(info) = find(attributes, IFLA_LINKINFO) else { return false };
+    let links = payload.get(IFINFOMSG_LEN..).and_then(|attributes| Attributes(attributes).value(IFLA_LINKINFO));
+    let Some(info) = links.map(Attributes) else { return false };
     let encapsulated = |attribute| {
-        let kind = find(&info, IFLA_INFO_DATA).and_then(|data| find(&data, attribute));
-        kind.is_some_and(|kind| kind.iter().any(|&byte| byte != 0))
+        let data = info.value(IFLA_INFO_DATA).map(Attributes);
+        data.and_then(|data| data.value(attribute)).is_some_and(|kind| kind.iter().any(|&byte| byte != 0))
     };
-    match find(&info, IFLA_INFO_KIND).unwrap_or_default().strip_suffix(b"\0") {
+    match info.value(IFLA_INFO_KIND).unwrap_or_default().strip_suffix(b"\0") {
         Some(b"vxlan" | b"geneve" | b"bareudp" | b"amt" | b"gtp") => true,
         Some(b"ipip" | b"sit" | b"ip6tnl") => encapsulated(IFLA_IPTUN_ENCAP_TYPE),
         Some(b"gre" | b"gretap" | b"ip6gre" | b"ip6gretap" | b"erspan" | b"ip6erspan") => {
@@ -69,14 +66,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
+    use crate::counters::wire::attribute;
 
     fn link(kind: &[u8], data: &[u8]) -> Vec<u8> {
         let info = [attribute(IFLA_INFO_KIND, kind), attribute(IFLA_INFO_DATA, data)].concat();

@@ -1,30 +1,16 @@
 //! Asking the calling thread's network namespace which flow it turned into another.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use bytes::{BufMut, BytesMut};
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
-use crate::counters::wire::{Attributes, DumpError, Socket};
+use crate::counters::ctnetlink::{
+    self, CT_GET, CTA_PROTO_DST_PORT, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_TUPLE_IP, CTA_TUPLE_ORIG, CTA_TUPLE_PROTO,
+    CTA_TUPLE_REPLY,
+};
+use crate::counters::wire::{Attributes, DumpError, NESTED, Socket, put_attribute};
 use crate::race::tuple::{Ends, OriginalTuple, Protocol};
-
-/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET` (include/uapi/linux/netfilter/nfnetlink_conntrack.h, as all below).
-const CT_GET: u16 = 1 << 8 | 1;
-const CTA_TUPLE_ORIG: u16 = 1;
-const CTA_TUPLE_REPLY: u16 = 2;
-const CTA_TUPLE_IP: u16 = 1;
-const CTA_TUPLE_PROTO: u16 = 2;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
-const CTA_IP_V6_SRC: u16 = 3;
-const CTA_IP_V6_DST: u16 = 4;
-const CTA_PROTO_NUM: u16 = 1;
-const CTA_PROTO_SRC_PORT: u16 = 2;
-const CTA_PROTO_DST_PORT: u16 = 3;
-const NLA_F_NESTED: u16 = 1 << 15;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// The flow that left this namespace as `flow`, as its sender made it: `flow` itself where it was not translated here.
 /// `None` when the namespace does not track it, which is so of all flows where no rule needs tracking.
@@ -41,67 +27,30 @@ pub(super) fn untranslated(protocol: Protocol, flow: OriginalTuple) -> Result<Op
     }
 }
 
-/// `struct nfgenmsg`, and the reply the flow would be given.
-fn request(protocol: Protocol, flow: OriginalTuple) -> BytesMut {
+/// The reply the flow would be given.
+fn request(protocol: Protocol, flow: OriginalTuple) -> Vec<u8> {
     let Ends { source, destination } = flow.ends();
-    let mut addresses = BytesMut::new();
-    let family = match (destination.ip(), source.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            put(&mut addresses, CTA_IP_V4_SRC, &from.octets());
-            put(&mut addresses, CTA_IP_V4_DST, &to.octets());
-            AF_INET
-        }
-        (from, to) => {
-            put(&mut addresses, CTA_IP_V6_SRC, &six(from));
-            put(&mut addresses, CTA_IP_V6_DST, &six(to));
-            AF_INET6
-        }
-    };
-    let mut ports = BytesMut::new();
-    put(&mut ports, CTA_PROTO_NUM, &[protocol.0]);
-    put(&mut ports, CTA_PROTO_SRC_PORT, &destination.port().to_be_bytes());
-    put(&mut ports, CTA_PROTO_DST_PORT, &source.port().to_be_bytes());
-    let mut tuple = BytesMut::new();
-    put(&mut tuple, CTA_TUPLE_IP | NLA_F_NESTED, &addresses);
-    put(&mut tuple, CTA_TUPLE_PROTO | NLA_F_NESTED, &ports);
-    let mut request = BytesMut::new();
-    request.put_slice(&[family, 0, 0, 0]);
-    put(&mut request, CTA_TUPLE_REPLY | NLA_F_NESTED, &tuple);
+    let mut tuple = Vec::new();
+    ctnetlink::put_addresses(&mut tuple, destination.ip(), source.ip());
+    let mut ports = Vec::new();
+    put_attribute(&mut ports, CTA_PROTO_NUM, &[protocol.0]);
+    put_attribute(&mut ports, CTA_PROTO_SRC_PORT, &destination.port().to_be_bytes());
+    put_attribute(&mut ports, CTA_PROTO_DST_PORT, &source.port().to_be_bytes());
+    put_attribute(&mut tuple, CTA_TUPLE_PROTO | NESTED, &ports);
+    let mut request = ctnetlink::header(source.ip());
+    put_attribute(&mut request, CTA_TUPLE_REPLY | NESTED, &tuple);
     request
 }
 
-fn six(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
-}
-
-/// One `struct nlattr` with its value, padded. Values here are tens of bytes.
-fn put(to: &mut BytesMut, kind: u16, value: &[u8]) {
-    let length = 4 + value.len();
-    to.put_u16_ne(u16::try_from(length).unwrap_or(u16::MAX));
-    to.put_u16_ne(kind);
-    to.put_slice(value);
-    to.put_bytes(0, length.next_multiple_of(4) - length);
-}
-
-/// The original tuple of an entry: `struct nfgenmsg` and attributes.
+/// The original tuple of an entry.
 fn parse(entry: &[u8]) -> Option<OriginalTuple> {
-    let find = |attributes: Attributes<'_>, wanted| -> Option<Vec<u8>> {
-        attributes.into_iter().find(|&(kind, _)| kind == wanted).map(|(_, value)| value.to_vec())
-    };
-    let tuple = find(Attributes(entry.get(4..)?), CTA_TUPLE_ORIG)?;
-    let (addresses, ports) = (find(Attributes(&tuple), CTA_TUPLE_IP)?, find(Attributes(&tuple), CTA_TUPLE_PROTO)?);
-    let address = |four, six| -> Option<IpAddr> {
-        let value = find(Attributes(&addresses), four).or_else(|| find(Attributes(&addresses), six))?;
-        let value = value.as_slice();
-        <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
-    };
-    let port = |kind| Some(u16::from_be_bytes(find(Attributes(&ports), kind)?.try_into().ok()?));
+    let tuple = Attributes(ctnetlink::attributes(entry)?.value(CTA_TUPLE_ORIG)?);
+    let (source, destination) = ctnetlink::addresses(tuple.value(CTA_TUPLE_IP)?);
+    let ports = Attributes(tuple.value(CTA_TUPLE_PROTO)?);
+    let port = |kind| Some(u16::from_be_bytes(ports.value(kind)?.try_into().ok()?));
     Some(OriginalTuple::from_ends(Ends {
-        source: SocketAddr::new(address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?),
-        destination: SocketAddr::new(address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?),
+        source: SocketAddr::new(source?, port(CTA_PROTO_SRC_PORT)?),
+        destination: SocketAddr::new(destination?, port(CTA_PROTO_DST_PORT)?),
     }))
 }
 

@@ -31,12 +31,12 @@ mod range {
 ///
 /// # Errors
 ///
-/// [`Undecodable::UnknownFamily`] when the entries are neither IPv4 nor IPv6.
+/// [`Undecodable::Untimed`], and [`Undecodable::UnknownFamily`] when the entries are neither IPv4 nor IPv6.
 pub fn classify(record: &ClashRecord, since: KernelTime) -> Result<Race, Undecodable> {
     let (loser, winner) = (&record.loser, &record.winner);
     let unknown = Undecodable::UnknownFamily { l3num: loser.original.l3num };
     let shape = Shape::of(loser, winner);
-    let time = KernelTime::from_record(record.header.time_ns).ok_or(Undecodable::Short { len: 0 })?;
+    let time = KernelTime::from_record(record.header.time_ns).ok_or(Undecodable::Untimed)?;
     let protocol = Protocol(loser.original.protonum);
 
     let mut loser_flow = flow(loser).ok_or(unknown)?;

@@ -22,6 +22,9 @@ pub enum Undecodable {
         /// How many there were.
         len: usize,
     },
+    /// No time, which every hook writes first.
+    #[error("a record has no time")]
+    Untimed,
     /// A kind this version does not know.
     #[error("record kind {kind} is unknown")]
     UnknownKind {
@@ -42,6 +45,7 @@ impl Undecodable {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Short { .. } => "short-record",
+            Self::Untimed => "untimed-record",
             Self::UnknownKind { .. } => "unknown-record-kind",
             Self::UnknownFamily { .. } => "unknown-address-family",
         }

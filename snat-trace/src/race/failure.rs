@@ -100,11 +100,11 @@ pub struct Failure {
 ///
 /// # Errors
 ///
-/// [`Undecodable::UnknownFamily`] when the flow is neither IPv4 nor IPv6.
+/// [`Undecodable::Untimed`], and [`Undecodable::UnknownFamily`] when the flow is neither IPv4 nor IPv6.
 pub fn judge(record: &FailureRecord) -> Result<Failure, Undecodable> {
     let fact: &FlowFact = &record.flow;
     let unknown = Undecodable::UnknownFamily { l3num: fact.original.l3num };
-    let time = KernelTime::from_record(record.header.time_ns).ok_or(Undecodable::Short { len: 0 })?;
+    let time = KernelTime::from_record(record.header.time_ns).ok_or(Undecodable::Untimed)?;
     let mut flow = flow(fact).ok_or(unknown)?;
     flow.inserted = None;
     flow.cpu = flow.cpu.or(Some(record.header.cpu));
