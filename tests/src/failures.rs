@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -300,17 +299,12 @@ fn killed() -> Result<Row> {
     let mut watched = Watched::new(&rules, &["--failures"])?;
     // So that each entry has an extension.
     watched.node.inside(|| Ok(fs::write("/proc/sys/net/netfilter/nf_conntrack_acct", "1")?))?;
-    let helper = |program: &str, module: &str| {
-        let ended = Command::new(program).arg(module).status()?;
-        ensure!(ended.success(), "{program} {module}: {ended}");
-        Ok(())
-    };
     let over = AtomicBool::new(false);
     let refused = thread::scope(|scope| {
         let unloading = scope.spawn(|| {
             while !over.load(Ordering::Acquire) {
-                helper("rmmod", HELPER)?;
-                helper("insmod", &format!("/mods/{HELPER}.ko"))?;
+                command("rmmod", &[HELPER], "")?;
+                command("insmod", &[&format!("/mods/{HELPER}.ko")], "")?;
             }
             Ok::<_, anyhow::Error>(())
         });

@@ -1,12 +1,12 @@
 //! A node on which connection tracking is not loaded yet. The modules lie in `/mods`, in the order of `/mods/order`.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use crate::modules;
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::scenario::{Row, Scenario, unloaded};
 
@@ -36,10 +36,7 @@ pub fn wait() -> Result<Row> {
     let path = ready.to_str().context("a path is text")?;
     let mut watch = Running::start(&["watch", "--wait", "--format", "json", "--ready-file", path])?;
     ensure!(!ready.exists() && watch.child()?.try_wait()?.is_none(), "it did not wait");
-    for module in fs::read_to_string("/mods/order")?.lines().filter(|module| !module.is_empty()) {
-        let loaded = Command::new("insmod").arg(format!("/mods/{module}")).status()?;
-        ensure!(loaded.success(), "insmod {module}: {loaded}");
-    }
+    modules::load(None)?;
     while !ready.exists() {
         ensure!(watch.child()?.try_wait()?.is_none(), "watch ended early");
         std::thread::yield_now();

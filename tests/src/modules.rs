@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::node::command;
 use crate::output::{Lines, Running};
 use crate::places::{nothing_attached, until, watching};
 use crate::scenario::{Numbers, Row, Scenario, unloaded};
@@ -43,8 +44,7 @@ pub(crate) fn load(last: Option<&str>) -> Result<()> {
     for file in order()? {
         let module = name(&file);
         if !is_loaded(&module) {
-            let loaded = Command::new("insmod").arg(format!("/mods/{file}")).status()?;
-            ensure!(loaded.success(), "insmod {file}: {loaded}");
+            command("insmod", &[&format!("/mods/{file}")], "")?;
         }
         if last == Some(module.as_str()) {
             break;

@@ -5,10 +5,9 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
-use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use anyhow::{Context, Result, ensure};
+use snat_trace::counters::netns::in_netns;
 
 /// The namespace; removed when dropped.
 #[derive(Debug)]
@@ -41,14 +40,7 @@ impl Node {
     ///
     /// Those of `work`.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let netns = File::open(format!("/run/netns/{}", self.name))?;
-        thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-                work()
-            });
-            inside.join().map_err(|_panic| anyhow!("a thread of the scenario panicked"))?
-        })
+        in_netns(File::open(format!("/run/netns/{}", self.name))?.as_fd(), work)?
     }
 
     /// Its inode number.
@@ -66,18 +58,7 @@ impl Node {
     ///
     /// The file is not of the form known.
     pub fn counters(&self) -> Result<Counters> {
-        self.inside(|| {
-            let text = fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack")?;
-            let mut lines = text.lines();
-            let names: Vec<&str> = lines.next().context("no first line")?.split_whitespace().collect();
-            let mut sums = BTreeMap::<String, u64>::new();
-            for line in lines {
-                for (name, number) in names.iter().zip(line.split_whitespace()) {
-                    *sums.entry((*name).to_owned()).or_default() += u64::from_str_radix(number, 16)?;
-                }
-            }
-            Ok(Counters(sums))
-        })
+        self.inside(|| Counters::parse(&fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack")?))
     }
 }
 
@@ -93,10 +74,35 @@ impl Drop for Node {
 pub struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
+    /// The file's names and numbers.
+    ///
+    /// # Errors
+    ///
+    /// A line has fewer numbers than there are names, or something else in their place.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut lines = text.lines();
+        let names: Vec<&str> = lines.next().context("no first line")?.split_whitespace().collect();
+        let mut sums = BTreeMap::<String, u64>::new();
+        for line in lines {
+            let mut numbers = line.split_whitespace();
+            for name in &names {
+                let number = numbers.next().context("a short line")?;
+                *sums.entry((*name).to_owned()).or_default() += u64::from_str_radix(number, 16)?;
+            }
+        }
+        Ok(Self(sums))
+    }
+
+    /// One of them; `None` where this kernel has no such column.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<u64> {
+        self.0.get(name).copied()
+    }
+
     /// One of them; 0 where this kernel has no such column.
     #[must_use]
-    pub fn get(&self, column: &str) -> u64 {
-        self.0.get(column).copied().unwrap_or(0)
+    pub fn get(&self, name: &str) -> u64 {
+        self.column(name).unwrap_or(0)
     }
 }
 

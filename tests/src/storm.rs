@@ -2,16 +2,17 @@
 //! every packet of any other is a clash, of which the sender is told (`EPERM`): that is the truth.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use snat_trace::counters::netns::{Netns, in_netns};
+
+use crate::node::command;
 
 /// Senders are here.
 const SENDER: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
@@ -74,8 +75,8 @@ impl Storm {
         let sink = "type filter hook input priority 0; ip daddr 10.98.0.2 drop";
         let rules = format!("table ip storm {{\n chain first {{ {chain}; }}\n chain sink {{ {sink}; }}\n}}\n");
         Self::make(|| {
-            run("ip", &["-batch", "-"], ADDRESSES)?;
-            run("nft", &["-f", "-"], &rules)
+            command("ip", &["-batch", "-"], ADDRESSES)?;
+            command("nft", &["-f", "-"], &rules).map(drop)
         })
     }
 
@@ -98,7 +99,7 @@ impl Storm {
     ///
     /// It fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        self.inside(|| run(program, arguments, ""))
+        self.inside(|| command(program, arguments, "").map(drop))
     }
 
     /// Does something inside.
@@ -191,24 +192,4 @@ pub fn send(socket: &UdpSocket, number: u16, sent: &mut Sent) -> Result<bool> {
         Err(error) => return Err(error).context("cannot send"),
     }
     Ok(true)
-}
-
-/// Runs a command with `input`.
-///
-/// # Errors
-///
-/// It fails; what it said is in the error.
-pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {program}"))?;
-    child.stdin.take().context("stdin is a pipe")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {}: {}", arguments.join(" "), said.trim());
-    Ok(())
 }

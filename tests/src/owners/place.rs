@@ -3,11 +3,12 @@
 //! With one port for all, the second flow to a destination always fails to go in: a clash without any timing, which names
 //! both senders as a race would. Every destination is a clash of its own.
 
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use crate::node::{Counters, command};
 
 /// The namespaces' names.
 const ALL: [&str; 8] = ["n", "x", "p0", "p1", "t0", "m", "i", "q"];
@@ -31,7 +32,7 @@ impl Place {
     /// Makes and wires them.
     pub(crate) fn new() -> Result<Self> {
         let place = Self(());
-        run("ip", &["-batch", "-"], &ALL.map(|netns| format!("netns add {netns}\n")).concat())?;
+        command("ip", &["-batch", "-"], &ALL.map(|netns| format!("netns add {netns}\n")).concat())?;
         for netns in ALL {
             place.sh(netns, SYSCTLS)?;
         }
@@ -62,25 +63,18 @@ impl Place {
 
     /// Loads rules in a namespace.
     pub(crate) fn nft(&self, netns: &str, rules: &str) -> Result<()> {
-        run("ip", &["netns", "exec", netns, "nft", "-f", "-"], rules)
+        command("ip", &["netns", "exec", netns, "nft", "-f", "-"], rules).map(drop)
     }
 
     /// Runs a script in a namespace.
     pub(crate) fn sh(&self, netns: &str, script: &str) -> Result<()> {
-        run("ip", &["netns", "exec", netns, "sh", "-e"], script)
+        command("ip", &["netns", "exec", netns, "sh", "-e"], script).map(drop)
     }
 
     /// Sum over CPUs of `insert_failed` in a namespace.
     pub(crate) fn insert_failed(&self, netns: &str) -> Result<u64> {
-        let output =
-            Command::new("ip").args(["netns", "exec", netns, "cat", "/proc/net/stat/nf_conntrack"]).output()?;
-        let table = String::from_utf8(output.stdout)?;
-        let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let header = lines.next().context("no conntrack statistics")?;
-        let column = header.iter().position(|name| *name == "insert_failed").context("no column insert_failed")?;
-        lines
-            .map(|line| Ok(u64::from_str_radix(line.get(column).context("a short line")?, 16)?))
-            .try_fold(0, |sum, value: Result<u64>| Ok(sum + value?))
+        let table = command("ip", &["netns", "exec", netns, "cat", "/proc/net/stat/nf_conntrack"], "")?;
+        Counters::parse(&table)?.column("insert_failed").context("no column insert_failed")
     }
 }
 
@@ -130,7 +124,7 @@ fn node(outside: &str, own: u8, pods: &[&str]) -> String {
 
 /// `ip -batch` in a namespace.
 fn ip(netns: &str, script: &str) -> Result<()> {
-    run("ip", &["-n", netns, "-batch", "-"], script)
+    command("ip", &["-n", netns, "-batch", "-"], script).map(drop)
 }
 
 /// Rules that give every flow out of `device` one port, or one id.
@@ -151,21 +145,4 @@ pub(crate) fn external(like: IpAddr, last: u8) -> IpAddr {
         IpAddr::V4(_) => IpAddr::from([10, 98, 1, last]),
         IpAddr::V6(_) => IpAddr::from([0xfd98, 1, 0, 0, 0, 0, 0, u16::from(last)]),
     }
-}
-
-/// Runs a program with `input`; what it says when it fails is the error.
-fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))?;
-    child.stdin.take().context("stdin is a pipe")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    bail!("{program} {}: {} {}", arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());
 }
