@@ -215,6 +215,17 @@ fn other_cpus(detail: &str) -> Result<Row> {
         let (way, expected) = if round % 2 == 0 { ("plain", Named) } else { ("exit", by_record) };
         stage.pair((way, "udp", expected), ("thread", "udp", Named))?;
     }
+    // The driver hands packets on in softirqs of its own then; one that does not know a word leaves it.
+    stage.place.sh(
+        "n",
+        "for link in v0 v1; do ethtool -K $link gro on; ethtool -K $link rx-udp-gro-forwarding on || true; done",
+    )?;
+    for socket in ["udp", "tcp"] {
+        stage.pair(("plain", socket, Named), ("plain", socket, Named))?;
+    }
+    for _ in 0..4 {
+        stage.pair(("plain", "udp", Named), ("many", "udp", Named))?;
+    }
     stage.finish()
 }
 

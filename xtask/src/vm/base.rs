@@ -17,9 +17,10 @@ use crate::project::Project;
 const INIT: &str = include_str!("init.sh");
 
 /// What the guest is made of, and what makes it.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "busybox-static",
     "conntrack",
+    "ethtool",
     "iproute2",
     "iptables",
     "kmod", // finds the order to load modules in
@@ -29,13 +30,14 @@ const PACKAGES: [&str; 8] = [
 ];
 
 /// Dynamic programs of the guest, below `/bin` there. busybox's own `ip` is too small.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("dash", "/bin/dash"),
     ("ip", "/bin/ip"),
     ("ss", "/bin/ss"),
     ("tc", "/sbin/tc"),
     ("nft", "/usr/sbin/nft"),
     ("conntrack", "/usr/sbin/conntrack"),
+    ("ethtool", "/usr/sbin/ethtool"),
     ("xtables-nft-multi", "/usr/sbin/xtables-nft-multi"),
     ("xtables-legacy-multi", "/usr/sbin/xtables-legacy-multi"),
 ];
