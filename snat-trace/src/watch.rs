@@ -243,3 +243,14 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
+
+/// Makes the calling thread, and those it starts, never push another off its CPU by waking up (`SCHED_BATCH`; its share of the
+/// CPU stays): with a watch that did, senders on the same CPU met each other in fewer rounds than without.
+pub fn give_way() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters outlive the call, which reads them only.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+    if result != 0 {
+        tracing::debug!("cannot give way to others: {}", io::Error::last_os_error());
+    }
+}

@@ -29,8 +29,8 @@ const OBSERVER: &str = "## The observer's effect
 
 Two senders, each on a CPU of its own, send a datagram from one source port at one instant: the share of rounds in which the
 kernel counts a failed insert, with nothing attached and with `snat-trace watch` beside it, in turns within one guest. The ratio
-is to nothing attached, with its 95 % interval from the paired differences. A mean share that differs from nothing attached by
-more than one turn's standard deviation is a failure.
+is to nothing attached, with its 95 % interval from the paired differences. At either level of detail a mean share that differs
+from nothing attached by more than one turn's standard deviation is a failure.
 ";
 
 /// The document.

@@ -12,7 +12,7 @@ use snat_trace::output::Sink;
 use snat_trace::output::json::JsonSink;
 use snat_trace::output::text::{Style, TextSink};
 use snat_trace::probe::Sizes;
-use snat_trace::watch::{Options, Stop, watch};
+use snat_trace::watch::{Options, Stop, give_way, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -26,7 +26,10 @@ const RACES_SEEN: u8 = 10;
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let Cli { command, watch, log_level: _ } = cli;
     match command.unwrap_or(Command::Watch(watch)) {
-        Command::Watch(args) => runtime()?.block_on(run_watch(&args)),
+        Command::Watch(args) => {
+            give_way();
+            runtime()?.block_on(run_watch(&args))
+        }
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
         Command::LabPod { words } => pod_main(&words).map(|()| ExitCode::SUCCESS).map_err(Into::into),
