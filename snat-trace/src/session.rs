@@ -7,6 +7,8 @@ use crate::race::time::{KernelTime, WallClock};
 /// The head of every output.
 #[derive(Clone, Debug)]
 pub struct Session {
+    /// Name and version of what traced.
+    pub tool: String,
     /// Turns kernel times of this run into wall times.
     pub clock: WallClock,
     /// When the last hook was attached.
@@ -28,6 +30,7 @@ impl Session {
     #[must_use]
     pub fn start(facts: &KernelFacts, request: Request, hooks: Vec<AttachedHook>) -> Self {
         Self {
+            tool: concat!("snat-trace ", env!("CARGO_PKG_VERSION")).to_owned(),
             clock: WallClock::now(),
             started: KernelTime::now(),
             kernel: facts.release.clone(),

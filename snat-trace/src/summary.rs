@@ -1,5 +1,6 @@
 //! What a run comes to: totals, the account and the advice.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -169,6 +170,7 @@ impl Totals {
         ]
         .into_iter()
         .filter(|&(_, count)| count > 0)
+        .map(|(kind, count)| (kind.into(), count))
         .collect();
         let (accounts, outside) = close_account(&closed.deltas, &self.races);
         Summary {
@@ -186,7 +188,7 @@ impl Totals {
             ended: closed.ended,
             hooks_gone: self.hooks_gone.iter().cloned().collect(),
             failures: self.failures.as_ref().map(|reasons| reasons.iter().map(|(&reason, &n)| (reason, n)).collect()),
-            lost: lost.into_iter().collect(),
+            lost: lost.into_iter().map(|(reason, count)| (reason.into(), count)).collect(),
             incomplete,
         }
     }
@@ -255,9 +257,9 @@ pub struct Summary {
     /// Failures that are no clash, by reason, those that occurred; `None` when they were not traced.
     pub failures: Option<Vec<(Reason, u64)>>,
     /// Clashes and failures seen that did not become an event, by reason.
-    pub lost: Vec<(&'static str, u64)>,
+    pub lost: Vec<(Cow<'static, str>, u64)>,
     /// Facts that are absent from events, or may be because they could not be kept, by kind.
-    pub incomplete: Vec<(&'static str, u64)>,
+    pub incomplete: Vec<(Cow<'static, str>, u64)>,
 }
 
 impl Summary {
@@ -377,7 +379,7 @@ mod tests {
             assert_eq!(totals.verdict(told, proven), verdict, "{told:?} {proven:?}");
         }
         let summary = close(&totals, &Closed::default());
-        assert_eq!(summary.incomplete, [("clash-without-verdict", 2), ("verdict-against-tuples", 1)]);
+        assert_eq!(summary.incomplete, [("clash-without-verdict".into(), 2), ("verdict-against-tuples".into(), 1)]);
     }
 
     const FREE: NatRule = NatRule { random: false, ports: None };

@@ -126,6 +126,7 @@ pub async fn watch(
     let mut stop = pin!(stop);
     let mut asked = None;
     let mut sampling: Option<JoinHandle<Result<Accounts, CountersError>>> = None;
+    let mut samples = Vec::new();
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut release = ticks(REORDERING_BOUND / 2);
     let mut sample = ticks(SAMPLE);
@@ -154,7 +155,14 @@ pub async fn watch(
             told = news.next() => if modules.hear(told) {
                 break;
             },
-            sampled = joined(&mut sampling), if sampling.is_some() => accounts = Some(sampled??),
+            sampled = joined(&mut sampling), if sampling.is_some() => {
+                let sampled = sampled??;
+                samples = sampled.so_far();
+                accounts = Some(sampled);
+            }
+        }
+        if !samples.is_empty() {
+            writer.offer(Message::Samples(std::mem::take(&mut samples), session.clock));
         }
     }
 

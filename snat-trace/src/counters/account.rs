@@ -1,5 +1,6 @@
 //! The account: what the kernel counted against what our events explain. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::figures::Tally;
@@ -63,7 +64,7 @@ pub struct Account {
     /// account never closes.
     pub complete: bool,
     /// What to know before reading anything into a difference.
-    pub note: Option<&'static str>,
+    pub note: Option<Cow<'static, str>>,
 }
 
 impl Account {
@@ -204,7 +205,7 @@ fn account(
         Some(i64::try_from(counted?).ok()?.saturating_sub_unsigned(explained))
     });
     let ahead = unexplained.named().into_iter().any(|(_, difference)| difference.is_some_and(i64::is_negative));
-    let note = caveat.map(Caveat::text).or(ahead.then_some(AHEAD));
+    let note = caveat.map(Caveat::text).or(ahead.then_some(AHEAD)).map(Cow::Borrowed);
     let outside = seen.outside + seen.edge.races() - at_edges;
     (Account { netns, counters, explained, unexplained, complete: caveat.is_none(), note }, outside)
 }

@@ -183,9 +183,9 @@ fn races_without_a_known_namespace_stay_visible() {
 fn a_negative_difference_never_goes_without_a_note() {
     let accounts = close(&[counted([1, 1, 0, 0, 0])], &count(&races(2, 0, 0)));
     assert_eq!(accounts[0].unexplained.insert_failed, Some(-1));
-    assert_eq!(accounts[0].note, Some(AHEAD));
+    assert_eq!(accounts[0].note.as_deref(), Some(AHEAD));
     let ended = Delta { caveat: Some(Caveat::Ended), ..counted([1, 1, 0, 0, 0]) };
-    assert_eq!(close(&[ended], &count(&races(2, 0, 0)))[0].note, Some(Caveat::Ended.text()));
+    assert_eq!(close(&[ended], &count(&races(2, 0, 0)))[0].note.as_deref(), Some(Caveat::Ended.text()));
     assert_eq!(close(&[counted([1, 1, 0, 0, 0])], &count(&races(1, 0, 0)))[0].note, None);
 }
 
@@ -197,7 +197,7 @@ fn what_is_known_only_in_part_never_closes() {
         let accounts = close(std::slice::from_ref(&moved), &count(&races(1, 0, 0)));
         assert_eq!(accounts[0].unexplained.insert_failed, Some(0));
         assert!(!accounts[0].closes());
-        assert_eq!(accounts[0].note, Some(caveat.text()));
+        assert_eq!(accounts[0].note.as_deref(), Some(caveat.text()));
         // With figures and no races, with races and no figures, and with neither.
         assert_eq!(close(&[moved], &RaceCounts::default()).len(), 1);
         assert_eq!(close(std::slice::from_ref(&quiet), &count(&races(1, 0, 0))).len(), 1);

@@ -168,6 +168,13 @@ impl Accounts {
         Ok(())
     }
 
+    /// What those namespaces have counted since they were first read, as of the last reading.
+    #[must_use]
+    pub fn so_far(&self) -> Vec<(NetnsInum, Tally<Option<u64>>)> {
+        let counted = |inum| Some((inum, self.watched.get(&inum)?.counted.as_ref().ok()?.sum));
+        self.involved.iter().copied().filter_map(counted).collect()
+    }
+
     /// Reads everything again, namespaces made since the start included, and gives what was counted in each.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ pub enum Detail {
 }
 
 impl Detail {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Minimal, Self::Full];
+
     /// Its name in options and in every output.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -74,6 +77,22 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role, in the order of a session.
+    pub const ALL: [Self; 12] = [
+        Self::Clash,
+        Self::Verdict,
+        Self::Allocation,
+        Self::Insertion,
+        Self::OwnerTcp,
+        Self::OwnerIpv4,
+        Self::OwnerRaw,
+        Self::OwnerIpv6,
+        Self::FailureConfirm,
+        Self::FailureTable,
+        Self::FailureEviction,
+        Self::FailureCtnetlink,
+    ];
+
     /// Its name in every output.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -121,6 +140,9 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Kprobe, Self::Kretprobe];
+
     /// Its name in every output.
     #[must_use]
     pub fn name(self) -> &'static str {

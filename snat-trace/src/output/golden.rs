@@ -1,5 +1,6 @@
 //! Golden texts and JSON of hand-made races and summaries.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ const HOST: NetnsInum = NetnsInum(4_026_531_840);
 const POD: NetnsInum = NetnsInum(4_026_532_262);
 
 /// Boot at 2026-03-01T12:00:00Z.
-fn clock() -> WallClock {
+pub(crate) fn clock() -> WallClock {
     WallClock::from_offset(1_772_366_400_000_000_000)
 }
 
@@ -48,7 +49,7 @@ fn owner(comm: &str, pid: u32, container: Option<(&'static str, &str)>) -> Owner
         netns: Some(POD),
         cgroup_id: Some(7321),
         cgroup: id.as_ref().map(|id| format!("/kubepods.slice/cri-containerd-{id}.scope")),
-        container: container.map(|(runtime, id)| Container { runtime, id: id.to_owned() }),
+        container: container.map(|(runtime, id)| Container { runtime: runtime.into(), id: id.to_owned() }),
         source: OwnerSource::Socket,
     }
 }
@@ -175,7 +176,7 @@ fn hostile() -> Race {
 }
 
 /// Everything known, and as little as there can be.
-fn failures() -> [Failure; 2] {
+pub(crate) fn failures() -> [Failure; 2] {
     let full = Failure {
         time: collision().time,
         reason: Reason::TableFull,
@@ -198,13 +199,19 @@ fn failures() -> [Failure; 2] {
     [full, bare]
 }
 
-fn every_kind() -> Vec<Race> {
+pub(crate) fn every_kind() -> Vec<Race> {
     vec![collision(), bare(), widest(), ipv6(), icmp(), exhaustion(), resolved(), hostile()]
 }
 
-fn session() -> Session {
-    let hook = |role, symbol, state| AttachedHook { role, symbol, mechanism: Mechanism::Kprobe, state };
+pub(crate) fn session() -> Session {
+    let hook = |role, symbol: &'static str, state| AttachedHook {
+        role,
+        symbol: symbol.into(),
+        mechanism: Mechanism::Kprobe,
+        state,
+    };
     Session {
+        tool: concat!("snat-trace ", env!("CARGO_PKG_VERSION")).to_owned(),
         clock: clock(),
         started: at(211_000_000_000),
         kernel: "6.12.1-test".to_owned(),
@@ -375,8 +382,12 @@ fn dropped(count: u64) -> Summary {
     }
 }
 
+fn counts(counts: &[(&'static str, u64)]) -> Vec<(Cow<'static, str>, u64)> {
+    counts.iter().map(|&(name, count)| (name.into(), count)).collect()
+}
+
 /// Every way a run can end.
-fn summaries() -> Vec<(&'static str, Summary)> {
+pub(crate) fn summaries() -> Vec<(&'static str, Summary)> {
     let unreadable = |netns| Account {
         netns,
         counters: Err("the network namespace cannot be entered: Operation not permitted".to_owned()),
@@ -385,10 +396,11 @@ fn summaries() -> Vec<(&'static str, Summary)> {
         complete: true,
         note: None,
     };
-    let ahead = Account { note: Some("more was seen than counted"), ..account(POD, [3, 3, 0, 0, 0], [4, 4, 0, 0, 0]) };
+    let ahead =
+        Account { note: Some("more was seen than counted".into()), ..account(POD, [3, 3, 0, 0, 0], [4, 4, 0, 0, 0]) };
     let gone = |figures, explained| Account {
         complete: false,
-        note: Some(Caveat::Ended.text()),
+        note: Some(Caveat::Ended.text().into()),
         ..account(POD, figures, explained)
     };
     let figures = [3, 3, 0, 0, 0];
@@ -436,12 +448,12 @@ fn summaries() -> Vec<(&'static str, Summary)> {
             Summary {
                 accounts: vec![account(HOST, [12, 15, 0, 0, 0], [12, 14, 0, 0, 0])],
                 failures: Some(vec![(Reason::TableFull, 2)]),
-                lost: vec![("failure-ring-full", 2), ("ring-full", 1)],
+                lost: counts(&[("failure-ring-full", 2), ("ring-full", 1)]),
                 ..dropped(12)
             },
         ),
-        ("lost", Summary { lost: vec![("ring-full", 2), ("unreadable", 1)], ..dropped(9) }),
-        ("one lost", Summary { lost: vec![("unreadable", 1)], ..dropped(9) }),
+        ("lost", Summary { lost: counts(&[("ring-full", 2), ("unreadable", 1)]), ..dropped(9) }),
+        ("one lost", Summary { lost: counts(&[("unreadable", 1)]), ..dropped(9) }),
         ("unreadable", Summary { accounts: vec![unreadable(None), unreadable(Some(POD))], ..dropped(6) }),
         (
             "one of two readable",
@@ -461,7 +473,13 @@ fn summaries() -> Vec<(&'static str, Summary)> {
             "minimal",
             Summary { port_choice: PortChoice { kept_rule_unknown: 2, ..PortChoice::default() }, ..dropped(2) },
         ),
-        ("incomplete", Summary { incomplete: vec![("flow-without-owner", 1), ("owner-unreadable", 5)], ..dropped(2) }),
+        (
+            "incomplete",
+            Summary {
+                incomplete: vec![("flow-without-owner".into(), 1), ("owner-unreadable".into(), 5)],
+                ..dropped(2)
+            },
+        ),
     ]
 }
 

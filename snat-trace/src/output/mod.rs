@@ -8,13 +8,14 @@ pub use escape::escape;
 
 use std::io;
 
-use crate::race::event::Race;
+use crate::counters::figures::Tally;
+use crate::race::event::{NetnsInum, Race};
 use crate::race::failure::Failure;
 use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
 
-/// Where the events of a session go, in this order: one session, races and failures, one summary.
+/// Where the events of a session go, in this order: one session, races, failures and samples, one summary.
 pub trait Sink {
     /// The tracer is attached.
     ///
@@ -37,6 +38,24 @@ pub trait Sink {
     /// As [`Sink::session`].
     fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()>;
 
+    /// What a network namespace counted so far, about once a second while it has races.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::session`].
+    fn sample(&mut self, _netns: NetnsInum, _counters: Tally<Option<u64>>, _clock: WallClock) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Nothing more is at hand for now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::session`].
+    fn pause(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The tracer is detached and the account made.
     ///
     /// # Errors
@@ -46,4 +65,4 @@ pub trait Sink {
 }
 
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;

@@ -1,5 +1,7 @@
 //! Which container a cgroup belongs to, by the path its runtime gave it. Pure.
 
+use std::borrow::Cow;
+
 use super::Container;
 
 /// Length of the hexadecimal ids that container runtimes make.
@@ -33,7 +35,7 @@ pub fn container(path: &str) -> Option<Container> {
 
 /// The container that `part` is the group of, below `outer`.
 fn of_part(part: &str, outer: &[&str]) -> Option<Container> {
-    let of = |runtime, id: &str| Some(Container { runtime, id: id.to_owned() });
+    let of = |runtime, id: &str| Some(Container { runtime: Cow::Borrowed(runtime), id: id.to_owned() });
     if let Some((prefix, id)) = prefixed(part)
         && is_id(id)
         && let Some((_, runtime)) = PREFIXES.into_iter().find(|&(known, _)| known == prefix)
@@ -62,7 +64,7 @@ fn of_part(part: &str, outer: &[&str]) -> Option<Container> {
         return of(runtime, part);
     }
     // containerd's default namespace at the root; ids given by hand need not be hexadecimal.
-    (outer == ["default"] && is_name(part)).then(|| Container { runtime: "containerd", id: part.to_owned() })
+    (outer == ["default"] && is_name(part)).then(|| Container { runtime: "containerd".into(), id: part.to_owned() })
 }
 
 /// Prefix and id of a group's name.
@@ -91,7 +93,7 @@ fn is_kubepods(part: &str) -> bool {
 /// A systemd scope or service.
 fn unit(part: &str) -> Option<Container> {
     let is_unit = [".scope", ".service"].into_iter().any(|suffix| part.len() > suffix.len() && part.ends_with(suffix));
-    is_unit.then(|| Container { runtime: "systemd", id: part.to_owned() })
+    is_unit.then(|| Container { runtime: "systemd".into(), id: part.to_owned() })
 }
 
 #[cfg(test)]
@@ -200,7 +202,7 @@ mod tests {
     fn real_paths() {
         let full = |text: &str| text.replace("{A}", A).replace("{B}", B);
         for (path, expected) in PATHS {
-            let expected = expected.map(|(runtime, id)| (runtime, full(id)));
+            let expected = expected.map(|(runtime, id)| (runtime.into(), full(id)));
             let found = container(&full(path)).map(|container| (container.runtime, container.id));
             assert_eq!(found, expected, "{path}");
         }
@@ -211,7 +213,7 @@ mod tests {
         let long = format!("/{}/docker/{A}", "x".repeat(4096));
         assert_eq!(container(&long).map(|container| container.id), Some(A.to_owned()));
         let hostile = container("/system.slice/\u{1b}[2J\n\u{7}.service").unwrap();
-        assert_eq!((hostile.runtime, hostile.id.as_str()), ("systemd", "\u{1b}[2J\n\u{7}.service"));
+        assert_eq!((&*hostile.runtime, hostile.id.as_str()), ("systemd", "\u{1b}[2J\n\u{7}.service"));
         assert_eq!(container(&"/docker-".repeat(1000)), None);
         assert_eq!(container(":::\u{fffd}:/-"), None);
     }

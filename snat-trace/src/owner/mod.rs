@@ -13,6 +13,8 @@ mod translation;
 pub use owners::Owners;
 pub use recorded::Recording;
 
+use std::borrow::Cow;
+
 use crate::race::event::NetnsInum;
 
 /// How an owner was found.
@@ -25,6 +27,9 @@ pub enum OwnerSource {
 }
 
 impl OwnerSource {
+    /// Every source.
+    pub const ALL: [Self; 2] = [Self::Socket, Self::SocketLookup];
+
     /// Its name in every output.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -40,7 +45,7 @@ impl OwnerSource {
 pub struct Container {
     /// `docker`, `containerd`, `cri-o`, `podman`, `systemd-nspawn` or `systemd`; `cri` or `oci` where the path shows
     /// a pod's or any runtime's container and not whose.
-    pub runtime: &'static str,
+    pub runtime: Cow<'static, str>,
     /// Its full id; for a systemd scope or service the unit's name.
     pub id: String,
 }

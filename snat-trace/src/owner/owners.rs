@@ -211,7 +211,7 @@ mod tests {
     }
 
     fn docker() -> Option<Container> {
-        Some(Container { runtime: "docker", id: ID.to_owned() })
+        Some(Container { runtime: "docker".into(), id: ID.to_owned() })
     }
 
     #[test]

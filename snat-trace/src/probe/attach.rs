@@ -1,5 +1,7 @@
 //! Carrying out a plan, hook by hook.
 
+use std::borrow::Cow;
+
 use aya::Ebpf;
 
 use super::error::{ProbeError, is_refusal, reason};
@@ -26,7 +28,7 @@ pub struct AttachedHook {
     /// What it is for.
     pub role: Role,
     /// Kernel function.
-    pub symbol: &'static str,
+    pub symbol: Cow<'static, str>,
     /// Where in it.
     pub mechanism: Mechanism,
     /// Whether it runs.
@@ -45,7 +47,7 @@ pub(super) fn attach(object: &mut Ebpf, plan: &Plan) -> Result<Vec<AttachedHook>
             Err(error) if hook.role == Role::Clash => return Err(error),
             Err(error) => HookState::NotAttached { reason: error.to_string(), cost: hook.cost },
         };
-        hooks.push(AttachedHook { role: hook.role, symbol: hook.symbol, mechanism: hook.mechanism, state });
+        hooks.push(AttachedHook { role: hook.role, symbol: hook.symbol.into(), mechanism: hook.mechanism, state });
     }
     hooks.sort_by_key(|hook| hook.role as u8);
     Ok(hooks)
@@ -64,7 +66,7 @@ fn attach_one(object: &mut Ebpf, hook: &PlannedHook) -> Result<(), ProbeError> {
 fn not_planned(hook: &MissingHook) -> AttachedHook {
     AttachedHook {
         role: hook.role,
-        symbol: hook.tried.first().copied().unwrap_or_default(),
+        symbol: hook.tried.first().copied().unwrap_or_default().into(),
         mechanism: hook.mechanism,
         state: HookState::NotAttached { reason: hook.reason.to_string(), cost: hook.cost },
     }

@@ -73,6 +73,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Every verdict.
+    pub const ALL: [Self; 3] = [Self::Dropped, Self::Resolved, Self::ResolvedReplyOnly];
+
     /// Its name in every output.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -40,6 +40,10 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 6] =
+        [Self::TableFull, Self::ChainTooLong, Self::Dying, Self::StaleExtension, Self::Ctnetlink, Self::Unknown];
+
     /// Its name in every output.
     #[must_use]
     pub fn name(self) -> &'static str {

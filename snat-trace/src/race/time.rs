@@ -59,6 +59,12 @@ impl WallClock {
         Self { offset }
     }
 
+    /// Wall minus monotonic time, nanoseconds; the nearest there is where 64 bits do not hold it.
+    #[must_use]
+    pub fn offset_ns(self) -> i64 {
+        i64::try_from(self.offset).unwrap_or(if self.offset < 0 { i64::MIN } else { i64::MAX })
+    }
+
     /// The wall time of a kernel time. A time outside the range of the calendar gives the epoch.
     #[must_use]
     pub fn wall(self, time: KernelTime) -> jiff::Timestamp {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 use snat_trace_common::Tuple;
 
@@ -23,6 +24,8 @@ impl Protocol {
     pub const UDP: Self = Self(17);
     /// DCCP.
     pub const DCCP: Self = Self(33);
+    /// GRE.
+    pub const GRE: Self = Self(47);
     /// ICMP for IPv6.
     pub const ICMPV6: Self = Self(58);
     /// SCTP.
@@ -43,6 +46,30 @@ impl Protocol {
     }
 }
 
+/// Not a protocol's name or number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no protocol known by that name; give its number")]
+pub struct UnknownProtocol;
+
+impl FromStr for Protocol {
+    type Err = UnknownProtocol;
+
+    fn from_str(text: &str) -> Result<Self, UnknownProtocol> {
+        const NAMED: [Protocol; 8] = [
+            Protocol::TCP,
+            Protocol::UDP,
+            Protocol::SCTP,
+            Protocol::DCCP,
+            Protocol::UDPLITE,
+            Protocol::ICMP,
+            Protocol::ICMPV6,
+            Protocol::GRE,
+        ];
+        let named = NAMED.into_iter().find(|protocol| protocol.to_string() == text);
+        named.or_else(|| text.parse().ok().map(Self)).ok_or(UnknownProtocol)
+    }
+}
+
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match *self {
@@ -53,7 +80,7 @@ impl fmt::Display for Protocol {
             Self::ICMPV6 => "icmpv6",
             Self::SCTP => "sctp",
             Self::UDPLITE => "udplite",
-            Self(47) => "gre",
+            Self::GRE => "gre",
             Self(number) => return number.fmt(f),
         };
         f.pad(name)

@@ -4,11 +4,13 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::counters::figures::Tally;
 use crate::output::Sink;
-use crate::race::event::Race;
+use crate::race::event::{NetnsInum, Race};
 use crate::race::failure::Failure;
 use crate::race::time::WallClock;
 use crate::session::Session;
@@ -25,6 +27,7 @@ pub(super) enum Message {
     Session(Box<Session>),
     Race(Box<Race>, WallClock),
     Failure(Box<Failure>, WallClock),
+    Samples(Vec<(NetnsInum, Tally<Option<u64>>)>, WallClock),
     Summary(Box<Summary>),
 }
 
@@ -76,6 +79,11 @@ impl Writer {
         timeout(PATIENCE, self.room(true)).await.map_err(|_elapsed| stands_still())?
     }
 
+    /// Hands over what may be left out when the thread has enough to do.
+    pub(super) fn offer(&self, message: Message) {
+        let _full = self.messages.try_send(message);
+    }
+
     /// Waits until everything is written.
     ///
     /// # Errors
@@ -110,11 +118,23 @@ fn ended(end: Result<io::Result<()>, oneshot::error::RecvError>) -> io::Error {
 }
 
 fn write_all(mut sink: Box<dyn Sink + Send>, mut queue: mpsc::Receiver<Message>) -> io::Result<()> {
-    while let Some(message) = queue.blocking_recv() {
+    loop {
+        let message = match queue.try_recv() {
+            Ok(message) => message,
+            Err(TryRecvError::Empty) => {
+                sink.pause()?;
+                let Some(message) = queue.blocking_recv() else { break };
+                message
+            }
+            Err(TryRecvError::Disconnected) => break,
+        };
         match message {
             Message::Session(session) => sink.session(&session)?,
             Message::Race(race, clock) => sink.race(&race, clock)?,
             Message::Failure(failure, clock) => sink.failure(&failure, clock)?,
+            Message::Samples(samples, clock) => {
+                samples.into_iter().try_for_each(|(netns, counters)| sink.sample(netns, counters, clock))?;
+            }
             Message::Summary(summary) => sink.summary(&summary)?,
         }
     }

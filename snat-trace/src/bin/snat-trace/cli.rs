@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use snat_trace::evidence::{Existing, Limits};
 use snat_trace::kernel::{Detail, Request};
 use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Setup, Translation, Zones};
 use snat_trace::race::event::{Class, NetnsInum};
@@ -36,6 +37,7 @@ Examples:
   sudo snat-trace                               every race, until Ctrl-C
   sudo snat-trace --detail minimal              the same, at no cost until two flows clash
   sudo snat-trace --duration 10m --format json  for a script
+  sudo snat-trace record -o evidence.zst        every race, kept for others to see
   sudo snat-trace lab                           real races, made here in namespaces of its own
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot be traced; \
@@ -47,6 +49,18 @@ pub(crate) enum Command {
     #[command(after_long_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel \
                                  cannot be traced; 10 races were seen and --fail-on-race was given.")]
     Watch(WatchArgs),
+    /// The same, and write evidence of it: what the machine is, every event, the counters, the summary
+    ///
+    /// Prints what watch prints. A reader of that who goes away does not end the recording. The file is compressed and
+    /// readable by its owner alone; replay prints it, and one that was cut short is good up to where it was cut. What the
+    /// filters leave out is not in it. A full disk ends nothing: evidence waits in memory for room, and what is lost is
+    /// counted.
+    #[command(after_long_help = "Exit codes: as of watch; 1 also when the evidence is incomplete.")]
+    Record(RecordArgs),
+    /// Print evidence as watch printed it
+    #[command(after_long_help = "Exit codes: 0 done, whether the recording came to its end or not; 1 failed, or this \
+                                 is no evidence; 2 wrong usage.")]
+    Replay(ReplayArgs),
     /// Make real races in namespaces of its own, trace them, and compare
     ///
     /// Builds pods, a node that masquerades, and an external host as network namespaces of its own; has the pods send at
@@ -101,6 +115,17 @@ pub(crate) enum Format {
     Json,
 }
 
+/// How events are printed.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct ShowArgs {
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+    /// Below each line, print everything known of that race
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
 /// What every command that traces takes.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct TraceArgs {
@@ -113,12 +138,8 @@ pub(crate) struct TraceArgs {
     /// return of two functions for every new connection, one of them where flows race.
     #[arg(long)]
     pub(crate) failures: bool,
-    /// How to print
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
-    /// Below each line, print everything known of that race
-    #[arg(short, long)]
-    pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
     /// Size of the kernel's ring buffer, rounded up to a power of two of pages; more is needed when the summary says
     /// ring-full
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
@@ -153,6 +174,54 @@ pub(crate) struct WatchArgs {
     /// Exit with 10 when a race was seen
     #[arg(long)]
     pub(crate) fail_on_race: bool,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RecordArgs {
+    /// Where to write the evidence: a new file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Add to a file that is there, after a crash for example
+    #[arg(long)]
+    append: bool,
+    /// Exchange addresses and names in the file for others, equal ones for equal ones and private for private
+    ///
+    /// The key is never written, so nothing can be turned back. Ports, times, process ids and inode numbers stay; of a
+    /// packet, its content goes. What is printed here is as ever.
+    #[arg(long)]
+    pub(crate) redact: bool,
+    /// Begin another file when this one has so many bytes; those before are FILE.1, the youngest, to FILE.N
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..))]
+    rotate_size: Option<u64>,
+    /// Begin another file when this one is so old
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    rotate_age: Option<Duration>,
+    /// How many files to keep beside the one that is written; older ones are removed
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(..1000))]
+    keep: u32,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
+}
+
+impl RecordArgs {
+    pub(crate) fn existing(&self) -> Existing {
+        if self.append { Existing::Append } else { Existing::Refuse }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { size: self.rotate_size, age: self.rotate_age, keep: self.keep }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReplayArgs {
+    /// What record wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
 }
@@ -277,12 +346,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
-    text.parse().map(Protocol).or_else(|_| {
-        [Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::DCCP, Protocol::ICMP, Protocol::ICMPV6]
-            .into_iter()
-            .find(|protocol| protocol.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is no protocol known by name; give its number"))
-    })
+    text.parse().map_err(|error| format!("{text:?} is {error}"))
 }
 
 fn class_parser() -> impl clap::builder::TypedValueParser<Value = Class> {

@@ -60,7 +60,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     });
 
     let (seen, races) = mpsc::channel();
-    let sink = Box::new(LabSink { inner: sink(args.trace), attached: Some(attached), seen });
+    let sink = Box::new(LabSink { inner: sink(args.trace.show), attached: Some(attached), seen });
     let options = Options {
         request: args.trace.request(),
         sizes: sizes(args.trace),
@@ -154,7 +154,7 @@ struct LabRecord<'a> {
 fn report(args: &LabArgs, comparison: &Comparison, account_closes: bool) -> io::Result<()> {
     let ok = comparison.ok() && account_closes;
     let mut out = io::stdout().lock();
-    match args.trace.format {
+    match args.trace.show.format {
         Format::Json => {
             serde_json::to_writer(&mut out, &LabRecord { r#type: "lab", comparison, account_closes, ok })?;
             writeln!(out)

@@ -1,11 +1,13 @@
 //! What each command does.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::lab::pod_main;
 use snat_trace::output::Sink;
@@ -16,7 +18,7 @@ use snat_trace::watch::{Options, Stop, give_way, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::cli::{Cli, Command, DoctorArgs, Format, TraceArgs, WatchArgs};
+use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
 use crate::lab;
 
 /// Races were seen and `--fail-on-race` was given.
@@ -28,8 +30,15 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match command.unwrap_or(Command::Watch(watch)) {
         Command::Watch(args) => {
             give_way();
-            runtime()?.block_on(run_watch(&args))
+            runtime()?.block_on(run_watch(&args, sink(args.trace.show)))
         }
+        Command::Record(args) => {
+            give_way();
+            let shown = sink(args.watch.trace.show);
+            let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, shown)?;
+            runtime()?.block_on(run_watch(&args.watch, Box::new(recorder)))
+        }
+        Command::Replay(args) => replay(&args),
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
         Command::LabPod { words } => pod_main(&words).map(|()| ExitCode::SUCCESS).map_err(Into::into),
@@ -40,7 +49,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")
 }
 
-async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
+async fn run_watch(args: &WatchArgs, sink: Box<dyn Sink + Send>) -> Result<ExitCode> {
     let mut stop = std::pin::pin!(stopped()?);
     let facts = if args.wait {
         tokio::select! {
@@ -59,7 +68,7 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
         ready_file: args.ready_file.as_deref(),
         namespaces: &[],
     };
-    let summary = watch(&facts, &options, sink(args.trace), stop).await?;
+    let summary = watch(&facts, &options, sink, stop).await?;
     if !summary.hooks_gone.is_empty() {
         bail!(
             "{} was unloaded, and the hooks in it are gone: start again, or with --wait",
@@ -67,6 +76,28 @@ async fn run_watch(args: &WatchArgs) -> Result<ExitCode> {
         );
     }
     Ok(if args.fail_on_race && summary.races() > 0 { RACES_SEEN.into() } else { ExitCode::SUCCESS })
+}
+
+fn replay(args: &ReplayArgs) -> Result<ExitCode> {
+    let name = args.file.display();
+    let file = File::open(&args.file).with_context(|| format!("cannot read {name}"))?;
+    let (mut sink, filter) = (sink(args.show), args.filter.to_filter());
+    let mut evidence = read(file);
+    for item in &mut evidence {
+        match item.with_context(|| name.to_string())? {
+            Item::Session(session) => sink.session(&session)?,
+            Item::Race(race) if filter.shows(&race) => sink.race(&race, clock())?,
+            Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock())?,
+            Item::Summary(summary) => sink.summary(&summary)?,
+            Item::Node(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
+        }
+    }
+    match evidence.cut() {
+        Cut::No => {}
+        Cut::NoSummary => tracing::warn!("{name} ends without a summary: its recording was killed, or goes on"),
+        Cut::Torn => tracing::warn!("{name} is cut short or damaged: what stands behind the last line is not known"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The facts of this kernel once connection tracking is loaded, and NAT too when its hook is asked for.
@@ -109,7 +140,7 @@ pub(crate) fn sizes(args: TraceArgs) -> Sizes {
 }
 
 /// Standard output in the format asked for.
-pub(crate) fn sink(args: TraceArgs) -> Box<dyn Sink + Send> {
+pub(crate) fn sink(args: ShowArgs) -> Box<dyn Sink + Send> {
     let out = io::stdout();
     match args.format {
         Format::Json => Box::new(JsonSink::new(out)),

@@ -36,7 +36,7 @@ impl fmt::Display for Closing<'_> {
             for line in figures(account, several) {
                 writeln!(f, "  netns {netns}: {line}")?;
             }
-            if let Some(note) = account.note {
+            if let Some(note) = &account.note {
                 writeln!(f, "  netns {netns}: {note}")?;
             }
         }
@@ -249,7 +249,7 @@ fn counted(count: u64, noun: &str) -> String {
 }
 
 /// Counts and what they are of.
-fn list(counts: &[(&str, u64)]) -> String {
-    let parts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+fn list(counts: &[(impl AsRef<str>, u64)]) -> String {
+    let parts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {}", what.as_ref())).collect();
     parts.join(", ")
 }

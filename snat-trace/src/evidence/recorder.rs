@@ -1,0 +1,125 @@
+//! Evidence as an output: everything that is shown, and what is not.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use super::frames::{Existing, Frames, Limits, OpenError};
+use super::node::NodeRecord;
+use super::redact::Redactor;
+use crate::counters::figures::Tally;
+use crate::output::Sink;
+use crate::output::json::JsonSink;
+use crate::output::json::records::{Line, SampleRecord, Time};
+use crate::race::event::{NetnsInum, Race};
+use crate::race::failure::Failure;
+use crate::race::time::{KernelTime, WallClock};
+use crate::session::Session;
+use crate::summary::Summary;
+
+/// Shows events as another sink does and writes evidence of them.
+pub struct Recorder {
+    /// `None` when nobody reads it any more, which ends no recording.
+    shown: Option<Box<dyn Sink + Send>>,
+    file: JsonSink<Frames>,
+    /// What stands in the file names nobody.
+    redactor: Option<Redactor>,
+    /// For the heads of files to come.
+    session: Option<Session>,
+}
+
+impl Recorder {
+    /// Opens the file and waits for the session. With `redact`, what stands in the file names nobody; what is shown does.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        path: &Path,
+        existing: Existing,
+        limits: Limits,
+        redact: bool,
+        shown: Box<dyn Sink + Send>,
+    ) -> Result<Self, OpenError> {
+        let redactor = redact.then(Redactor::new).transpose().map_err(OpenError::NoKey)?;
+        let file = JsonSink::new(Frames::open(path, existing, limits)?);
+        Ok(Self { shown: Some(shown), file, redactor, session: None })
+    }
+
+    fn show(&mut self, event: impl FnOnce(&mut (dyn Sink + Send)) -> io::Result<()>) -> io::Result<()> {
+        let Some(shown) = self.shown.as_deref_mut() else { return Ok(()) };
+        match event(shown) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.shown = None;
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// What every file begins with.
+    fn head(&mut self, session: &Session) -> io::Result<()> {
+        let node = NodeRecord::gather(Path::new("/"), session.clock);
+        let (session, node) = match &self.redactor {
+            Some(redactor) => (&redactor.session(session), redactor.node(node)),
+            None => (session, node),
+        };
+        self.file.session(session)?;
+        self.file.line(&Line::Node(Box::new(node)))
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Sink for Recorder {
+    fn session(&mut self, session: &Session) -> io::Result<()> {
+        self.show(|shown| shown.session(session))?;
+        self.head(session)?;
+        self.session = Some(session.clone());
+        Ok(())
+    }
+
+    fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
+        self.show(|shown| shown.race(race, clock))?;
+        match &self.redactor {
+            Some(redactor) => self.file.race(&redactor.race(race), clock),
+            None => self.file.race(race, clock),
+        }
+    }
+
+    fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
+        self.show(|shown| shown.failure(failure, clock))?;
+        match &self.redactor {
+            Some(redactor) => self.file.failure(&redactor.failure(failure), clock),
+            None => self.file.failure(failure, clock),
+        }
+    }
+
+    fn sample(&mut self, netns: NetnsInum, counters: Tally<Option<u64>>, clock: WallClock) -> io::Result<()> {
+        let time = Time::of(clock, KernelTime::now());
+        self.file.line(&Line::Sample(SampleRecord::new(time, netns, counters)))
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        let frames = self.file.get_mut();
+        frames.end_frame();
+        if frames.is_full()
+            && let Some(session) = self.session.take()
+        {
+            frames.rotate();
+            self.head(&session)?;
+            self.session = Some(session);
+        }
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        let shown = self.show(|shown| shown.summary(summary));
+        self.file.summary(summary)?;
+        self.file.get_mut().finish()?;
+        shown
+    }
+}
