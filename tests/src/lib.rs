@@ -5,6 +5,7 @@ pub mod churn;
 pub mod classes;
 pub mod collisions;
 pub mod crosscheck;
+pub mod evidence;
 pub mod failures;
 pub mod fallback;
 pub mod kfree_skb;
@@ -34,6 +35,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     failures::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
+    evidence::SCENARIOS,
     owners::SCENARIOS,
     load::SCENARIOS,
     churn::SCENARIOS,

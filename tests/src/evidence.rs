@@ -1,0 +1,217 @@
+//! Evidence of real races: what was recorded is what was shown, whatever becomes of the recording, its disk and its file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use crate::node::command;
+use crate::output::{Lines, Running, SNAT_TRACE};
+use crate::places::until;
+use crate::scenario::{Numbers, Row, Scenario, brief, whole};
+
+/// In the order they run.
+pub const SCENARIOS: &[Scenario] = &[
+    brief("evidence: replay, json", || replay(&["--format", "json"])),
+    whole("evidence: replay, text", || replay(&["--verbose"])),
+    whole("evidence: replay, minimal", || replay(&["--format", "json", "--detail", "minimal"])),
+    whole("evidence: killed and added to", killed),
+    whole("evidence: full disk", full_disk),
+    whole("evidence: disk full for a while", full_for_a_while),
+    whole("evidence: rotation", rotation),
+];
+
+/// Traffic of every kind, as arguments of the lab.
+const TRAFFIC: [&[&str]; 7] = [
+    &["--rounds", "20", "--pods", "3"],
+    &["--rounds", "10", "--ipv6"],
+    &["--rounds", "5", "--scenario", "snat-tcp"],
+    &["--rounds", "10", "--scenario", "snat-icmp"],
+    &["--rounds", "10", "--scenario", "fixed-port"],
+    &["--rounds", "20", "--scenario", "exhaustion"],
+    &["--rounds", "40", "--scenario", "duplicate-flow-dnat"],
+];
+
+/// Rounds of a lab of which the number of races is known.
+const ROUNDS: u64 = 200;
+
+/// `record`, attached. What it prints goes into a file.
+fn recording(evidence: &Path, arguments: &[&str]) -> Result<(Running, PathBuf)> {
+    let (ready, shown) = (Path::new("/tmp/ready-evidence"), PathBuf::from("/tmp/shown"));
+    let _absent = fs::remove_file(ready);
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("a path is text");
+    let (file, ready_file) = (text(evidence)?, text(ready)?);
+    let first = ["record", "--output", &file, "--ready-file", &ready_file];
+    let mut record = Running::into_file(&[&first, arguments].concat(), fs::File::create(&shown)?)?;
+    let child = record.child()?;
+    until("the ready file", || ready.exists() || child.try_wait().is_ok_and(|status| status.is_some()))?;
+    if !ready.exists() {
+        let output = record.wait()?;
+        anyhow::bail!("record ended early: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok((record, shown))
+}
+
+fn replayed(evidence: &Path, arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(SNAT_TRACE).arg("replay").arg(evidence).args(arguments).output()?)
+}
+
+/// A place for evidence without that of earlier scenarios.
+fn place() -> Result<PathBuf> {
+    let place = PathBuf::from("/tmp/evidence");
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
+    }
+    fs::create_dir_all(&place)?;
+    Ok(place.join("file"))
+}
+
+/// Races of every kind, recorded: byte for byte what was shown.
+fn replay(arguments: &[&str]) -> Result<Row> {
+    let file = place()?;
+    let (record, shown) = recording(&file, &[arguments, &["--failures"]].concat())?;
+    for traffic in TRAFFIC {
+        Lines::of(&[&["lab"], traffic].concat())?;
+    }
+    record.interrupt()?;
+    let shown = fs::read(shown)?;
+    let format: Vec<&str> = arguments.iter().copied().filter(|word| !matches!(*word, "--detail" | "minimal")).collect();
+    let again = replayed(&file, &format)?;
+    ensure!(again.status.success() && again.stderr.is_empty(), "replay: {}", String::from_utf8_lossy(&again.stderr));
+    ensure!(again.stdout == shown, "what is replayed is not what was shown:\n{}", differing(&shown, &again.stdout));
+    let lines = Lines::parse(&replayed(&file, &["--format", "json"])?)?;
+    let (races, bytes) = (lines.races(), fs::metadata(&file)?.len());
+    ensure!(races >= 100, "{races} races");
+    Ok(Row::said(format!("{races} races in {bytes} bytes")))
+}
+
+/// The first line that differs.
+fn differing(shown: &[u8], again: &[u8]) -> String {
+    let lines = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect::<Vec<_>>();
+    let (shown, again) = (lines(shown), lines(again));
+    let at = shown.iter().zip(&again).take_while(|(shown, again)| shown == again).count();
+    format!("line {at}:\n{:?}\n{:?}", shown.get(at), again.get(at))
+}
+
+/// Killed, a recording has all that it had shown, and another can be added.
+fn killed() -> Result<Row> {
+    let file = place()?;
+    let (mut record, shown) = recording(&file, &["--format", "json"])?;
+    Lines::of(&["lab", "--rounds", "20"])?;
+    let races = |path: &Path| Ok::<_, anyhow::Error>(Lines::parse_bytes(&fs::read(path)?)?.races());
+    until("the races", || races(&shown).is_ok_and(|races| races == 20))?;
+    // The evidence of the last one is written when nothing more is at hand, which is at once.
+    until("the evidence", || {
+        replayed(&file, &["--format", "json"])
+            .and_then(|output| Ok(Lines::parse(&output)?.races()))
+            .is_ok_and(|n| n == 20)
+    })?;
+    record.signal(Signal::KILL)?;
+    record.wait()?;
+    let again = replayed(&file, &["--format", "json"])?;
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    ensure!(again.status.success() && said.contains("without a summary"), "said: {said}");
+    ensure!(again.stdout == fs::read(&shown)?, "what is replayed is not what was shown");
+
+    let refused = Command::new(SNAT_TRACE).args(["record", "--output"]).arg(&file).output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1) && said.contains("--append"), "{}: {said}", refused.status);
+    let (record, _) = recording(&file, &["--format", "json", "--append"])?;
+    Lines::of(&["lab", "--rounds", "10"])?;
+    record.interrupt()?;
+    let lines = Lines::parse(&replayed(&file, &["--format", "json"])?)?;
+    let sessions = lines.all("session").count();
+    ensure!(sessions == 2 && lines.races() == 30, "{sessions} sessions, {} races", lines.races());
+    Ok(Row::said("20 races before, 10 after"))
+}
+
+/// A disk of a few pages; gone when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new() -> Result<Self> {
+        let path = place()?.with_file_name("disk");
+        fs::create_dir(&path)?;
+        let disk = Self(path);
+        command("mount", &["-t", "tmpfs", "-o", "size=16k", "tmpfs", disk.text()?], "")?;
+        Ok(disk)
+    }
+
+    fn text(&self) -> Result<&str> {
+        self.0.to_str().context("a path is text")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Whoever cannot unmount it has failed already.
+        let _left = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// What cannot be written is shown all the same, and its number told.
+fn full_disk() -> Result<Row> {
+    let disk = Disk::new()?;
+    let file = disk.0.join("file");
+    let (mut record, shown) = recording(&file, &["--format", "json"])?;
+    Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
+    record.signal(Signal::INT)?;
+    let ended = record.wait()?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    ensure!(ended.status.code() == Some(1), "{}: {said}", ended.status);
+    ensure!(said.matches("wait in memory").count() == 1 && said.contains("is incomplete"), "said: {said}");
+    let shown = fs::read(shown)?;
+    let lines = Lines::parse_bytes(&shown)?;
+    ensure!(lines.races() == ROUNDS && lines.only("summary")?["closes"] == true, "{} races shown", lines.races());
+    let again = replayed(&file, &["--format", "json"])?;
+    ensure!(shown.starts_with(&again.stdout), "what is replayed was not shown");
+    let kept = Lines::parse(&again)?.races();
+    ensure!(kept > 0 && kept < ROUNDS, "{kept} races on the disk");
+    Ok(Row::said(format!("{kept} of {ROUNDS} races on the disk")))
+}
+
+/// With room again in time nothing is missing.
+fn full_for_a_while() -> Result<Row> {
+    let disk = Disk::new()?;
+    let file = disk.0.join("file");
+    let (record, shown) = recording(&file, &["--format", "json"])?;
+    Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
+    until("the races", || {
+        Lines::parse_bytes(&fs::read(&shown).unwrap_or_default()).is_ok_and(|l| l.races() == ROUNDS)
+    })?;
+    command("mount", &["-o", "remount,size=1m", disk.text()?], "")?;
+    let ended = record.interrupt()?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    ensure!(said.contains("wait in memory") && said.contains("nothing of it was lost"), "said: {said}");
+    let again = replayed(&file, &["--format", "json"])?;
+    ensure!(again.stdout == fs::read(shown)?, "what is replayed is not what was shown");
+    let numbers = Numbers { expected: Some(ROUNDS), seen: Some(Lines::parse(&again)?.races()), ..Numbers::default() };
+    Ok(Row { numbers, ..Row::default() })
+}
+
+/// Several files instead of one, bounded in number, each with a head of its own.
+fn rotation() -> Result<Row> {
+    let file = place()?;
+    let (record, shown) = recording(&file, &["--format", "json", "--rotate-size", "8192", "--keep", "3"])?;
+    Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
+    record.interrupt()?;
+    let mut names: Vec<_> =
+        fs::read_dir(file.with_file_name(""))?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+    names.sort();
+    ensure!(names == ["file", "file.1", "file.2", "file.3"], "{names:?}");
+    let mut races = 0;
+    let shown = Lines::parse_bytes(&fs::read(shown)?)?;
+    for name in &names {
+        let lines = Lines::parse(&replayed(&file.with_file_name(name), &["--format", "json"])?)?;
+        lines.only("session")?;
+        races += lines.races();
+        ensure!(
+            lines.all("race").all(|race| shown.all("race").any(|shown| shown == race)),
+            "{name:?} has another race"
+        );
+    }
+    ensure!(races > 0 && races < ROUNDS, "{races} races in {names:?}");
+    Ok(Row::said(format!("the last {races} of {ROUNDS} races in {} files", names.len())))
+}
