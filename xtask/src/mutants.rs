@@ -28,7 +28,7 @@ struct Mutant {
 }
 
 /// Rules of classification, offsets, keys of what is paired, and the account.
-const MUTANTS: [Mutant; 15] = [
+const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "a race is an exhaustion",
         file: "snat-trace/src/race/class.rs",
@@ -105,6 +105,13 @@ const MUTANTS: [Mutant; 15] = [
         from: "ALLOCATIONS.insert(entry.as_key(),",
         to: "ALLOCATIONS.insert(range.as_key(),",
         scenario: "forced udp, full",
+    },
+    Mutant {
+        name: "an allocation of an entry that is gone",
+        file: "snat-trace-ebpf/src/flow.rs",
+        from: "if asked && same_tuple(&allocation.original, &original) {",
+        to: "if allocation.allocated_ns != 0 {",
+        scenario: "addresses reused",
     },
     Mutant {
         name: "key of a clash that is being decided",
