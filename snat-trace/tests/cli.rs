@@ -78,7 +78,18 @@ fn help_mentions_what_it_must() {
     let table: &[(&[&str], &[&str])] = &[
         (
             &["--help"],
-            &["watch", "lab", "doctor", "--detail", "minimal", "--format", "--duration", "sudo", "Exit codes: 0"],
+            &[
+                "watch",
+                "lab",
+                "doctor",
+                "audit",
+                "--detail",
+                "minimal",
+                "--format",
+                "--duration",
+                "sudo",
+                "Exit codes: 0",
+            ],
         ),
         (
             &["watch", "--help"],
@@ -98,6 +109,7 @@ fn help_mentions_what_it_must() {
             ],
         ),
         (&["doctor", "--help"], &["--detail", "--format", "changes nothing", "Exit codes: 0"]),
+        (&["audit", "--help"], &["--format", "nft and iptables", "Changes nothing", "Exit codes: 0"]),
     ];
     for (arguments, words) in table {
         let (long, err) = run(snat_trace(arguments), 0);
@@ -135,6 +147,7 @@ fn wrong_usage_names_the_wrong_value() {
         (&["--log-level", "loud"], &["'loud'", "--log-level"]),
         (&["watsch"], &["'watsch'", "watch"]),
         (&["doctor", "--rounds", "1"], &["--rounds"]),
+        (&["audit", "--detail", "full"], &["--detail"]),
         (&["lab", "--scenario", "dns"], &["'dns'", "snat-udp, snat-tcp"]),
         (&["lab", "--natural", "--control", "one-cpu"], &["--natural", "--control"]),
         (&["lab", "--control", "none"], &["'none'", "sequential"]),
@@ -168,6 +181,11 @@ fn without_privilege_the_capabilities_are_named() {
     }
     let (out, _) = run(place.unprivileged(&["doctor"]), 3);
     assert!(out.contains("cap_bpf"), "{out}");
+    for arguments in [&["audit"][..], &["audit", "--format", "json"]] {
+        let (out, err) = run(place.unprivileged(arguments), 3);
+        assert!(out.is_empty() && err.contains("cap_net_admin") && err.contains("sudo"), "{out}{err}");
+        assert_eq!(err.lines().count(), 1, "not one sentence: {err}");
+    }
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub use self::run::Progress;
 pub use self::setup::{Control, DoubleNat, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Zones};
 pub use self::truth::{Cause, CgroupTruth, FlowTruth, PodTruth, RoundTruth, Truth};
 
+pub(crate) use self::tools::find_in;
+
 use self::cgroup::Cgroups;
 use self::error::Doing;
 use self::node::{Node, Pod};

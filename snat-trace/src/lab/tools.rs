@@ -62,7 +62,8 @@ impl Tools {
     }
 }
 
-fn find_in(path: &OsStr, tool: &str) -> Option<PathBuf> {
+/// The first file of this name in `path`, or where system commands are.
+pub(crate) fn find_in(path: &OsStr, tool: &str) -> Option<PathBuf> {
     let system = SYSTEM_DIRECTORIES.iter().map(PathBuf::from);
     std::env::split_paths(path).chain(system).map(|directory| directory.join(tool)).find(|file| file.is_file())
 }

@@ -80,6 +80,15 @@ pub(crate) enum Command {
                                  enough privilege; 4 it cannot be traced."
     )]
     Doctor(DoctorArgs),
+    /// Say what makes races likely on this node: its NAT rules and settings, with the fix for each
+    ///
+    /// Reads the rules of nft and iptables, of both backends, by these tools themselves, in every network namespace found;
+    /// how full the connection tracking table and the ranges of ports are; and some sysctls. Changes nothing.
+    #[command(
+        after_long_help = "Exit codes: 0 the node was looked at, whatever was found; 1 failed; 2 wrong usage; 3 not \
+                                 enough privilege."
+    )]
+    Audit(AuditArgs),
     /// A pod of a lab; started by the lab only
     #[command(hide = true)]
     LabPod {
@@ -273,6 +282,13 @@ pub(crate) struct DoctorArgs {
     /// How much is to be hooked
     #[arg(long, value_name = "LEVEL", default_value_t = Detail::Full)]
     pub(crate) detail: Detail,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuditArgs {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,

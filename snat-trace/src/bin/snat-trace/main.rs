@@ -1,5 +1,6 @@
 //! The command `snat-trace`.
 
+mod audit;
 mod cli;
 mod lab;
 mod run;
@@ -8,6 +9,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use snat_trace::audit::AuditError;
 use snat_trace::kernel::CannotTrace;
 use snat_trace::lab::LabError;
 use snat_trace::probe::ProbeError;
@@ -73,6 +75,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
                 return CANNOT_TRACE.into();
             }
             _ => {}
+        }
+        if let Some(AuditError::NotPrivileged) = cause.downcast_ref() {
+            return NOT_PRIVILEGED.into();
         }
         match cause.downcast_ref::<LabError>() {
             Some(LabError::Setup(_)) => return WRONG_USAGE.into(),

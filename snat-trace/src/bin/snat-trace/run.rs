@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
-use crate::lab;
+use crate::{audit, lab};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
@@ -41,6 +41,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Replay(args) => replay(&args),
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::LabPod { words } => pod_main(&words).map(|()| ExitCode::SUCCESS).map_err(Into::into),
     }
 }

@@ -1,0 +1,387 @@
+//! What was read, judged.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde::{Serialize, Serializer};
+
+use super::census::{Toward, odds};
+use super::fixes;
+use super::node::Namespace;
+use super::owners::{Owner, has_docker, owner};
+use super::reach::{SourceNat, dns, source_nat};
+use super::rules::{Choice, Family, Ports, Target, Tool};
+use super::settings::{ephemeral_ranges, table_nearly_full};
+use crate::race::event::NetnsInum;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Packets are being lost, or will be as soon as two flows meet.
+    High,
+    /// They will be under load.
+    Medium,
+    /// They may be, if something else comes to it.
+    Low,
+    /// Something to know.
+    Info,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A rule leaves flows their source port.
+    NoRandomFully,
+    /// A rule chooses by a hash, on a kernel that may be old enough to do so.
+    RandomOnly,
+    /// A rule allows one port.
+    SinglePort,
+    /// A rule allows few ports.
+    NarrowRange,
+    /// Most ports of a range are taken toward one destination.
+    RangeNearlyFull,
+    /// The connection tracking table is nearly full.
+    TableNearlyFull,
+    /// Senders choose their source ports among few.
+    EphemeralRange,
+    /// Questions to DNS over UDP get another destination, on a kernel that may drop one of two.
+    DnsOverDnat,
+    /// A rule translates where it may not be needed.
+    PrivateDestinations,
+}
+
+/// A rule, for people and programs.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct RuleShown {
+    /// Which tool's it is.
+    pub tool: Tool,
+    /// The family of its table.
+    pub family: Family,
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// Its place in the chain, from 1.
+    pub position: usize,
+    /// The hook that leads to its chain, where that is seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// By what nft knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handle: Option<u64>,
+    /// What it does.
+    pub target: Target,
+    /// Packets it has matched, where it counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// As its tool prints it; not escaped.
+    pub text: String,
+}
+
+/// One finding.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(tag = "type", rename = "audit-finding")]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it is.
+    pub finding: Kind,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// The program that made the rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<&'static str>,
+    /// What was found, in a sentence.
+    pub what: String,
+    /// What it does.
+    pub why: String,
+    /// What to change.
+    pub fix: String,
+    /// The command that does, word by word, each quoted for a shell; in JSON one line.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "joined")]
+    pub command: Option<Vec<String>>,
+    /// The rule it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleShown>,
+}
+
+fn joined<S: Serializer>(command: &Option<Vec<String>>, serializer: S) -> Result<S::Ok, S::Error> {
+    command.as_ref().map(|words| words.join(" ")).serialize(serializer)
+}
+
+/// Ports a source may get where the rule names none and its own is not below (net/netfilter/nf_nat_core.c,
+/// `nf_nat_l4proto_unique_tuple`).
+const UNNAMED: RangeInclusive<u16> = 1024..=65535;
+/// A range of no more ports gives two flows of one instant the same one in a case out of a hundred, empty as it is; of no
+/// more than the second number, in one out of a thousand.
+pub(super) const NARROW: [u32; 2] = [100, 1024];
+/// Parts of a range or table in use, in percent. Above the first, a port takes several times as long to find and races are
+/// several times as likely as in an empty range; above the second, the next burst exhausts it.
+pub(super) const NEARLY_FULL: [u64; 2] = [75, 90];
+
+/// Judges namespaces, the caller's own first; the most severe first, then in the order they were read. Also how many rules translate sources.
+pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, usize) {
+    let mut findings = Vec::new();
+    let (mut rules, mut prone) = (0, false);
+    for namespace in namespaces {
+        let netns = namespace.inum;
+        for table in &namespace.tables {
+            let docker = has_docker(table.chains.iter().map(|chain| chain.name.as_str()));
+            for rule in source_nat(table) {
+                let elsewhere = namespaces.first().is_some_and(|own| own.inum != netns);
+                let owner = owner(&rule, docker);
+                let judged = Judged { netns, owner, rule, elsewhere, modern: namespace.counts_clashes };
+                rules += 1;
+                prone |= judged.keeps_ports();
+                judged.flags(&mut findings);
+                judged.range(&namespace.towards, &mut findings);
+                judged.private(&mut findings);
+            }
+            // Kernels from 5.10 on count the clashes they resolve; those from 5.6 on resolve them all.
+            if namespace.counts_clashes == Some(false)
+                && let Some((chain, rule)) = dns(table)
+            {
+                findings.push(dns_over_dnat(netns, table.tool, table.family, &chain.name, &rule.text));
+            }
+        }
+        whole_ranges(namespace, &mut findings);
+        findings.extend(table_nearly_full(namespace));
+    }
+    if prone {
+        findings.extend(ephemeral_ranges(namespaces));
+    }
+    findings.sort_by_key(|finding| (finding.severity, finding.finding));
+    (findings, rules)
+}
+
+/// A rule and what is known besides.
+struct Judged<'a> {
+    netns: NetnsInum,
+    rule: SourceNat<'a>,
+    owner: Option<&'static Owner>,
+    /// Not in the namespace the audit was asked for in.
+    elsewhere: bool,
+    /// Whether the kernel is one that certainly chooses at random when told `random`.
+    modern: Option<bool>,
+}
+
+impl Judged<'_> {
+    fn finding(&self, severity: Severity, finding: Kind, what: String, why: String, fix: String) -> Finding {
+        let SourceNat { tool, family, table, chain, position, hook, rule, translation, .. } = &self.rule;
+        Finding {
+            severity,
+            finding,
+            netns: self.netns.0,
+            owner: self.owner.map(|owner| owner.name),
+            what,
+            why,
+            fix,
+            command: None,
+            rule: Some(RuleShown {
+                tool: *tool,
+                family: *family,
+                table: (*table).to_owned(),
+                chain: (*chain).to_owned(),
+                position: *position,
+                hook: hook.map(str::to_owned),
+                handle: rule.handle,
+                target: translation.target,
+                packets: rule.packets,
+                text: rule.text.clone(),
+            }),
+        }
+    }
+
+    /// The ports the rule names.
+    fn ports(&self) -> Option<&RangeInclusive<u16>> {
+        match &self.rule.translation.ports {
+            Ports::Range(range) => Some(range),
+            Ports::Any | Ports::Unknown => None,
+        }
+    }
+
+    fn keeps_ports(&self) -> bool {
+        self.rule.translation.choice == Choice::Kept && self.ports().is_none_or(|range| range.len() > 1)
+    }
+
+    fn flag(&self) -> &'static str {
+        if self.rule.tool == Tool::Nft { "fully-random" } else { "--random-fully" }
+    }
+
+    /// Whether ports are chosen at random.
+    fn flags(&self, findings: &mut Vec<Finding>) {
+        let target = self.rule.translation.target.name();
+        // A rule that nothing has matched yet loses nothing yet; where it does not count, it is taken to be in use.
+        let idle = self.rule.rule.packets == Some(0);
+        let (severity, kind, what, why) = if self.keeps_ports() {
+            let why = "Two new flows that have one source port toward one destination are both given it while neither is \
+                       in the table yet, and one loses its first packet. Of flows sent at one instant 19 to 58 % collided \
+                       where that was measured, with random ports none or two of 20000.";
+            let unused = if idle { "; no packet has matched it so far" } else { "" };
+            let what = format!("{target} without {}: flows keep their source port if it is free{unused}", self.flag());
+            let severity = if idle { Severity::Low } else { Severity::High };
+            (severity, Kind::NoRandomFully, what, why)
+        } else if self.rule.translation.choice == Choice::Random && self.modern != Some(true) {
+            // Since 5.0 both flags mean the same (nf_nat_core.c, `nf_nat_l4proto_unique_tuple`).
+            let why = "Kernels before 5.0 choose the first port to try by a hash of addresses and a port, from which flows \
+                       to one destination may follow one another.";
+            let what = format!("{target} with random alone, on a kernel not known to choose at random then");
+            (Severity::Low, Kind::RandomOnly, what, why)
+        } else {
+            return;
+        };
+        let command = fixes::random_fully(&self.rule);
+        let place = match &command {
+            Some(_) if self.elsewhere => format!("; to be run in network namespace {}", self.netns.0),
+            _ => String::new(),
+        };
+        let (fix, command) = match self.owner {
+            Some(Owner { random_fully: Some(setting), command, .. }) => {
+                let words = command.map(|words| words.iter().map(|&word| word.to_owned()).collect());
+                ((*setting).to_owned(), words)
+            }
+            Some(owner) if command.is_some() => {
+                let until =
+                    "no setting of it is known here; until it makes its rules anew this changes the one there is";
+                (format!("made by {}: {until}{place}", owner.name), command)
+            }
+            _ => (format!("add {} to the rule{place}", self.flag()), command),
+        };
+        findings.push(Finding { command, ..self.finding(severity, kind, what, why.to_owned(), fix) });
+    }
+
+    /// How many ports there are, and how many are left.
+    fn range(&self, towards: &[Toward], findings: &mut Vec<Finding>) {
+        let Some(range) = self.ports() else { return };
+        let shown = format!("{}-{}", range.start(), range.end());
+        let size = u32::from(*range.end()) - u32::from(*range.start()) + 1;
+        if size == 1 {
+            let what = format!("the rule allows one port, {}", range.start());
+            let why = "Of the flows toward one destination only one can be translated at a time; each other loses its \
+                       packets until the first one's entry has gone.";
+            let fix = "give the rule a range of ports, or name none";
+            findings.push(self.finding(Severity::High, Kind::SinglePort, what, why.into(), fix.into()));
+            return;
+        }
+        if let Some(row) = NARROW.iter().position(|&narrow| size <= narrow) {
+            let severity = if row == 0 { Severity::High } else { Severity::Medium };
+            let what = format!("the rule allows {size} ports, {shown}");
+            let why = format!(
+                "From one address toward one destination two flows of one instant get the same port in {} of cases, with \
+                 {} too, and in the more cases the more ports are taken; more than {size} flows do not fit.",
+                percent(1.0 / f64::from(size)),
+                self.flag()
+            );
+            let fix = "widen the range, or name no ports";
+            findings.push(self.finding(severity, Kind::NarrowRange, what, why, fix.into()));
+        }
+        let (protocol, addresses) = (self.rule.rule.matches.protocol, self.rule.translation.addresses);
+        let matters = |toward: &&Toward| {
+            protocol.is_none_or(|protocol| protocol == toward.protocol)
+                && addresses.is_none_or(|(first, last)| between(first, toward.translated, last))
+                && self.rule.rule.matches.takes().iter().any(|span| span.contains(toward.destination.ip()))
+        };
+        for toward in towards.iter().filter(matters) {
+            if let Some((severity, what, why)) = nearly_full(range, toward) {
+                let fix = "widen the range, add addresses, or spread the flows over more destinations";
+                findings.push(self.finding(severity, Kind::RangeNearlyFull, what, why, fix.into()));
+            }
+        }
+    }
+
+    /// Whether destinations are translated that may need none.
+    fn private(&self, findings: &mut Vec<Finding>) {
+        if !self.keeps_ports() || self.rule.private.is_empty() {
+            return;
+        }
+        let what = format!("destinations in {} are translated as well", self.rule.private.join(", "));
+        let why = "A flow that is not translated cannot race for a port. Destinations that have a route back to the \
+                   senders need no translation.";
+        let exempt = self.owner.and_then(|owner| owner.exempt);
+        let fix = format!(
+            "for those that have a route back: {}",
+            exempt.unwrap_or("leave them out of the rule, or accept them ahead of it")
+        );
+        findings.push(self.finding(Severity::Info, Kind::PrivateDestinations, what, why.into(), fix));
+    }
+}
+
+fn between(first: IpAddr, address: IpAddr, last: IpAddr) -> bool {
+    (first..=last).contains(&address)
+}
+
+/// A range that is nearly full toward a destination.
+fn nearly_full(range: &RangeInclusive<u16>, toward: &Toward) -> Option<(Severity, String, String)> {
+    let size = u64::from(*range.end()) - u64::from(*range.start()) + 1;
+    let taken = toward.taken.range(range.clone()).count() as u64;
+    let severity = match taken * 100 / size {
+        used if used >= NEARLY_FULL[1] => Severity::High,
+        used if used >= NEARLY_FULL[0] => Severity::Medium,
+        _ => return None,
+    };
+    let Toward { protocol, translated, destination, .. } = toward;
+    let what = format!(
+        "{taken} of the {size} ports {}-{} of {translated} are taken toward {protocol} {destination}",
+        range.start(),
+        range.end()
+    );
+    let why = match odds(range, &toward.taken) {
+        Some(odds) => format!(
+            "By the ports that are left, two flows of one instant get the same one in {} of cases, at random too.",
+            percent(odds)
+        ),
+        None => {
+            "No port is left: new flows to that destination are lost, or take one from a flow that is ending.".into()
+        }
+    };
+    Some((severity, what, why))
+}
+
+fn percent(part: f64) -> String {
+    let percent = part * 100.0;
+    if percent < 9.95 { format!("{percent:.1} %") } else { format!("{percent:.0} %") }
+}
+
+/// Destinations toward which the ports are scarce that rules without a range have. They share them, so no rule is named.
+fn whole_ranges(namespace: &Namespace, findings: &mut Vec<Finding>) {
+    for toward in &namespace.towards {
+        if let Some((severity, what, why)) = nearly_full(&UNNAMED, toward) {
+            let fix = "translate to more addresses, or spread the flows over more destinations";
+            findings.push(plain(severity, Kind::RangeNearlyFull, namespace.inum, (what, why, fix.into())));
+        }
+    }
+}
+
+/// A finding about a namespace, by what was found, why it matters and what to change.
+pub(super) fn plain(
+    severity: Severity,
+    finding: Kind,
+    netns: NetnsInum,
+    (what, why, fix): (String, String, String),
+) -> Finding {
+    Finding { severity, finding, netns: netns.0, owner: None, what, why, fix, command: None, rule: None }
+}
+
+fn dns_over_dnat(netns: NetnsInum, tool: Tool, family: Family, chain: &str, text: &str) -> Finding {
+    let what = format!("DNS over UDP gets another destination, by {} {} {chain}: {text}", tool.name(), family.name());
+    let why = "Two questions sent from one socket at one instant, such as A and AAAA, may get an entry each, and kernels \
+               before 5.6 drop one of them; this one does not say that it is newer: it does not count the clashes it \
+               resolves.";
+    let fix = "update the kernel, ask a DNS cache on the node that is reached without DNAT, or set options \
+               single-request-reopen in resolv.conf";
+    plain(Severity::Medium, Kind::DnsOverDnat, netns, (what, why.into(), fix.into()))
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::High => "HIGH",
+            Self::Medium => "MEDIUM",
+            Self::Low => "LOW",
+            Self::Info => "INFO",
+        })
+    }
+}
