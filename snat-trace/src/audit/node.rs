@@ -323,16 +323,15 @@ mod tests {
         assert!(output(Path::new("/no/such"), &[]).unwrap_err().starts_with("such could not be run"));
     }
 
-    /// A namespace with rules of all three tools; `None` says why not.
     #[test]
-    fn rules_of_all_tools_are_read_once() {
+    fn rules_of_all_tools_are_read_once_and_their_commands_are_taken() {
         let Some(_alone) = alone() else { return };
         let netns = new_netns();
         let script = "set -e; ip link set lo up; \
             nft 'add table ip t; add chain ip t post { type nat hook postrouting priority 100; }; \
                  add rule ip t post ip saddr 10.1.0.0/16 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random; \
                  add rule ip t post ip saddr 127.0.0.1 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random'; \
-            iptables-nft -w -t nat -A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it's\" -j MASQUERADE; \
+            iptables-nft -w -t nat -A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it's \\$HOME\" -j MASQUERADE; \
             iptables-legacy -w -t nat -A POSTROUTING -s 10.5.0.0/16 -j MASQUERADE; \
             ip6tables-nft -w -t nat -A POSTROUTING -j MASQUERADE --random-fully";
         let made = netns::in_netns(netns.as_fd(), || {
@@ -360,7 +359,7 @@ mod tests {
         rules.sort_unstable();
         let expected = [
             "-A POSTROUTING -j MASQUERADE --random-fully",
-            "-A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it\\'s\" -j MASQUERADE",
+            "-A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it\\'s $HOME\" -j MASQUERADE",
             "-A POSTROUTING -s 10.5.0.0/16 -j MASQUERADE",
             "ip saddr 10.1.0.0/16 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random",
             "ip saddr 127.0.0.1 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random",
@@ -373,5 +372,18 @@ mod tests {
         assert_eq!(full.iter().map(|finding| finding.what.as_str()).collect::<Vec<_>>(), [words; 2]);
         let kept: Vec<_> = findings.iter().filter(|finding| finding.finding == Kind::NoRandomFully).collect();
         assert_eq!(kept.len(), 2, "{kept:?}");
+        for finding in kept {
+            let fix = finding.command.as_ref().unwrap().join(" ");
+            let shell = || Command::new("sh").args(["-c", &fix]).env("XTABLES_LOCKFILE", "/dev/null").status();
+            assert!(netns::in_netns(netns.as_fd(), shell).unwrap().unwrap().success(), "{fix}");
+        }
+        let (namespace, _) = netns::in_netns(netns.as_fd(), || Tools::find().look(NetnsInum(1))).unwrap();
+        let texts: Vec<_> = namespace.tables.iter().flat_map(source_nat).map(|rule| rule.rule.text.clone()).collect();
+        let changed =
+            "-A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it\\'s $HOME\" -j MASQUERADE --random-fully";
+        assert!(texts.iter().any(|text| text == changed), "{texts:?}");
+        let (findings, count) = judge(&[namespace]);
+        assert!(findings.iter().all(|finding| finding.finding != Kind::NoRandomFully), "{findings:?}");
+        assert_eq!(count, expected.len());
     }
 }
