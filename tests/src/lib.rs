@@ -1,6 +1,7 @@
 //! Scenarios of snat-trace against real kernels: each runs the real binary and holds what it says against what others
 //! know.
 
+pub mod audit;
 pub mod churn;
 pub mod classes;
 pub mod collisions;
@@ -39,6 +40,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     owners::SCENARIOS,
     load::SCENARIOS,
     churn::SCENARIOS,
+    audit::SCENARIOS,
     crosscheck::SCENARIOS,
     crosscheck::LAST,
     loading::SCENARIOS,
