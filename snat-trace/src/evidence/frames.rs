@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -78,8 +79,7 @@ impl Frames {
         let (file, length) = match existing {
             Existing::Refuse => (create(path)?, 0),
             Existing::Append => {
-                let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-                let mut file = options.map_err(failed)?;
+                let mut file = options().create(true).open(path).map_err(failed)?;
                 let all = file.metadata().map_err(failed)?.len();
                 let good = good_length(BufReader::new(&file)).map_err(failed)?;
                 if all > 0 && good == 0 && !looks_like_evidence(&mut file).map_err(failed)? {
@@ -138,7 +138,7 @@ impl Frames {
                 _ => {}
             }
         }
-        self.file = OpenOptions::new().read(true).write(true).create_new(true).open(&self.path)?;
+        self.file = options().create_new(true).open(&self.path)?;
         (self.length, self.began) = (0, Instant::now());
         Ok(())
     }
@@ -214,9 +214,11 @@ impl Frames {
 }
 
 impl Drop for Frames {
-    /// A run that never began leaves no empty file behind, which the next would not write over.
+    /// A run that ends before its time has its last lines too. One that never began leaves no empty file behind, which the
+    /// next would not write over.
     fn drop(&mut self) {
-        if self.length == 0 && self.kept.is_empty() && self.lines.is_empty() {
+        self.end_frame();
+        if self.length == 0 {
             let _already_gone = fs::remove_file(&self.path);
         }
     }
@@ -238,11 +240,15 @@ impl Write for Frames {
     }
 }
 
-fn create(path: &Path) -> Result<File, OpenError> {
-    // Evidence names processes and addresses: it is the user's alone.
+/// Evidence names processes and addresses: a file that is made is its user's alone.
+fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.read(true).write(true).create_new(true).open(path).map_err(|error| match error.kind() {
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn create(path: &Path) -> Result<File, OpenError> {
+    options().create_new(true).open(path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => OpenError::Exists(path.to_owned()),
         _ => OpenError::Io(path.to_owned(), error),
     })

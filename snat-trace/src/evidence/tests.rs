@@ -117,12 +117,21 @@ fn evidence_is_its_owners_alone_and_never_written_over() {
 
     let folder = tempfile::tempdir().unwrap();
     let (path, _) = recorded(folder.path(), None);
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o600);
     let before = fs::read(&path).unwrap();
     let [(sink, _), _] = sinks();
     let refused = Recorder::open(&path, Existing::Refuse, Limits::default(), false, sink).unwrap_err();
     assert!(refused.to_string().contains("exists; --append"), "{refused}");
     assert_eq!(fs::read(&path).unwrap(), before);
+    // However it is made: by adding to nothing, and as the next of several.
+    let [(sink, _), _] = sinks();
+    let another = folder.path().join("another");
+    let limits = Limits { size: Some(1), age: None, keep: 1 };
+    let mut recorder = Recorder::open(&another, Existing::Append, limits, false, sink).unwrap();
+    show(&mut recorder, None);
+    drop(recorder);
+    assert_eq!([mode(&another), mode(&another.with_extension("1"))], [0o600; 2]);
     // A run that never began leaves nothing.
     let [(sink, _), _] = sinks();
     let new = folder.path().join("new");
@@ -244,6 +253,19 @@ fn redacted() {
     }
     let packets = |text: &str| text.matches("\"packet\"").count();
     assert_eq!((hidden.lines().count(), packets(&hidden)), (shown.lines().count(), packets(&shown)));
+}
+
+/// What ends a run before its time does not take its last lines along.
+#[test]
+fn an_output_that_fails_leaves_what_came_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evidence");
+    let [(sink, out), _] = sinks();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), false, sink).unwrap();
+    recorder.session(&golden::session()).unwrap();
+    recorder.race(&golden::every_kind()[0], golden::clock()).unwrap();
+    drop(recorder);
+    assert_eq!(replayed(&fs::read(path).unwrap())[0], out.text());
 }
 
 #[test]
