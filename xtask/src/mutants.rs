@@ -174,7 +174,9 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
         eprintln!("\n== mutant {} of {}: {}", number + 1, MUTANTS.len(), mutant.name);
         copy_sources(project, &copy)?;
         mutant.apply(&copy)?;
+        // Some scenarios watch in their own process.
         let snat_trace = dist::build(&copy, &toolchain, dist::SNAT_TRACE)?;
+        let scenarios = dist::build(&copy, &toolchain, dist::SCENARIOS)?;
         let rows = guest(project, &kernel, &[&snat_trace, &scenarios], &[mutant.scenario])?;
         let caught = rows.iter().find(|row| row.result == Ended::Failed);
         survivors += u32::from(caught.is_none());
