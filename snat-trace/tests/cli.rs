@@ -74,6 +74,31 @@ fn the_version_is_the_packages() {
 }
 
 #[test]
+fn what_is_no_evidence_is_not_replayed() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("text"), "INSERT_FAILED\n").unwrap();
+    fs::write(path("empty"), "").unwrap();
+    for (name, why) in
+        [("text", "no evidence file"), ("empty", "no evidence file"), ("absent", "cannot read"), ("", "directory")]
+    {
+        let (out, error) = run(snat_trace(&["replay", &path(name)]), 1);
+        assert!(out.is_empty() && error.contains(why) && error.lines().count() == 1, "{name}: {error}");
+    }
+    run(snat_trace(&["replay"]), 2);
+    run(snat_trace(&["record"]), 2);
+    // Nothing is written over, and what is not begun leaves nothing.
+    let (_, error) = run(snat_trace(&["record", "--output", &path("text")]), 1);
+    assert!(error.contains("--append") && fs::read(path("text")).unwrap() == b"INSERT_FAILED\n", "{error}");
+    let (_, error) = run(snat_trace(&["record", "--append", "--output", &path("text")]), 1);
+    assert!(error.contains("no evidence file") && fs::read(path("text")).unwrap() == b"INSERT_FAILED\n", "{error}");
+    if without_kprobes("a recording that does not begin") {
+        run(snat_trace(&["record", "--output", &path("new")]), 4);
+        assert!(!Path::new(&path("new")).exists());
+    }
+}
+
+#[test]
 fn help_mentions_what_it_must() {
     let table: &[(&[&str], &[&str])] = &[
         (

@@ -7,6 +7,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::reader::good_length;
 
 /// Lines of so many bytes make a frame of their own even when more are on their way.
@@ -45,6 +48,9 @@ pub enum OpenError {
     /// It is no evidence.
     #[error("{0} is no evidence file: nothing is added to it")]
     NotEvidence(PathBuf),
+    /// Another run records into it.
+    #[error("{0} is being written by another snat-trace")]
+    InUse(PathBuf),
     /// There is nothing to redact with.
     #[error("cannot make a key to redact with: {0}")]
     NoKey(#[source] io::Error),
@@ -77,9 +83,16 @@ impl Frames {
     pub(super) fn open(path: &Path, existing: Existing, limits: Limits) -> Result<Self, OpenError> {
         let failed = |error| OpenError::Io(path.to_owned(), error);
         let (file, length) = match existing {
-            Existing::Refuse => (create(path)?, 0),
+            Existing::Refuse => {
+                let file = create(path)?;
+                lock(&file);
+                (file, 0)
+            }
             Existing::Append => {
                 let mut file = options().create(true).open(path).map_err(failed)?;
+                if !lock(&file) {
+                    return Err(OpenError::InUse(path.to_owned()));
+                }
                 let all = file.metadata().map_err(failed)?.len();
                 let good = good_length(BufReader::new(&file)).map_err(failed)?;
                 if all > 0 && good == 0 && !looks_like_evidence(&mut file).map_err(failed)? {
@@ -139,6 +152,7 @@ impl Frames {
             }
         }
         self.file = options().create_new(true).open(&self.path)?;
+        lock(&self.file);
         (self.length, self.began) = (0, Instant::now());
         Ok(())
     }
@@ -238,6 +252,11 @@ impl Write for Frames {
         }
         Ok(())
     }
+}
+
+/// Keeps others from adding to the file; `false` when one of them does. A file system without locks keeps nobody.
+fn lock(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
 }
 
 /// Evidence names processes and addresses: a file that is made is its user's alone.

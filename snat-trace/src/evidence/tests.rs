@@ -176,6 +176,12 @@ fn appended_after_every_cut() {
         let before = again.strip_suffix(&out.text()).unwrap();
         assert!(json.starts_with(before) && (length < bytes.len() || before == json), "{length}");
     }
+    // Not while somebody else does.
+    let [(sink, _), (other, _)] = sinks();
+    let recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, sink).unwrap();
+    let refused = Recorder::open(&path, Existing::Append, Limits::default(), false, other).unwrap_err();
+    assert!(matches!(refused, OpenError::InUse(_)), "{refused}");
+    drop(recorder);
     fs::write(&path, "something else").unwrap();
     let [(sink, _), _] = sinks();
     let refused = Recorder::open(&path, Existing::Append, Limits::default(), false, sink).unwrap_err();

@@ -40,7 +40,7 @@ impl ModuleWatch {
         Self { modules, known, told: BTreeSet::new() }
     }
 
-    /// Takes in what [`ModuleNews`] gave, and says whether a module is gone.
+    /// Takes in what [`ModuleNews`](super::ModuleNews) gave, and says whether a module is gone.
     pub fn hear(&mut self, news: News) -> bool {
         match news {
             News::Removed(module) if self.known.contains_key(&module) => {
