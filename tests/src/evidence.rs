@@ -34,8 +34,9 @@ const TRAFFIC: [&[&str]; 7] = [
     &["--rounds", "40", "--scenario", "duplicate-flow-dnat"],
 ];
 
-/// Rounds of a lab of which the number of races is known.
-const ROUNDS: u64 = 200;
+/// Rounds of a lab of which the number of races is known: more than fit the disk below, and several small files, however well
+/// they are compressed.
+const ROUNDS: u64 = 400;
 
 /// `record`, attached. What it prints goes into a file.
 fn recording(evidence: &Path, arguments: &[&str]) -> Result<(Running, PathBuf)> {
@@ -135,7 +136,7 @@ impl Disk {
         let path = place()?.with_file_name("disk");
         fs::create_dir(&path)?;
         let disk = Self(path);
-        command("mount", &["-t", "tmpfs", "-o", "size=16k", "tmpfs", disk.text()?], "")?;
+        command("mount", &["-t", "tmpfs", "-o", "size=8k", "tmpfs", disk.text()?], "")?;
         Ok(disk)
     }
 

@@ -203,7 +203,7 @@ impl Frames {
         if missing == 0 {
             return self.file.sync_data();
         }
-        let why = self.trouble.take().map_or_else(String::new, |error| format!(" ({error})"));
+        let why = self.trouble.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
         let text = format!("{} is incomplete: {missing} records could not be written{why}", self.path.display());
         Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
