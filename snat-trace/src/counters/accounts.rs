@@ -223,13 +223,14 @@ impl Accounts {
             }
         }
         let unsearched: BTreeSet<_> = missing.difference(&self.lost).copied().collect();
-        if !unsearched.is_empty() {
-            for netns in netns::search(&unsearched).map_err(CountersError::Enumerate)? {
-                if self.read(&netns) {
-                    missing.remove(&netns.inum);
-                }
+        let read = |netns: &Netns| {
+            let read = self.read(netns);
+            if read {
+                missing.remove(&netns.inum);
             }
-        }
+            read
+        };
+        netns::search(unsearched, read).map_err(CountersError::Enumerate)?;
         for &inum in &missing {
             self.lost.insert(inum);
             if let Some(watched) = self.watched.get_mut(&inum) {

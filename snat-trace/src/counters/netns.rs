@@ -128,11 +128,34 @@ fn visit_found(
     }
 }
 
-/// Looks for those of `wanted` that [`enumerate`] does not find below [`Depth::Descriptors`], stopping when it has all.
+/// How often [`search`] looks for what it found and `take` did not have.
+const SEARCHES: usize = 8;
+
+/// Looks for those of `wanted` that [`enumerate`] does not find below [`Depth::Descriptors`], and hands them to `take`, which
+/// says whether it has them. As with [`visit`], what was gone at once is looked for again.
 ///
 /// # Errors
 /// `/proc` is not mounted.
-pub fn search(wanted: &BTreeSet<NetnsInum>) -> io::Result<Vec<Netns>> {
+pub fn search(wanted: BTreeSet<NetnsInum>, take: impl FnMut(&Netns) -> bool) -> io::Result<()> {
+    search_found(search_once, wanted, take)
+}
+
+fn search_found(
+    mut find: impl FnMut(&BTreeSet<NetnsInum>) -> io::Result<Vec<Netns>>,
+    mut wanted: BTreeSet<NetnsInum>,
+    mut take: impl FnMut(&Netns) -> bool,
+) -> io::Result<()> {
+    for _ in 0..SEARCHES {
+        if wanted.is_empty() {
+            break;
+        }
+        wanted = find(&wanted)?.iter().filter(|&netns| !take(netns)).map(|netns| netns.inum).collect();
+    }
+    Ok(())
+}
+
+/// Stops when it has all.
+fn search_once(wanted: &BTreeSet<NetnsInum>) -> io::Result<Vec<Netns>> {
     let mut found = Found::new()?;
     for process in numbered(Path::new("/proc")) {
         if wanted.iter().all(|inum| found.all.contains_key(inum)) {
@@ -295,11 +318,33 @@ pub(crate) mod tests {
         let inum = Netns::of(fd.as_fd()).unwrap().inum;
         assert!(!has(&enumerate(Depth::Threads).unwrap(), inum));
         assert!(has(&enumerate(Depth::Descriptors).unwrap(), inum));
-        let found = search(&BTreeSet::from([inum])).unwrap();
+        let found = search_once(&BTreeSet::from([inum])).unwrap();
         assert_eq!(found.iter().map(|netns| netns.inum).collect::<Vec<_>>(), [inum]);
         found[0].open().unwrap();
         drop(fd);
-        assert_eq!(search(&BTreeSet::from([inum])).unwrap(), []);
+        assert_eq!(search_once(&BTreeSet::from([inum])).unwrap(), []);
+    }
+
+    #[test]
+    fn what_was_gone_when_it_was_taken_is_searched_for_again() {
+        let own = Netns::current().unwrap();
+        let ended = Netns { path: PathBuf::from("/proc/self/task/0/ns/net"), ..own.clone() };
+        let wanted = || BTreeSet::from([own.inum]);
+        let mut taken = Vec::new();
+        let mut take = |netns: &Netns| {
+            taken.push(netns.path.clone());
+            netns.open().is_ok()
+        };
+        // Whoever showed it first has ended; somebody else still has it.
+        let mut finds = vec![vec![own.clone()], vec![ended.clone()]];
+        search_found(|_| Ok(finds.pop().unwrap()), wanted(), &mut take).unwrap();
+        // Gone for good, and never to be had.
+        let mut finds = vec![vec![], vec![ended.clone()]];
+        search_found(|_| Ok(finds.pop().unwrap()), wanted(), &mut take).unwrap();
+        search_found(|_| Ok(vec![ended.clone()]), wanted(), &mut take).unwrap();
+        let ended_often = std::iter::repeat_n(ended.path.clone(), 1 + SEARCHES);
+        let expected: Vec<_> = [ended.path.clone(), own.path.clone()].into_iter().chain(ended_often).collect();
+        assert_eq!(taken, expected);
     }
 
     #[test]
