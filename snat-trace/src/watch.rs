@@ -169,7 +169,9 @@ pub async fn watch(
     if let Some(sampling) = sampling {
         accounts = Some(sampling.await??);
     }
-    let mut closing = accounts.map(|accounts| spawn_blocking(|| accounts.close()));
+    tracer.drain(|bytes| pipeline.take(bytes));
+    let involved = pipeline.take_involved();
+    let mut closing = accounts.map(|accounts| spawn_blocking(|| accounts.close(involved)));
     let mut closed = Closed::default();
     while closing.is_some() {
         tokio::select! {

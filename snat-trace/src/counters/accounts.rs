@@ -175,13 +175,14 @@ impl Accounts {
         self.involved.iter().copied().filter_map(counted).collect()
     }
 
-    /// Reads everything again, namespaces made since the start included, and gives what was counted in each.
+    /// Reads everything again, namespaces made since the start included, and gives what was counted in each. Those that have
+    /// had races since the last [`sample`](Self::sample) are searched for as there.
     ///
     /// # Errors
     /// Namespaces cannot be found at all.
-    pub fn close(mut self) -> Result<Closed, CountersError> {
+    pub fn close(mut self, involved: impl IntoIterator<Item = NetnsInum>) -> Result<Closed, CountersError> {
         let listed = netns::enumerate(Depth::Threads).map_err(CountersError::Enumerate)?;
-        let known: Vec<_> = self.watched.keys().copied().collect();
+        let known: BTreeSet<_> = self.watched.keys().copied().chain(involved).collect();
         let missing = known.into_iter().filter(|&inum| !self.read_known(inum)).collect();
         for netns in &listed {
             if !self.watched.contains_key(&netns.inum) {
