@@ -8,12 +8,9 @@ use std::time::Instant;
 use bytes::Buf;
 use rustix::net::netlink::NETFILTER;
 
-use crate::counters::ctnetlink::{
-    self, CT_GET, CTA_PROTO_DST_PORT, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_TUPLE_IP, CTA_TUPLE_ORIG, CTA_TUPLE_PROTO,
-    CTA_TUPLE_REPLY, CTA_TUPLE_ZONE, CTA_ZONE,
-};
-use crate::counters::wire::{Attributes, DumpError, Socket};
-use crate::race::tuple::Protocol;
+use crate::counters::ctnetlink::{self, CT_GET, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, Tuple};
+use crate::counters::wire::{DumpError, Socket};
+use crate::race::tuple::{Ends, Protocol};
 
 /// The ports of one translated address that are taken toward one destination.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,15 +24,6 @@ pub(super) struct Toward {
 /// What entries have in common whose ports are looked for in one another's way: protocol, translated address, destination,
 /// and zone of the reply direction.
 type Key = (Protocol, IpAddr, SocketAddr, u16);
-
-/// Where an entry's packets come from and go to, in one direction.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Tuple {
-    protocol: Protocol,
-    source: SocketAddr,
-    destination: SocketAddr,
-    zone: Option<u16>,
-}
 
 /// Reads the table of the calling thread's namespace: every destination toward which some source is translated, with all
 /// ports that are taken there, by whomever.
@@ -64,45 +52,18 @@ pub(super) fn census(deadline: Instant) -> Result<Vec<Toward>, DumpError> {
 
 /// What one entry takes, and whether its source is translated.
 fn entry(payload: &[u8]) -> Option<(Key, u16, bool)> {
-    let (mut original, mut reply, mut zone) = (None, None, 0);
+    let (mut original, mut reply, mut zone) = (Tuple::default(), Tuple::default(), 0);
     for (kind, mut value) in ctnetlink::attributes(payload)? {
         match kind {
-            CTA_TUPLE_ORIG => original = tuple(value),
-            CTA_TUPLE_REPLY => reply = tuple(value),
+            CTA_TUPLE_ORIG => original = Tuple::parse(value),
+            CTA_TUPLE_REPLY => reply = Tuple::parse(value),
             CTA_ZONE => zone = value.try_get_u16().ok()?,
             _ => {}
         }
     }
-    let (original, reply) = (original?, reply?);
-    let key = (reply.protocol, reply.destination.ip(), reply.source, reply.zone.unwrap_or(zone));
-    Some((key, reply.destination.port(), original.source != reply.destination))
-}
-
-fn tuple(bytes: &[u8]) -> Option<Tuple> {
-    let (mut addresses, mut protocol, mut ports, mut zone) = ((None, None), None, (None, None), None);
-    for (kind, mut value) in Attributes(bytes) {
-        match kind {
-            CTA_TUPLE_IP => addresses = ctnetlink::addresses(value),
-            CTA_TUPLE_ZONE => zone = value.try_get_u16().ok(),
-            CTA_TUPLE_PROTO => {
-                for (kind, mut value) in Attributes(value) {
-                    match kind {
-                        CTA_PROTO_NUM => protocol = value.try_get_u8().ok().map(Protocol),
-                        CTA_PROTO_SRC_PORT => ports.0 = value.try_get_u16().ok(),
-                        CTA_PROTO_DST_PORT => ports.1 = value.try_get_u16().ok(),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    Some(Tuple {
-        protocol: protocol?,
-        source: SocketAddr::new(addresses.0?, ports.0?),
-        destination: SocketAddr::new(addresses.1?, ports.1?),
-        zone,
-    })
+    let (sent, Ends { source, destination }) = (original.ends()?, reply.ends()?);
+    let key = (reply.protocol?, destination.ip(), source, reply.zone.unwrap_or(zone));
+    Some((key, destination.port(), sent.source != destination))
 }
 
 /// How likely it is, from 0 to 1, that two flows which ask at one instant are given the same port of a range when both

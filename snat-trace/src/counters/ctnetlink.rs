@@ -1,9 +1,12 @@
 //! Entries of the conntrack table as ctnetlink asks for them and tells them (include/uapi/linux/netfilter/
 //! `nfnetlink_conntrack.h`). What is about addresses and ports is in network byte order.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Buf as _;
 
 use super::wire::{Attributes, NESTED, put_attribute};
+use crate::race::tuple::{Ends, Protocol};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
 pub(crate) const CT_GET: u16 = (1 << 8) | 1;
@@ -66,7 +69,7 @@ fn six(address: IpAddr) -> [u8; 16] {
 }
 
 /// Source and destination in a `CTA_TUPLE_IP`.
-pub(crate) fn addresses(value: &[u8]) -> (Option<IpAddr>, Option<IpAddr>) {
+fn addresses(value: &[u8]) -> (Option<IpAddr>, Option<IpAddr>) {
     let (mut source, mut destination) = (None, None);
     for (kind, value) in Attributes(value) {
         let v4 = || <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
@@ -80,4 +83,61 @@ pub(crate) fn addresses(value: &[u8]) -> (Option<IpAddr>, Option<IpAddr>) {
         }
     }
     (source, destination)
+}
+
+/// One direction of an entry, as far as it is told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tuple {
+    /// Source and destination.
+    addresses: (Option<IpAddr>, Option<IpAddr>),
+    /// Of the flow.
+    pub(crate) protocol: Option<Protocol>,
+    /// Source and destination, in host byte order.
+    ports: (Option<u16>, Option<u16>),
+    /// What ICMP has instead of ports.
+    echo: Option<u16>,
+    /// A zone of this direction only.
+    pub(crate) zone: Option<u16>,
+}
+
+impl Tuple {
+    /// From a `CTA_TUPLE_ORIG` or `CTA_TUPLE_REPLY`.
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let mut tuple = Self::default();
+        for (kind, mut value) in Attributes(bytes) {
+            match kind {
+                CTA_TUPLE_IP => tuple.addresses = addresses(value),
+                CTA_TUPLE_ZONE => tuple.zone = value.try_get_u16().ok(),
+                CTA_TUPLE_PROTO => tuple.parse_protocol(value),
+                _ => {}
+            }
+        }
+        tuple
+    }
+
+    fn parse_protocol(&mut self, bytes: &[u8]) {
+        for (kind, mut value) in Attributes(bytes) {
+            match kind {
+                CTA_PROTO_NUM => self.protocol = value.try_get_u8().ok().map(Protocol),
+                CTA_PROTO_SRC_PORT => self.ports.0 = value.try_get_u16().ok(),
+                CTA_PROTO_DST_PORT => self.ports.1 = value.try_get_u16().ok(),
+                CTA_PROTO_ICMP_ID | CTA_PROTO_ICMPV6_ID => self.echo = value.try_get_u16().ok(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Both ends of a flow that has ports.
+    pub(crate) fn ends(&self) -> Option<Ends> {
+        Some(Ends {
+            source: SocketAddr::new(self.addresses.0?, self.ports.0?),
+            destination: SocketAddr::new(self.addresses.1?, self.ports.1?),
+        })
+    }
+
+    /// Both ends; the id of an echo stands as the destination's port, and the source has 0.
+    pub(crate) fn ends_or_echo(self) -> Option<Ends> {
+        let ports = self.echo.map_or(self.ports, |id| (Some(0), Some(id)));
+        Self { ports, ..self }.ends()
+    }
 }

@@ -13,13 +13,12 @@ use bytes::Buf;
 use rustix::net::netlink::NETFILTER;
 
 use super::ctnetlink::{
-    self, CT_GET, CTA_FILTER, CTA_PROTO_DST_PORT, CTA_PROTO_ICMP_ID, CTA_PROTO_ICMPV6_ID, CTA_PROTO_NUM,
-    CTA_PROTO_SRC_PORT, CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_REPLY, CTA_TUPLE_ZONE, CTA_ZONE,
+    self, CT_GET, CTA_FILTER, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_TUPLE_PROTO, CTA_TUPLE_REPLY, CTA_ZONE, Tuple,
 };
 use super::netns::{self, Depth, Netns};
-use super::wire::{Attributes, DumpError, NESTED, Socket, put_attribute};
+use super::wire::{DumpError, NESTED, Socket, put_attribute};
 use crate::race::event::NetnsInum;
-use crate::race::tuple::Protocol;
+use crate::race::tuple::{Ends, Protocol};
 
 // enum ctattr_filter
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
@@ -167,39 +166,19 @@ impl Range {
     /// header.
     fn port_of(&self, payload: &[u8]) -> Option<u16> {
         let mut zone = 0;
-        let mut reply = &[][..];
+        let mut reply = Tuple::default();
         for (kind, mut value) in ctnetlink::attributes(payload)? {
             match kind {
-                CTA_TUPLE_REPLY => reply = value,
+                CTA_TUPLE_REPLY => reply = Tuple::parse(value),
                 CTA_ZONE => zone = value.try_get_u16().ok()?,
                 _ => {}
             }
         }
-        let (mut addresses, mut protocol, mut ports) = ((None, None), None, (None, None));
-        for (kind, mut value) in Attributes(reply) {
-            match kind {
-                CTA_TUPLE_IP => addresses = ctnetlink::addresses(value),
-                // A zone of this direction only.
-                CTA_TUPLE_ZONE => zone = value.try_get_u16().ok()?,
-                CTA_TUPLE_PROTO => {
-                    for (kind, mut value) in Attributes(value) {
-                        match kind {
-                            CTA_PROTO_NUM => protocol = value.try_get_u8().ok(),
-                            CTA_PROTO_SRC_PORT => ports.0 = value.try_get_u16().ok(),
-                            CTA_PROTO_DST_PORT => ports.1 = value.try_get_u16().ok(),
-                            CTA_PROTO_ICMP_ID | CTA_PROTO_ICMPV6_ID => ports = (Some(0), value.try_get_u16().ok()),
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        let ours = addresses == (Some(self.destination.ip()), Some(self.translated))
-            && protocol == Some(self.protocol.0)
-            && ports.0 == Some(self.destination.port())
-            && zone == self.zone;
-        ports.1.filter(|port| ours && self.ports.contains(port))
+        let Ends { source, destination } = reply.ends_or_echo()?;
+        let ours = (source, destination.ip()) == (self.destination, self.translated)
+            && reply.protocol == Some(self.protocol)
+            && reply.zone.unwrap_or(zone) == self.zone;
+        Some(destination.port()).filter(|port| ours && self.ports.contains(port))
     }
 }
 
@@ -210,7 +189,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::ctnetlink::{CTA_IP_V4_DST, CTA_IP_V4_SRC};
+    use super::super::ctnetlink::{
+        CTA_IP_V4_DST, CTA_IP_V4_SRC, CTA_PROTO_DST_PORT, CTA_PROTO_ICMP_ID, CTA_TUPLE_IP, CTA_TUPLE_ZONE,
+    };
     use super::super::netns::tests::{alone, new_netns};
     use super::super::wire::attribute;
     use super::*;

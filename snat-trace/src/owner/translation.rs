@@ -1,15 +1,13 @@
 //! Asking the calling thread's network namespace which flow it turned into another.
 
-use std::net::SocketAddr;
-
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
 use crate::counters::ctnetlink::{
-    self, CT_GET, CTA_PROTO_DST_PORT, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_TUPLE_IP, CTA_TUPLE_ORIG, CTA_TUPLE_PROTO,
-    CTA_TUPLE_REPLY,
+    self, CT_GET, CTA_PROTO_DST_PORT, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_TUPLE_ORIG, CTA_TUPLE_PROTO,
+    CTA_TUPLE_REPLY, Tuple,
 };
-use crate::counters::wire::{Attributes, DumpError, NESTED, Socket, put_attribute};
+use crate::counters::wire::{DumpError, NESTED, Socket, put_attribute};
 use crate::race::tuple::{Ends, OriginalTuple, Protocol};
 
 /// The flow that left this namespace as `flow`, as its sender made it: `flow` itself where it was not translated here.
@@ -44,14 +42,8 @@ fn request(protocol: Protocol, flow: OriginalTuple) -> Vec<u8> {
 
 /// The original tuple of an entry.
 fn parse(entry: &[u8]) -> Option<OriginalTuple> {
-    let tuple = Attributes(ctnetlink::attributes(entry)?.value(CTA_TUPLE_ORIG)?);
-    let (source, destination) = ctnetlink::addresses(tuple.value(CTA_TUPLE_IP)?);
-    let ports = Attributes(tuple.value(CTA_TUPLE_PROTO)?);
-    let port = |kind| Some(u16::from_be_bytes(ports.value(kind)?.try_into().ok()?));
-    Some(OriginalTuple::from_ends(Ends {
-        source: SocketAddr::new(source?, port(CTA_PROTO_SRC_PORT)?),
-        destination: SocketAddr::new(destination?, port(CTA_PROTO_DST_PORT)?),
-    }))
+    let tuple = Tuple::parse(ctnetlink::attributes(entry)?.value(CTA_TUPLE_ORIG)?);
+    tuple.ends().map(OriginalTuple::from_ends)
 }
 
 #[cfg(test)]

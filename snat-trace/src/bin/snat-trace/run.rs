@@ -28,12 +28,8 @@ const RACES_SEEN: u8 = 10;
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let Cli { command, watch, log_level: _ } = cli;
     match command.unwrap_or(Command::Watch(watch)) {
-        Command::Watch(args) => {
-            give_way();
-            runtime()?.block_on(run_watch(&args, sink(args.trace.show)))
-        }
+        Command::Watch(args) => runtime()?.block_on(run_watch(&args, sink(args.trace.show))),
         Command::Record(args) => {
-            give_way();
             let shown = sink(args.watch.trace.show);
             let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, shown)?;
             runtime()?.block_on(run_watch(&args.watch, Box::new(recorder)))
@@ -51,6 +47,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 async fn run_watch(args: &WatchArgs, sink: Box<dyn Sink + Send>) -> Result<ExitCode> {
+    give_way();
     let mut stop = std::pin::pin!(stopped()?);
     let facts = if args.wait {
         tokio::select! {
