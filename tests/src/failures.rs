@@ -40,7 +40,7 @@ const TRACKING: &str = "table ip failures {
 ";
 
 /// As many as a page of buckets holds, the least there can be.
-const SMALLEST_TABLE: u64 = 512;
+pub(crate) const SMALLEST_TABLE: u64 = 512;
 
 /// A node that is watched.
 struct Watched {
@@ -142,7 +142,7 @@ fn closes(lines: &Lines) -> Result<()> {
 }
 
 /// A setting of the whole machine, put back when dropped.
-struct Setting {
+pub(crate) struct Setting {
     path: PathBuf,
     before: String,
 }
@@ -155,11 +155,11 @@ impl Setting {
         Ok(Self { path, before })
     }
 
-    fn most_entries(entries: u64) -> Result<Self> {
+    pub(crate) fn most_entries(entries: u64) -> Result<Self> {
         Self::set("/proc/sys/net/netfilter/nf_conntrack_max", entries)
     }
 
-    fn buckets(buckets: u64) -> Result<Self> {
+    pub(crate) fn buckets(buckets: u64) -> Result<Self> {
         Self::set("/sys/module/nf_conntrack/parameters/hashsize", buckets)
     }
 }

@@ -19,6 +19,7 @@ pub mod output;
 pub mod owners;
 pub mod places;
 pub mod races;
+pub mod refusals;
 pub mod scenario;
 pub mod storm;
 pub mod verdicts;
@@ -34,6 +35,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     collisions::SCENARIOS,
     classes::SCENARIOS,
     failures::SCENARIOS,
+    refusals::SCENARIOS,
     fallback::SCENARIOS,
     places::SCENARIOS,
     evidence::SCENARIOS,

@@ -71,7 +71,15 @@ impl Account {
     /// Whether everything counted is known and explained, and everything explained was counted.
     #[must_use]
     pub fn closes(&self) -> bool {
-        let explained = self.explained.zip(self.unexplained, |explained, unexplained| match unexplained {
+        self.closes_but_for_drops(0)
+    }
+
+    /// Whether it closes when so many drops more are explained, which are known by other means.
+    #[must_use]
+    pub fn closes_but_for_drops(&self, drops: u64) -> bool {
+        let missing = Tally { drop: i64::try_from(drops).unwrap_or(i64::MAX), ..Tally::default() };
+        let unexplained = self.unexplained.zip(missing, |unexplained, known| unexplained.map(|rest| rest - known));
+        let explained = self.explained.zip(unexplained, |explained, unexplained| match unexplained {
             Some(difference) => difference == 0,
             // A counter this kernel does not have cannot contradict, as long as nothing claims to explain it.
             None => explained == 0,

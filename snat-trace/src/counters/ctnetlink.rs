@@ -8,12 +8,18 @@ use bytes::Buf as _;
 use super::wire::{Attributes, NESTED, put_attribute};
 use crate::race::tuple::{Ends, Protocol};
 
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`.
+pub(crate) const CT_NEW: u16 = 1 << 8;
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`.
+pub(crate) const CT_DELETE: u16 = (1 << 8) | 2;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
 pub(crate) const CT_GET: u16 = (1 << 8) | 1;
 
 // enum ctattr_type
 pub(crate) const CTA_TUPLE_ORIG: u16 = 1;
 pub(crate) const CTA_TUPLE_REPLY: u16 = 2;
+pub(crate) const CTA_STATUS: u16 = 3;
+pub(crate) const CTA_TIMEOUT: u16 = 7;
 pub(crate) const CTA_ZONE: u16 = 18;
 pub(crate) const CTA_FILTER: u16 = 25;
 // enum ctattr_tuple

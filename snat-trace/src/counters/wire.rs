@@ -16,6 +16,8 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 const REQUEST_DUMP: u16 = 0x001 | 0x300;
 /// `NLM_F_REQUEST | NLM_F_ACK`.
 const REQUEST_ACK: u16 = 0x001 | 0x004;
+/// `NLM_F_EXCL | NLM_F_CREATE`.
+const NEW_ONLY: u16 = 0x200 | 0x400;
 /// Set on the messages of a dump that did not see one consistent state.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
@@ -104,6 +106,16 @@ impl Socket {
         let mut answer = None;
         self.exchange(&request(message_type, REQUEST_ACK, 1, body)?, 1, |_, payload| answer = Some(payload.to_vec()))?;
         answer.ok_or(DumpError::Malformed)
+    }
+
+    /// Asks for an object to be made that must not exist yet.
+    pub(crate) fn create(&self, message_type: u16, body: &[u8]) -> Result<(), DumpError> {
+        self.exchange(&request(message_type, REQUEST_ACK | NEW_ONLY, 1, body)?, 1, |_, _| {}).map(drop)
+    }
+
+    /// Asks for objects to be removed.
+    pub(crate) fn remove(&self, message_type: u16, body: &[u8]) -> Result<(), DumpError> {
+        self.exchange(&request(message_type, REQUEST_ACK, 1, body)?, 1, |_, _| {}).map(drop)
     }
 
     /// One attempt; `false` when it was interrupted by a change.

@@ -48,6 +48,11 @@ impl Family {
         }
     }
 
+    /// An address that no host has.
+    pub(super) fn nobody(self) -> IpAddr {
+        self.address(2, 2)
+    }
+
     /// Bits of an address.
     pub(super) fn bits(self) -> u8 {
         match self {
@@ -131,7 +136,7 @@ mod tests {
     #[test]
     fn every_host_has_an_address_of_its_own() {
         for family in [Family::V4, Family::V6] {
-            let mut addresses = vec![family.bridge(), family.node(), family.portless(7)];
+            let mut addresses = vec![family.bridge(), family.node(), family.portless(7), family.nobody()];
             addresses.extend((0..MAX_PODS).map(|pod| family.pod(pod)));
             addresses.extend((0..MAX_PODS).map(|pod| family.address(pod_network(pod), 2)));
             let all = addresses.len();

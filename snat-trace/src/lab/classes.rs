@@ -5,8 +5,10 @@ use std::ops::RangeInclusive;
 use super::error::LabError;
 use super::pod::Role;
 use super::setup::{Mode, Scenario, Setup, refuse};
+use super::table::Filling;
 use super::truth::Cause;
 use crate::race::event::Class;
+use crate::race::failure::Reason;
 
 impl Scenario {
     /// Why its packets lose.
@@ -17,19 +19,32 @@ impl Scenario {
             Self::FixedPort => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat => Class::DuplicateFlow,
             Self::CrossedFlow => Class::CrossedFlow,
+            Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
+            Self::ChainTooLong => return Cause::Failure(Reason::ChainTooLong),
+            Self::Ctnetlink => return Cause::Failure(Reason::Ctnetlink),
         };
         let in_range = self.ports().map(|ports| u32::from(*ports.end()) - u32::from(*ports.start()) + 1);
-        Cause { class, in_range }
+        Cause::Clash { class, in_range }
     }
 
     /// Whether its packets race for a port, which can be forced, left to the CPUs, or prevented.
     pub(super) fn is_race(self) -> bool {
-        self.cause().class == Class::SnatPortCollision
+        self.cause().class() == Some(Class::SnatPortCollision)
     }
 
-    /// Whether a packet is sent only when the one before has arrived or lost: then it loses for want of a port.
+    /// Whether a packet is sent only when the one before has arrived or lost: then none races.
     pub(super) fn in_turn(self) -> bool {
-        self.ports().is_some()
+        self.ports().is_some() || self.cause().class().is_none()
+    }
+
+    /// What the node's table is filled with before the first round.
+    pub(super) fn filling(self) -> Option<Filling> {
+        match self {
+            Self::TableFull => Some(Filling::Kept),
+            Self::EarlyDrop => Some(Filling::Evictable),
+            Self::ChainTooLong => Some(Filling::Chains),
+            _ => None,
+        }
     }
 
     /// The ports its rule allows, where they are few. No pod sends from one of them.
@@ -43,7 +58,7 @@ impl Scenario {
 
     /// Whether both packets of a round leave by one socket, from two threads of one process.
     pub(super) fn has_twins(self) -> bool {
-        self.cause().class == Class::DuplicateFlow
+        self.cause().class() == Some(Class::DuplicateFlow)
     }
 
     /// Whether the second pod is the external host, and both send to each other.

@@ -5,10 +5,12 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::failed::{FailuresTold, compare_failures};
 use super::judge::{Judged, Sides, Wrong, judge_ports, wrong_cgroup, wrong_class, wrong_pid, wrong_tuples};
 use super::truth::{Expected, Truth, Winner};
 use crate::kernel::Detail;
 use crate::race::event::Race;
+use crate::race::failure::Failure;
 use crate::race::tuple::OriginalTuple;
 
 /// How many differences the text lists before it only counts them.
@@ -37,6 +39,29 @@ pub enum Difference {
         /// Its contested source and the original sources of its loser and winner.
         race: String,
     },
+    /// A connection did not come into the table, no race was to blame, and no failure says so.
+    Untold {
+        /// The flow.
+        flow: String,
+    },
+    /// A failure of a flow that came in, or the second one about the same flow.
+    Invented {
+        /// The flow.
+        flow: String,
+        /// What the failure says.
+        reason: &'static str,
+    },
+    /// A failure that is right about the flow, and wrong about something else.
+    Misjudged {
+        /// The flow.
+        flow: String,
+        /// What is wrong.
+        what: What,
+        /// The truth.
+        expected: String,
+        /// What the failure says.
+        seen: String,
+    },
     /// A race that is right about who lost, and wrong about something else.
     Wrong {
         /// The round.
@@ -60,6 +85,8 @@ pub enum What {
     Protocol,
     /// Why the packet lost.
     Class,
+    /// Why the connection did not come in.
+    Reason,
     /// What the kernel did with the packet.
     Verdict,
     /// How many ports there were, or how many were in use.
@@ -83,6 +110,7 @@ impl What {
         match self {
             Self::Protocol => "protocol",
             Self::Class => "class",
+            Self::Reason => "reason",
             Self::Verdict => "verdict",
             Self::Ports => "ports in range and in use",
             Self::Winner => "winner",
@@ -100,10 +128,18 @@ impl What {
 pub struct Comparison {
     /// Rounds run.
     pub rounds: usize,
+    /// Whether packets lose to others, so that each is a race; else none may be seen.
+    #[serde(skip)]
+    races: bool,
     /// First packets that did not arrive: as many races must be seen.
     pub packets_lost: usize,
     /// What the kernel counted.
     pub insert_failed: u64,
+    /// What it counted of packets that lost: `insert_failed`, or `drop` where the table was full.
+    pub counted_lost: u64,
+    /// Entries evicted for others, where that was to happen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<u64>,
     /// Packets that lost and were sent on all the same: as many more races must be seen.
     pub resolved: u64,
     /// Races that name a packet that lost.
@@ -121,6 +157,9 @@ pub struct Comparison {
     pub pids_right: usize,
     /// Those with both cgroups right; `None` when the pods had none of their own.
     pub cgroups_right: Option<usize>,
+    /// Of connections that were to fail without a race, where failures are traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failures: Option<FailuresTold>,
     /// Whatever differs.
     pub differences: Vec<Difference>,
 }
@@ -129,23 +168,30 @@ impl Comparison {
     /// Whether tracing told the truth, all of it and nothing else, and the counters agree.
     #[must_use]
     pub fn ok(&self) -> bool {
+        let raced = if self.races { self.insert_failed + self.resolved } else { 0 };
         self.differences.is_empty()
-            && u64::try_from(self.packets_lost).is_ok_and(|lost| lost == self.insert_failed)
-            && u64::try_from(self.seen).is_ok_and(|seen| seen == self.insert_failed + self.resolved)
+            && u64::try_from(self.packets_lost).is_ok_and(|lost| lost == self.counted_lost)
+            && u64::try_from(self.seen).is_ok_and(|seen| seen == raced)
+            // Else nothing of what was to happen did.
+            && self.evicted != Some(0)
     }
 }
 
-/// Compares the races seen in the node's namespace during a run with what happened in it, as far as a level of detail tells.
+/// Compares the races seen in the node's namespace during a run, and the failures where they are traced, with what happened
+/// in it, as far as a level of detail tells.
 /// Each packet that lost takes one race with its original tuple and zone as the loser's, if any one that is right.
 #[must_use]
-pub fn compare(truth: &Truth, races: &[Race], detail: Detail) -> Comparison {
+pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, detail: Detail) -> Comparison {
     let mut left = Left::new(races);
-    let ports = truth.cause.in_range.filter(|_| detail == Detail::Full);
+    let ports = truth.cause.in_range().filter(|_| detail == Detail::Full);
     let cgroups_known = truth.pods.iter().all(|pod| pod.cgroup.is_some());
     let mut comparison = Comparison {
         rounds: truth.rounds.len(),
         packets_lost: truth.packets_lost(),
         insert_failed: truth.insert_failed,
+        counted_lost: truth.counted_lost(),
+        evicted: truth.evicted,
+        races: truth.cause.class().is_some(),
         resolved: truth.resolved(),
         seen: 0,
         classes_right: 0,
@@ -154,6 +200,7 @@ pub fn compare(truth: &Truth, races: &[Race], detail: Detail) -> Comparison {
         named: truth.named,
         pids_right: 0,
         cgroups_right: cgroups_known.then_some(0),
+        failures: None,
         differences: Vec::new(),
     };
     for expected in truth.expected() {
@@ -180,7 +227,11 @@ pub fn compare(truth: &Truth, races: &[Race], detail: Detail) -> Comparison {
                 seen,
             }));
         };
-        check(wrong_class(truth.cause.class, race, detail).into(), &mut comparison.classes_right);
+        let class = truth.cause.class();
+        check(
+            class.map_or_else(Vec::new, |class| wrong_class(class, race, detail)).into(),
+            &mut comparison.classes_right,
+        );
         check(wrong_tuples(truth, &expected, race).into(), &mut comparison.tuples_right);
         if let (Some(ports), Some(right)) = (ports, &mut comparison.ports_right) {
             check(judge_ports(ports, race), right);
@@ -194,6 +245,11 @@ pub fn compare(truth: &Truth, races: &[Race], detail: Detail) -> Comparison {
         }
     }
     comparison.differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
+    if let Some(failures) = failures {
+        let (told, differences) = compare_failures(truth, failures);
+        comparison.failures = (told.expected > 0).then_some(told);
+        comparison.differences.extend(differences);
+    }
     comparison
 }
 
@@ -245,6 +301,7 @@ fn describe(race: &Race) -> String {
 /// Aligned lines, the differences last.
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let raced = self.races;
         let absent = self.seen.saturating_sub(self.pids_right);
         let absent = if self.named || absent == 0 { "" } else { "  (of the others a sender is not known)" };
         let cgroups_right = self.cgroups_right.map_or_else(|| "-".to_owned(), |right| right.to_string());
@@ -252,13 +309,17 @@ impl fmt::Display for Comparison {
             ("rounds", Some(self.rounds.to_string())),
             ("packets lost", Some(self.packets_lost.to_string())),
             ("insert_failed", Some(self.insert_failed.to_string())),
+            ("drop", (self.counted_lost != self.insert_failed).then(|| self.counted_lost.to_string())),
+            ("early_drop", self.evicted.map(|evicted| evicted.to_string())),
             ("clash_resolve", (self.resolved > 0).then(|| self.resolved.to_string())),
             ("races seen", Some(self.seen.to_string())),
-            ("  class right", Some(self.classes_right.to_string())),
-            ("  both tuples right", Some(self.tuples_right.to_string())),
+            ("  class right", raced.then(|| self.classes_right.to_string())),
+            ("  both tuples right", raced.then(|| self.tuples_right.to_string())),
             ("  ports in use right", self.ports_right.map(|right| right.to_string())),
-            ("  both processes right", Some(format!("{:>8}{absent}", self.pids_right))),
-            ("  both cgroups right", Some(cgroups_right)),
+            ("  both processes right", raced.then(|| format!("{:>8}{absent}", self.pids_right))),
+            ("  both cgroups right", raced.then_some(cgroups_right)),
+            ("failures seen", self.failures.map(|failures| failures.seen.to_string())),
+            ("  reason and sender right", self.failures.map(|failures| failures.right.to_string())),
             ("differences", Some(self.differences.len().to_string())),
         ];
         for (what, number) in lines.into_iter().filter_map(|(what, number)| Some((what, number?))) {
@@ -285,6 +346,11 @@ impl fmt::Display for Difference {
             }
             Self::Unnoticed { round } => {
                 write!(f, "round {round}: a packet lost and was sent on all the same, and no race says so")
+            }
+            Self::Untold { flow } => write!(f, "{flow} did not come into the table, and no failure says so"),
+            Self::Invented { flow, reason } => write!(f, "a failure that was none: {flow}, {reason}"),
+            Self::Misjudged { flow, what, expected, seen } => {
+                write!(f, "{flow}: {} is {expected}, not {seen}", what.name())
             }
             Self::Unexpected { race } => write!(f, "a race that was none: {race}"),
             Self::Wrong { round, loser, what, expected, seen } => {

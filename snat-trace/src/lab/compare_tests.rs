@@ -51,12 +51,14 @@ pub(in super::super) fn truth() -> Truth {
     };
     Truth {
         protocol: Protocol::UDP,
-        cause: Cause { class: Class::SnatPortCollision, in_range: None },
+        cause: Cause::Clash { class: Class::SnatPortCollision, in_range: None },
         pods: vec![pod(0), pod(1)],
         named: true,
         rounds: vec![round(0, [true, false]), round(1, [true, true]), round(2, [false, true])],
         insert_failed: 2,
         drop: 2,
+        evicted: None,
+        refused: Vec::new(),
     }
 }
 
@@ -117,7 +119,7 @@ pub(in super::super) fn whats(comparison: &Comparison) -> Vec<What> {
 fn the_truth_in_any_order_is_right() {
     let mut races = right();
     for _ in 0..2 {
-        let comparison = compare(&truth(), &races, Detail::Full);
+        let comparison = compare(&truth(), &races, None, Detail::Full);
         assert!(comparison.ok(), "{comparison}");
         let Comparison { rounds, packets_lost, insert_failed, seen, tuples_right, pids_right, .. } = comparison;
         assert_eq!((rounds, packets_lost, insert_failed, seen, tuples_right, pids_right), (3, 2, 2, 2, 2, 2));
@@ -128,7 +130,7 @@ fn the_truth_in_any_order_is_right() {
 
 #[test]
 fn a_missing_race_is_named() {
-    let comparison = compare(&truth(), &right()[..1], Detail::Full);
+    let comparison = compare(&truth(), &right()[..1], None, Detail::Full);
     assert_eq!(comparison.differences, [Difference::Missing { round: 2, loser: 0, winner: Some(1) }]);
     assert!(!comparison.ok());
 }
@@ -137,7 +139,7 @@ fn a_missing_race_is_named() {
 fn a_race_told_twice_is_one_too_many() {
     let mut races = right();
     races.push(race(0, 1, 0));
-    let comparison = compare(&truth(), &races, Detail::Full);
+    let comparison = compare(&truth(), &races, None, Detail::Full);
     let race = "10.99.1.1:10000: 10.99.0.11:10000 <- 10.99.0.10:10000".to_owned();
     assert_eq!(comparison.differences, [Difference::Unexpected { race }]);
     assert!(!comparison.ok());
@@ -147,13 +149,13 @@ fn a_race_told_twice_is_one_too_many() {
 fn a_race_in_a_quiet_round_is_unexpected() {
     let mut races = right();
     races.push(race(1, 0, 1));
-    let comparison = compare(&truth(), &races, Detail::Full);
+    let comparison = compare(&truth(), &races, None, Detail::Full);
     assert!(matches!(&comparison.differences[..], [Difference::Unexpected { .. }]) && !comparison.ok());
 }
 
 #[test]
 fn loser_and_winner_swapped_is_both_missing_and_unexpected() {
-    let comparison = compare(&truth(), &[race(0, 0, 1), race(2, 0, 1)], Detail::Full);
+    let comparison = compare(&truth(), &[race(0, 0, 1), race(2, 0, 1)], None, Detail::Full);
     let [Difference::Missing { round: 0, loser: 1, winner: Some(0) }, Difference::Unexpected { .. }] =
         &comparison.differences[..]
     else {
@@ -166,7 +168,7 @@ fn loser_and_winner_swapped_is_both_missing_and_unexpected() {
 fn of_two_races_about_one_loss_the_right_one_is_taken() {
     let mut wrong = race(0, 1, 0);
     wrong.winner.original = original(1, 9);
-    let comparison = compare(&truth(), &[wrong, race(0, 1, 0), race(2, 0, 1)], Detail::Full);
+    let comparison = compare(&truth(), &[wrong, race(0, 1, 0), race(2, 0, 1)], None, Detail::Full);
     assert_eq!(comparison.tuples_right, 2, "{comparison}");
     assert!(matches!(&comparison.differences[..], [Difference::Unexpected { .. }]));
 }
@@ -198,7 +200,7 @@ fn whatever_is_wrong_in_a_race_is_named() {
     for (expected, right_counts, spoil) in cases {
         let mut races = right();
         spoil(&mut races[0]);
-        let comparison = compare(&truth(), &races, Detail::Full);
+        let comparison = compare(&truth(), &races, None, Detail::Full);
         assert_eq!(whats(&comparison), *expected, "{comparison}");
         let counts = [comparison.tuples_right, comparison.pids_right, comparison.cgroups_right.unwrap()];
         assert_eq!((comparison.seen, counts, comparison.ok()), (2, *right_counts, false), "{comparison}");
@@ -215,7 +217,7 @@ fn what_a_look_up_cannot_know_is_not_wrong() {
             (owner.tid, owner.cgroup) = (None, None);
         }
     }
-    assert!(compare(&truth(), &races, Detail::Full).ok());
+    assert!(compare(&truth(), &races, None, Detail::Full).ok());
 }
 
 #[test]
@@ -224,14 +226,14 @@ fn without_cgroups_of_their_own_none_is_compared() {
     truth.pods[1].cgroup = None;
     let mut races = right();
     races[0].loser.owner.as_mut().unwrap().cgroup_id = None;
-    let comparison = compare(&truth, &races, Detail::Full);
+    let comparison = compare(&truth, &races, None, Detail::Full);
     assert!(comparison.ok() && comparison.cgroups_right.is_none(), "{comparison}");
 }
 
 #[test]
 fn a_counter_that_disagrees_is_not_ok() {
     let truth = Truth { insert_failed: 3, ..truth() };
-    let comparison = compare(&truth, &right(), Detail::Full);
+    let comparison = compare(&truth, &right(), None, Detail::Full);
     assert!(comparison.differences.is_empty() && !comparison.ok());
 }
 
@@ -240,10 +242,10 @@ fn where_senders_need_not_be_named_absent_is_no_difference_and_wrong_is_one() {
     let truth = Truth { named: false, ..truth() };
     let mut races = right();
     races[0].loser.owner = None;
-    let comparison = compare(&truth, &races, Detail::Full);
+    let comparison = compare(&truth, &races, None, Detail::Full);
     assert!(comparison.ok() && comparison.pids_right == 1 && comparison.cgroups_right == Some(1), "{comparison}");
     races[0].winner.owner = Some(owner(1));
-    let comparison = compare(&truth, &races, Detail::Full);
+    let comparison = compare(&truth, &races, None, Detail::Full);
     assert_eq!(whats(&comparison), [What::WinnerPid, What::WinnerCgroup], "{comparison}");
 }
 
@@ -260,12 +262,12 @@ fn pods_of_one_address_are_told_by_their_zones() {
         race.winner.original = race.loser.original;
         (race.zone, race.winner_zone) = (loser, winner);
     }
-    let comparison = compare(&truth, &races, Detail::Full);
+    let comparison = compare(&truth, &races, None, Detail::Full);
     assert!(comparison.ok(), "{comparison}");
     races[0].winner_zone = 3;
-    assert_eq!(whats(&compare(&truth, &races, Detail::Full)), [What::Winner]);
+    assert_eq!(whats(&compare(&truth, &races, None, Detail::Full)), [What::Winner]);
     races[0].zone = 1;
-    let comparison = compare(&truth, &races, Detail::Full);
+    let comparison = compare(&truth, &races, None, Detail::Full);
     assert!(matches!(comparison.differences[..], [Difference::Missing { .. }, Difference::Unexpected { .. }]));
 }
 
@@ -276,7 +278,7 @@ fn a_winner_that_took_a_random_port_is_not_judged() {
     let mut races = right();
     races[0].winner.original = original(7, 1);
     races[0].winner.owner = None;
-    assert!(compare(&truth, &races, Detail::Full).ok());
+    assert!(compare(&truth, &races, None, Detail::Full).ok());
 }
 
 #[test]
@@ -286,7 +288,7 @@ fn with_eight_pods_seven_lose_to_one() {
     let flows = (0..8).map(|pod| flow_truth(pod, 10_000, pod == 3)).collect();
     (truth.rounds, truth.insert_failed) = (vec![RoundTruth { number: 0, flows, resolved: 0 }], 7);
     let races: Vec<Race> = (0..8).filter(|pod| *pod != 3).map(|pod| race(0, pod, 3)).collect();
-    let comparison = compare(&truth, &races, Detail::Full);
+    let comparison = compare(&truth, &races, None, Detail::Full);
     assert!(comparison.ok() && comparison.seen == 7, "{comparison}");
 }
 
@@ -294,7 +296,7 @@ fn with_eight_pods_seven_lose_to_one() {
 fn the_text_is_aligned_and_bounded() {
     let mut races = right();
     races.extend((0..30).map(|_| race(1, 0, 1)));
-    let text = compare(&truth(), &races, Detail::Full).to_string();
+    let text = compare(&truth(), &races, None, Detail::Full).to_string();
     assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     assert!(text.ends_with("  - and 10 more\n"), "{text}");
     assert!(
@@ -309,6 +311,6 @@ fn a_loser_that_arrived_later_is_still_the_loser() {
     // Pod 0 lost round 2 and its retransmitted SYN got through, by whatever port.
     for port in [50_001, 10_002] {
         truth.rounds[2].flows[0].arrived_as = Some(address(&format!("10.99.1.1:{port}")));
-        assert!(compare(&truth, &right(), Detail::Full).ok(), "{port}");
+        assert!(compare(&truth, &right(), None, Detail::Full).ok(), "{port}");
     }
 }

@@ -34,6 +34,9 @@ pub enum LabError {
         "this kernel's connection tracking knows no SCTP (CONFIG_NF_CT_PROTO_SCTP), so nothing races for its ports"
     )]
     NoSctp,
+    /// The node's table cannot be filled, and what would have to be set is the whole node's.
+    #[error("the lab cannot have its own connection tracking table that full: {0}")]
+    Table(String),
     /// `ip`, `nft` or `iptables` failed.
     #[error("`{tool}` failed in the lab's {place} namespace: {message}")]
     Command {

@@ -9,7 +9,7 @@ use super::*;
 fn caused(class: Class, in_range: Option<u32>, rounds: Vec<RoundTruth>) -> Truth {
     let lost = |round: &RoundTruth| round.flows.iter().filter(|flow| !flow.first_try).count();
     let insert_failed = u64::try_from(rounds.iter().map(lost).sum::<usize>()).unwrap();
-    Truth { cause: Cause { class, in_range }, rounds, insert_failed, drop: insert_failed, ..truth() }
+    Truth { cause: Cause::Clash { class, in_range }, rounds, insert_failed, drop: insert_failed, ..truth() }
 }
 
 /// Two ports; pod 0 and pod 1 take them in round 0, and round 1 loses. What a race of pod 1 there must say.
@@ -36,18 +36,18 @@ fn exhausted() -> (Truth, Race) {
 #[test]
 fn whoever_arrived_with_the_contested_port_is_the_winner() {
     let (truth, right) = exhausted();
-    let comparison = compare(&truth, std::slice::from_ref(&right), Detail::Full);
+    let comparison = compare(&truth, std::slice::from_ref(&right), None, Detail::Full);
     assert!(comparison.ok(), "{comparison}");
     let Comparison { classes_right, tuples_right, ports_right, pids_right, .. } = comparison;
     assert_eq!((classes_right, tuples_right, ports_right, pids_right), (1, 1, Some(1), 1));
 
     let mut other = right.clone();
     other.winner.original = original(1, 10_000);
-    assert_eq!(whats(&compare(&truth, &[other], Detail::Full)), [What::Winner]);
+    assert_eq!(whats(&compare(&truth, &[other], None, Detail::Full)), [What::Winner]);
     let mut nobody = right;
     let contested = Ends { source: address("10.99.1.1:60007"), destination: external() };
     nobody.contested = TranslatedTuple::from_ends(contested);
-    assert_eq!(whats(&compare(&truth, &[nobody], Detail::Full)), [What::Contested]);
+    assert_eq!(whats(&compare(&truth, &[nobody], None, Detail::Full)), [What::Contested]);
 }
 
 #[test]
@@ -56,17 +56,17 @@ fn class_and_ports_are_judged_where_they_can_be_known() {
     for port_use in [None, Some((3, None)), Some((2, Some(1))), Some((3, Some(2)))] {
         let port_use = port_use.map(|(in_range, in_use)| PortUse { in_range, in_use });
         let races = [Race { port_use, ..right.clone() }];
-        assert_eq!(whats(&compare(&truth, &races, Detail::Full)), [What::Ports], "{port_use:?}");
+        assert_eq!(whats(&compare(&truth, &races, None, Detail::Full)), [What::Ports], "{port_use:?}");
     }
     let races = [Race { class: Class::SnatPortCollision, port_use: None, ..right.clone() }];
-    assert_eq!(whats(&compare(&truth, &races, Detail::Full)), [What::Class, What::Ports]);
+    assert_eq!(whats(&compare(&truth, &races, None, Detail::Full)), [What::Class, What::Ports]);
     let uncounted = [Race { port_use: Some(PortUse { in_range: 2, in_use: None }), ..right.clone() }];
-    let comparison = compare(&truth, &uncounted, Detail::Full);
+    let comparison = compare(&truth, &uncounted, None, Detail::Full);
     assert!(comparison.ok() && comparison.ports_right == Some(0), "{comparison}");
     // Without times an exhausted range looks like a race.
-    let minimal = compare(&truth, &races, Detail::Minimal);
+    let minimal = compare(&truth, &races, None, Detail::Minimal);
     assert!(minimal.ok() && minimal.ports_right.is_none(), "{minimal}");
-    assert_eq!(whats(&compare(&truth, &[right], Detail::Minimal)), [What::Class]);
+    assert_eq!(whats(&compare(&truth, &[right], None, Detail::Minimal)), [What::Class]);
 }
 
 /// Two threads of one process send by one socket; `at` are the ports they arrived at.
@@ -85,21 +85,21 @@ fn duplicate(verdict: Verdict) -> Race {
 #[test]
 fn a_duplicate_that_was_sent_on_is_a_race_nobody_lost_a_packet_in() {
     let truth = duplicated([53, 53], 1);
-    let comparison = compare(&truth, &[duplicate(Verdict::Resolved)], Detail::Full);
+    let comparison = compare(&truth, &[duplicate(Verdict::Resolved)], None, Detail::Full);
     assert!(comparison.ok(), "{comparison}");
     assert_eq!((comparison.packets_lost, comparison.resolved, comparison.seen, comparison.pids_right), (0, 1, 1, 1));
     // Either thread may have sent either packet, and no other.
     let mut races = [duplicate(Verdict::Resolved)];
     races[0].winner.owner = Some(Owner { tid: Some(tid(1)), ..owner(0) });
-    assert!(compare(&truth, &races, Detail::Full).ok());
+    assert!(compare(&truth, &races, None, Detail::Full).ok());
     races[0].winner.owner = Some(Owner { tid: Some(7), ..owner(0) });
-    assert_eq!(whats(&compare(&truth, &races, Detail::Full)), [What::WinnerPid]);
+    assert_eq!(whats(&compare(&truth, &races, None, Detail::Full)), [What::WinnerPid]);
 
-    assert_eq!(compare(&truth, &[], Detail::Full).differences, [Difference::Unnoticed { round: 0 }]);
+    assert_eq!(compare(&truth, &[], None, Detail::Full).differences, [Difference::Unnoticed { round: 0 }]);
     for wrong in [Verdict::Dropped, Verdict::ResolvedReplyOnly] {
-        assert_eq!(whats(&compare(&truth, &[duplicate(wrong)], Detail::Full))[0], What::Verdict, "{wrong:?}");
+        assert_eq!(whats(&compare(&truth, &[duplicate(wrong)], None, Detail::Full))[0], What::Verdict, "{wrong:?}");
     }
-    let twice = compare(&truth, &[duplicate(Verdict::Resolved), duplicate(Verdict::Resolved)], Detail::Full);
+    let twice = compare(&truth, &[duplicate(Verdict::Resolved), duplicate(Verdict::Resolved)], None, Detail::Full);
     assert!(matches!(twice.differences[..], [Difference::Unexpected { .. }]), "{twice}");
 }
 
@@ -109,10 +109,10 @@ fn two_backends_mean_an_entry_for_the_reply_only() {
     let mut right = duplicate(Verdict::ResolvedReplyOnly);
     // What the two have in common is the tuple as it was sent.
     right.contested = TranslatedTuple::from_ends(original(0, 10_000).ends());
-    let comparison = compare(&truth, std::slice::from_ref(&right), Detail::Full);
+    let comparison = compare(&truth, std::slice::from_ref(&right), None, Detail::Full);
     assert!(comparison.ok(), "{comparison}");
     let merged = Race { verdict: Some(Verdict::Resolved), ..right };
-    assert_eq!(whats(&compare(&truth, &[merged], Detail::Full)), [What::Verdict]);
+    assert_eq!(whats(&compare(&truth, &[merged], None, Detail::Full)), [What::Verdict]);
 }
 
 #[test]
@@ -141,20 +141,20 @@ fn of_a_crossed_flow_either_may_lose() {
         |won, resolved| vec![RoundTruth { number: 0, flows: vec![flow(there, true), flow(back, won)], resolved }];
     let resolved = caused(Class::CrossedFlow, None, rounds(true, 1));
     for race in [crossed(there, back, Verdict::Resolved, [0, 1]), crossed(back, there, Verdict::Resolved, [1, 0])] {
-        let comparison = compare(&resolved, &[race], Detail::Full);
+        let comparison = compare(&resolved, &[race], None, Detail::Full);
         assert!(comparison.ok(), "{comparison}");
     }
     // A kernel without `nf_nat_used_tuple_new` finds the port of the later one taken and gives it another.
     let mut moved = resolved.clone();
     moved.rounds[0].flows[1].arrived_as = Some(address("10.99.1.2:34567"));
     let race = crossed(back, there, Verdict::ResolvedReplyOnly, [1, 0]);
-    assert!(compare(&moved, std::slice::from_ref(&race), Detail::Full).ok());
+    assert!(compare(&moved, std::slice::from_ref(&race), None, Detail::Full).ok());
     let other = crossed(there, back, Verdict::ResolvedReplyOnly, [0, 1]);
-    assert_eq!(compare(&moved, &[other], Detail::Full).differences.len(), 2);
-    assert_eq!(whats(&compare(&resolved, &[race], Detail::Full)), [What::Verdict]);
+    assert_eq!(compare(&moved, &[other], None, Detail::Full).differences.len(), 2);
+    assert_eq!(whats(&compare(&resolved, &[race], None, Detail::Full)), [What::Verdict]);
 
     let dropped = caused(Class::CrossedFlow, None, rounds(false, 0));
-    assert!(compare(&dropped, &[crossed(back, there, Verdict::Dropped, [1, 0])], Detail::Full).ok());
-    let other = compare(&dropped, &[crossed(there, back, Verdict::Dropped, [0, 1])], Detail::Full);
+    assert!(compare(&dropped, &[crossed(back, there, Verdict::Dropped, [1, 0])], None, Detail::Full).ok());
+    let other = compare(&dropped, &[crossed(there, back, Verdict::Dropped, [0, 1])], None, Detail::Full);
     assert_eq!(other.differences.len(), 2, "{other}");
 }

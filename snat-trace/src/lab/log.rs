@@ -8,7 +8,7 @@ use super::setup::Setup;
 use super::transport::Transport;
 use super::truth::{FlowTruth, RoundTruth};
 use super::wire::{Arrival, PROBE, Report};
-use crate::race::tuple::OriginalTuple;
+use crate::race::tuple::{Ends, OriginalTuple};
 
 /// What is known of one flow so far.
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +153,12 @@ impl Log {
         let transport = self.setup.scenario.transport();
         let arrived = flows.iter().filter(|flow| flow.first_try(transport)).count();
         (flows.iter().filter(|flow| flow.sent).count(), arrived)
+    }
+
+    /// Those of the latest round that have arrived: the flow, and the source the node gave it.
+    pub(super) fn latest_arrived(&self) -> impl Iterator<Item = (Ends, SocketAddr)> {
+        let flows = self.rounds.last().map(Vec::as_slice).unwrap_or_default();
+        flows.iter().filter_map(|flow| Some((flow.original.ends(), flow.arrived_as?)))
     }
 
     /// What each flow of each round came to.

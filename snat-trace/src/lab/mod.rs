@@ -11,6 +11,7 @@ mod cgroup;
 mod classes;
 mod compare;
 mod error;
+mod failed;
 mod hold;
 mod judge;
 mod log;
@@ -23,6 +24,7 @@ mod rules;
 mod run;
 mod setup;
 mod stat;
+mod table;
 mod tools;
 mod topology;
 mod transport;
@@ -40,6 +42,7 @@ pub use self::addresses::Family;
 pub use self::cgroup::lab_cgroups;
 pub use self::compare::{Comparison, Difference, What, compare};
 pub use self::error::LabError;
+pub use self::failed::FailuresTold;
 pub use self::pod::pod_main;
 pub use self::run::Progress;
 pub use self::setup::{Control, DoubleNat, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Zones};
@@ -51,6 +54,7 @@ use self::cgroup::Cgroups;
 use self::error::Doing;
 use self::node::{Node, Pod};
 use self::receiver::Receiver;
+use self::table::Table;
 use self::topology::Topology;
 use crate::race::event::NetnsInum;
 
@@ -67,6 +71,8 @@ pub struct Lab {
     receiver: Receiver,
     node: Node,
     topology: Topology,
+    /// The node's, where something is done to it.
+    table: Option<Table>,
     cgroups: Option<Cgroups>,
     without_cgroups: Option<String>,
 }
@@ -82,6 +88,10 @@ impl Lab {
         raise_file_limit();
         let allowed = sched_getaffinity(None).doing("read the CPUs it may use")?;
         let topology = Topology::build(setup)?;
+        // Known before anything is started.
+        let filling =
+            setup.scenario.filling().map(|filling| Ok((filling, filling.entries(&topology.node)?))).transpose()?;
+        let table = setup.scenario.cause().class().is_none().then(|| Table::of(&topology.node)).transpose()?;
         let receiver = Receiver::start(setup, &topology.external)?;
         let (node, pods) = Node::start(setup, &topology, &setup.cpus(&allowed))?;
         let (cgroups, without_cgroups) = match Cgroups::new(pods.len()) {
@@ -89,10 +99,13 @@ impl Lab {
             Err(reason) => (None, Some(reason)),
         };
         let truths = pods.iter().map(|pod| PodTruth { pid: pod.pid(), tid: 0, cgroup: None }).collect();
-        let mut lab = Self { setup: *setup, pods, truths, receiver, node, topology, cgroups, without_cgroups };
+        let mut lab = Self { setup: *setup, pods, truths, receiver, node, topology, table, cgroups, without_cgroups };
         lab.join_cgroups();
         lab.wait_ready()?;
         lab.probe()?;
+        if let (Some(table), Some((filling, entries))) = (&mut lab.table, filling) {
+            table.fill(filling, entries)?;
+        }
         Ok(lab)
     }
 

@@ -1,6 +1,7 @@
 //! The rounds: orders go out, arrivals and reports come in, and a round is over when every packet is accounted for.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,9 +11,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::error::{Doing, LabError};
 use super::log::Log;
 use super::stat::Stat;
+use super::table::{Table, turned};
 use super::truth::Truth;
 use super::wire::{Order, hear_now, tell};
-use super::{Control, Lab, Mode};
+use super::{Control, Lab, Mode, Scenario};
+use crate::race::tuple::{Ends, OriginalTuple};
 
 /// How long anything may take before it is an error.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -38,9 +41,13 @@ impl Lab {
     pub fn run(&mut self, stop: &AtomicBool, mut progress: impl FnMut(Progress)) -> Result<Truth, LabError> {
         let mut log = Log::new(self.setup);
         let before = Stat::read(self.node.tid())?;
+        let mut refused = Vec::new();
         let mut barrier = 0;
         let mut lost = 0;
         for round in 0..self.setup.rounds {
+            if let (Some(table), Scenario::EarlyDrop) = (&mut self.table, self.setup.scenario) {
+                table.top_up(&self.topology.node)?;
+            }
             let round_before = Stat::read(self.node.tid())?;
             log.begin(round);
             let groups: Vec<Vec<usize>> = match self.setup.mode {
@@ -54,6 +61,9 @@ impl Lab {
                 barrier = self.order(round, &group, barrier)?;
                 self.settle(&mut log, stop, round, sent, round_before)?;
             }
+            if let (Some(table), Scenario::Ctnetlink) = (&self.table, self.setup.scenario) {
+                refused.extend(self.insert_again(table, &log)?);
+            }
             lost += log.close(Stat::read(self.node.tid())?.since(round_before).clash_resolve);
             progress(Progress { rounds: round + 1, lost });
             if self.setup.scenario.transport().retransmits() {
@@ -66,7 +76,7 @@ impl Lab {
         // Nothing more may come, but what has come is heard.
         self.hear(&mut log, Duration::ZERO)?;
         let counted = Stat::read(self.node.tid())?.since(before);
-        Ok(self.truth(&log, counted))
+        Ok(Truth { refused, ..self.truth(&log, counted) })
     }
 
     /// Orders a group of pods to send; `before` counts how often pods have come to the barrier so far.
@@ -78,6 +88,19 @@ impl Lab {
             self.tell(*pod, Order::Round { round, port: self.setup.port(round, *pod), barrier })?;
         }
         Ok(after)
+    }
+
+    /// Has each flow of the latest round made again through ctnetlink, as it is and as another's with its answers. Both are
+    /// refused. The latter, of which it gives the original tuples, fail to be inserted; the former are found before.
+    fn insert_again(&self, table: &Table, log: &Log) -> Result<Vec<OriginalTuple>, LabError> {
+        let again = |(original, translated): (Ends, SocketAddr)| {
+            let reply = turned(Ends { source: translated, ..original });
+            table.refused(original, reply)?;
+            // Of two pods in a round, who have one source port.
+            let other = Ends { source: SocketAddr::new(self.setup.family.nobody(), translated.port()), ..original };
+            table.refused(other, reply).map(|()| OriginalTuple::from_ends(other))
+        };
+        log.latest_arrived().map(again).collect()
     }
 
     fn tell(&self, pod: usize, order: Order) -> Result<(), LabError> {
@@ -95,7 +118,7 @@ impl Lab {
                 if arrived == sent {
                     return Ok(());
                 }
-                failed = Stat::read(self.node.tid())?.since(before).insert_failed;
+                failed = Stat::read(self.node.tid())?.since(before).lost(self.setup.scenario.cause());
                 if usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
                     return Ok(());
                 }
@@ -201,6 +224,8 @@ impl Lab {
             rounds: log.rounds(),
             insert_failed: counted.insert_failed,
             drop: counted.drop,
+            evicted: (self.setup.scenario == Scenario::EarlyDrop).then_some(counted.early_drop),
+            refused: Vec::new(),
         }
     }
 }

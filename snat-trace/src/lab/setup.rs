@@ -37,6 +37,14 @@ pub enum Scenario {
     DuplicateFlowDnat,
     /// A pod and the external host send to each other at once, and nothing is translated
     CrossedFlow,
+    /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
+    TableFull,
+    /// No race: the same with entries that go when room is needed; hardly any loses
+    EarlyDrop,
+    /// No race: the same in a table with too few buckets, which are a setting of the whole node; many lose
+    ChainTooLong,
+    /// No race: what is there already is to be made once more through ctnetlink, and refused
+    Ctnetlink,
 }
 
 impl Scenario {
@@ -53,6 +61,10 @@ impl Scenario {
             Self::DuplicateFlow => "duplicate-flow",
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
             Self::CrossedFlow => "crossed-flow",
+            Self::TableFull => "table-full",
+            Self::EarlyDrop => "early-drop",
+            Self::ChainTooLong => "chain-too-long",
+            Self::Ctnetlink => "ctnetlink",
         }
     }
 
@@ -63,7 +75,11 @@ impl Scenario {
             | Self::FixedPort
             | Self::DuplicateFlow
             | Self::DuplicateFlowDnat
-            | Self::CrossedFlow => Transport::Udp,
+            | Self::CrossedFlow
+            | Self::TableFull
+            | Self::EarlyDrop
+            | Self::ChainTooLong
+            | Self::Ctnetlink => Transport::Udp,
             Self::SnatTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,
             Self::SnatSctp => Transport::Sctp,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::race::event::{Class, Verdict};
+use crate::race::failure::Reason;
 use crate::race::tuple::{OriginalTuple, Protocol};
 
 /// A cgroup the lab made.
@@ -53,11 +54,41 @@ pub struct RoundTruth {
 
 /// Why packets of a run lose, if they do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Cause {
-    /// The class of every race.
-    pub class: Class,
-    /// How many ports the rule leaves to choose from, where the class is about that.
-    pub in_range: Option<u32>,
+pub enum Cause {
+    /// Another flow's entry is in the way, and each is a race.
+    Clash {
+        /// The class of every race.
+        class: Class,
+        /// How many ports the rule leaves to choose from, where the class is about that.
+        in_range: Option<u32>,
+    },
+    /// No entry is in the way, and none is a race.
+    Failure(Reason),
+}
+
+impl Cause {
+    /// The class of every race, where there are races.
+    #[must_use]
+    pub fn class(self) -> Option<Class> {
+        match self {
+            Self::Clash { class, .. } => Some(class),
+            Self::Failure(_) => None,
+        }
+    }
+
+    /// How many ports the rule leaves to choose from, where losing is about that.
+    pub(super) fn in_range(self) -> Option<u32> {
+        match self {
+            Self::Clash { in_range, .. } => in_range,
+            Self::Failure(_) => None,
+        }
+    }
+
+    /// Whether packets that lose are counted as `drop` alone: no entry was to be had for them
+    /// (net/netfilter/nf_conntrack_core.c, `nf_conntrack_in`). Those of all other causes are `insert_failed` at least.
+    pub(super) fn drops_only(self) -> bool {
+        self == Self::Failure(Reason::TableFull)
+    }
 }
 
 /// One whole run.
@@ -77,6 +108,10 @@ pub struct Truth {
     pub insert_failed: u64,
     /// The same of `drop`.
     pub drop: u64,
+    /// The same of `early_drop`, where entries are to be evicted.
+    pub evicted: Option<u64>,
+    /// Entries that could not be made through ctnetlink because another's answers were in the way.
+    pub refused: Vec<OriginalTuple>,
 }
 
 /// A race that must have been seen.
@@ -120,15 +155,28 @@ impl Truth {
         self.rounds.iter().map(|round| round.resolved).sum()
     }
 
+    /// What the kernel counted of packets that lost.
+    #[must_use]
+    pub fn counted_lost(&self) -> u64 {
+        if self.cause.drops_only() { self.drop } else { self.insert_failed }
+    }
+
+    /// Drops that no race explains: only failures tell of them, where they are traced.
+    #[must_use]
+    pub fn untold_drops(&self, failures: bool) -> u64 {
+        if failures || !self.cause.drops_only() { 0 } else { self.drop }
+    }
+
     /// One race for each packet that lost: those that did not arrive by round and pod, then those that were sent on.
     pub(super) fn expected(&self) -> impl Iterator<Item = Expected<'_>> {
-        self.rounds.iter().flat_map(move |round| {
+        let rounds: &[RoundTruth] = if self.cause.class().is_some() { &self.rounds } else { &[] };
+        rounds.iter().flat_map(move |round| {
             let lost = round.flows.iter().enumerate().filter(|(_, flow)| !flow.first_try).map(move |loser| {
                 let winner = self.winner(round, Some(loser));
                 Expected { round, loser: Some(loser), winner, verdict: Verdict::Dropped }
             });
             let resolved = (0..round.resolved).map(move |_| {
-                let loser = if self.cause.class == Class::CrossedFlow { round.moved() } else { None };
+                let loser = if self.cause.class() == Some(Class::CrossedFlow) { round.moved() } else { None };
                 let verdict = if loser.is_some() { Verdict::ResolvedReplyOnly } else { round.resolution() };
                 Expected { round, loser, winner: self.winner(round, loser), verdict }
             });
@@ -137,11 +185,11 @@ impl Truth {
     }
 
     fn winner<'a>(&self, round: &'a RoundTruth, loser: Option<Sent<'a>>) -> Winner<'a> {
-        match self.cause.class {
-            Class::PortExhaustion | Class::FixedPort => Winner::Holder,
-            Class::DuplicateFlow => Winner::SameFlow,
-            Class::CrossedFlow => Winner::Other,
-            Class::SnatPortCollision | Class::Unclassified => {
+        match self.cause.class() {
+            Some(Class::PortExhaustion | Class::FixedPort) => Winner::Holder,
+            Some(Class::DuplicateFlow) => Winner::SameFlow,
+            Some(Class::CrossedFlow) => Winner::Other,
+            Some(Class::SnatPortCollision | Class::Unclassified) | None => {
                 let port = loser.map(|(_, flow)| flow.original.ends().source.port());
                 let holds = |flow: &FlowTruth| flow.first_try && flow.arrived_as.map(|arrived| arrived.port()) == port;
                 let winner = round.flows.iter().enumerate().find(|(_, flow)| port.is_some() && holds(flow));

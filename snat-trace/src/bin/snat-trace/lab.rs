@@ -9,11 +9,10 @@ use std::sync::{Arc, mpsc};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snat_trace::counters::account::Account;
 use snat_trace::kernel::{KernelFacts, plan};
 use snat_trace::lab::{Comparison, Lab, LabError, Progress, Truth, compare};
 use snat_trace::output::Sink;
-use snat_trace::race::event::Race;
+use snat_trace::race::event::{NetnsInum, Race};
 use snat_trace::race::failure::Failure;
 use snat_trace::race::filter::Filter;
 use snat_trace::race::time::WallClock;
@@ -47,7 +46,8 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     }
 
     let node: OwnedFd = lab.node_netns().try_clone_to_owned().context("cannot keep the node's namespace")?;
-    let filter = Filter { netns: Some(lab.node_inum()), ..Filter::default() };
+    let netns = lab.node_inum();
+    let filter = Filter { netns: Some(netns), ..Filter::default() };
     let halt = Arc::new(AtomicBool::new(false));
     let (attached, ready) = mpsc::channel();
     let (over, done) = oneshot::channel();
@@ -59,8 +59,8 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
         (lab, truth)
     });
 
-    let (seen, races) = mpsc::channel();
-    let sink = Box::new(LabSink { inner: sink(args.trace.show), attached: Some(attached), seen });
+    let ((seen, races), (told, failures)) = (mpsc::channel(), mpsc::channel());
+    let sink = Box::new(LabSink { inner: sink(args.trace.show), attached: Some(attached), seen, told });
     let options = Options {
         request: args.trace.request(),
         sizes: sizes(args.trace),
@@ -84,10 +84,13 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let summary = summary?;
     let Some(truth) = truth? else { return Ok(ExitCode::FAILURE) };
 
-    let comparison = compare(&truth, &races.try_iter().collect::<Vec<_>>(), args.trace.detail);
-    let closes = closes(&summary, options.filter);
-    report(args, &comparison, closes)?;
-    Ok(if comparison.ok() && closes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let (races, failures) = (races.try_iter().collect::<Vec<_>>(), failures.try_iter().collect::<Vec<_>>());
+    let failures = args.trace.failures.then_some(failures.as_slice());
+    let comparison = compare(&truth, &races, failures, args.trace.detail);
+    let closes = |untold_drops| closes(&summary, netns, untold_drops);
+    let ok = comparison.ok() && closes(truth.untold_drops(args.trace.failures));
+    report(args, &comparison, closes(0), ok)?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The lab's traffic, once the hooks are attached; `None` when they never were.
@@ -103,16 +106,19 @@ fn run_traffic(lab: &mut Lab, attached: &mpsc::Receiver<()>, halt: &AtomicBool) 
     lab.run(halt, progress).map(Some)
 }
 
-/// Whether everything the node's namespace counted is explained, and nothing was lost.
-fn closes(summary: &Summary, Filter { netns, .. }: Filter) -> bool {
-    summary.lost() == 0 && summary.accounts.iter().filter(|account| account.netns == netns).all(Account::closes)
+/// Whether everything the node's namespace counted is explained but so many drops, and nothing was lost.
+fn closes(summary: &Summary, netns: NetnsInum, untold_drops: u64) -> bool {
+    let mut accounts = summary.accounts.iter().filter(|account| account.netns == Some(netns)).peekable();
+    let nothing_missing = untold_drops == 0 || accounts.peek().is_some();
+    summary.lost() == 0 && nothing_missing && accounts.all(|account| account.closes_but_for_drops(untold_drops))
 }
 
-/// Passes everything on, keeps the races, and says when the hooks are attached.
+/// Passes everything on, keeps the races and failures, and says when the hooks are attached.
 struct LabSink {
     inner: Box<dyn Sink + Send>,
     attached: Option<mpsc::Sender<()>>,
     seen: mpsc::Sender<Race>,
+    told: mpsc::Sender<Failure>,
 }
 
 impl Sink for LabSink {
@@ -126,7 +132,10 @@ impl Sink for LabSink {
     }
 
     fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
-        self.inner.failure(failure, clock)
+        self.inner.failure(failure, clock)?;
+        // As of races.
+        let _ = self.told.send(failure.clone());
+        Ok(())
     }
 
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
@@ -151,8 +160,7 @@ struct LabRecord<'a> {
     ok: bool,
 }
 
-fn report(args: &LabArgs, comparison: &Comparison, account_closes: bool) -> io::Result<()> {
-    let ok = comparison.ok() && account_closes;
+fn report(args: &LabArgs, comparison: &Comparison, account_closes: bool, ok: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match args.trace.show.format {
         Format::Json => {
