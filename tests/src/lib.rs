@@ -21,6 +21,7 @@ pub mod places;
 pub mod races;
 pub mod refusals;
 pub mod scenario;
+pub mod senders;
 pub mod storm;
 pub mod verdicts;
 pub mod verifier;
@@ -40,6 +41,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     places::SCENARIOS,
     evidence::SCENARIOS,
     owners::SCENARIOS,
+    senders::SCENARIOS,
     load::SCENARIOS,
     churn::SCENARIOS,
     audit::SCENARIOS,

@@ -78,6 +78,18 @@ impl Family {
     }
 }
 
+/// The address that packets from outside have, which come in by the link of the pod that has this one.
+pub(super) fn stranger(own: IpAddr) -> IpAddr {
+    match own {
+        IpAddr::V4(own) => {
+            let [a, b, _, host] = own.octets();
+            Ipv4Addr::new(a, b, 4, host).into()
+        }
+        // No packets come from outside over IPv6.
+        IpAddr::V6(own) => own.into(),
+    }
+}
+
 /// The network a pod is alone in with its gateway.
 pub(super) fn pod_network(pod: usize) -> u8 {
     100 + low_byte(pod)

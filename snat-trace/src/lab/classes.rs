@@ -4,7 +4,9 @@ use std::ops::RangeInclusive;
 
 use super::error::LabError;
 use super::pod::Role;
-use super::setup::{Mode, Scenario, Setup, refuse};
+use super::scenario::Scenario;
+use super::senders::Senders;
+use super::setup::{Mode, Setup, refuse};
 use super::table::Filling;
 use super::truth::Cause;
 use crate::race::event::Class;
@@ -108,6 +110,8 @@ impl Setup {
             Role::Twins { cpu: cpus.get(1).copied().flatten() }
         } else if self.scenario.is_crossed() {
             Role::Crossed
+        } else if self.senders == Senders::ShortLived {
+            Role::ShortLived
         } else {
             Role::Plain
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::failed::{FailuresTold, compare_failures};
 use super::judge::{Judged, Sides, Wrong, judge_ports, wrong_cgroup, wrong_class, wrong_pid, wrong_tuples};
-use super::truth::{Expected, Truth, Winner};
+use super::truth::{Expected, Naming, Truth, Winner};
 use crate::kernel::Detail;
 use crate::race::event::Race;
 use crate::race::failure::Failure;
@@ -153,7 +153,10 @@ pub struct Comparison {
     pub ports_right: Option<usize>,
     /// Whether both processes must be named in each; else they may be absent, and never wrong.
     pub named: bool,
-    /// Those with both processes right.
+    /// Whether there are no processes to be named.
+    #[serde(skip)]
+    nobody: bool,
+    /// Those with both processes right, or none named where none is here.
     pub pids_right: usize,
     /// Those with both cgroups right; `None` when the pods had none of their own.
     pub cgroups_right: Option<usize>,
@@ -197,12 +200,14 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
         classes_right: 0,
         tuples_right: 0,
         ports_right: ports.map(|_| 0),
-        named: truth.named,
+        named: truth.naming.needed(detail),
+        nobody: truth.naming == Naming::Nobody,
         pids_right: 0,
         cgroups_right: cgroups_known.then_some(0),
         failures: None,
         differences: Vec::new(),
     };
+    let named = comparison.named;
     for expected in truth.expected() {
         let round = expected.round.number;
         let Some(race) = left.take(truth, &expected) else {
@@ -215,7 +220,7 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
         };
         comparison.seen += 1;
         let sides = Sides::of(truth, &expected, race);
-        let loser = sides.loser.first().copied().unwrap_or_default();
+        let loser = sides.loser.first().map_or(0, |(pod, _)| *pod);
         let differences = &mut comparison.differences;
         let mut check = |Judged { all_right, wrongs }: Judged, right: &mut usize| {
             *right += usize::from(all_right);
@@ -237,16 +242,16 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
             check(judge_ports(ports, race), right);
         }
         check(
-            sides.judge_owners(truth, race, [What::LoserPid, What::WinnerPid], wrong_pid),
+            sides.judge_owners(truth, named, race, [What::LoserPid, What::WinnerPid], wrong_pid),
             &mut comparison.pids_right,
         );
         if let Some(right) = &mut comparison.cgroups_right {
-            check(sides.judge_owners(truth, race, [What::LoserCgroup, What::WinnerCgroup], wrong_cgroup), right);
+            check(sides.judge_owners(truth, named, race, [What::LoserCgroup, What::WinnerCgroup], wrong_cgroup), right);
         }
     }
     comparison.differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
     if let Some(failures) = failures {
-        let (told, differences) = compare_failures(truth, failures);
+        let (told, differences) = compare_failures(truth, failures, named);
         comparison.failures = (told.expected > 0).then_some(told);
         comparison.differences.extend(differences);
     }
@@ -302,6 +307,7 @@ fn describe(race: &Race) -> String {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let raced = self.races;
+        let processes = if self.nobody { "  no process named" } else { "  both processes right" };
         let absent = self.seen.saturating_sub(self.pids_right);
         let absent = if self.named || absent == 0 { "" } else { "  (of the others a sender is not known)" };
         let cgroups_right = self.cgroups_right.map_or_else(|| "-".to_owned(), |right| right.to_string());
@@ -316,8 +322,8 @@ impl fmt::Display for Comparison {
             ("  class right", raced.then(|| self.classes_right.to_string())),
             ("  both tuples right", raced.then(|| self.tuples_right.to_string())),
             ("  ports in use right", self.ports_right.map(|right| right.to_string())),
-            ("  both processes right", raced.then(|| format!("{:>8}{absent}", self.pids_right))),
-            ("  both cgroups right", raced.then_some(cgroups_right)),
+            (processes, raced.then(|| format!("{:>8}{absent}", self.pids_right))),
+            ("  both cgroups right", (raced && !self.nobody).then_some(cgroups_right)),
             ("failures seen", self.failures.map(|failures| failures.seen.to_string())),
             ("  reason and sender right", self.failures.map(|failures| failures.right.to_string())),
             ("differences", Some(self.differences.len().to_string())),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use super::super::truth::{Cause, CgroupTruth, FlowTruth, PodTruth, RoundTruth};
+use super::super::truth::{Cause, CgroupTruth, FlowTruth, Naming, PodTruth, RoundTruth};
 use super::*;
 use crate::owner::{Owner, OwnerSource};
 use crate::race::event::{Class, Flow, Verdict};
@@ -26,7 +26,7 @@ pub(in super::super) fn original(pod: usize, port: u16) -> OriginalTuple {
 
 pub(in super::super) fn flow_truth(pod: usize, port: u16, won: bool) -> FlowTruth {
     let arrived_as = won.then(|| address(&format!("10.99.1.1:{port}")));
-    FlowTruth { original: original(pod, port), zone: 0, arrived_as, arrived_at: None, first_try: won }
+    FlowTruth { original: original(pod, port), zone: 0, arrived_as, arrived_at: None, first_try: won, sender: None }
 }
 
 fn cgroup(pod: usize) -> CgroupTruth {
@@ -53,7 +53,7 @@ pub(in super::super) fn truth() -> Truth {
         protocol: Protocol::UDP,
         cause: Cause::Clash { class: Class::SnatPortCollision, in_range: None },
         pods: vec![pod(0), pod(1)],
-        named: true,
+        naming: Naming::Always,
         rounds: vec![round(0, [true, false]), round(1, [true, true]), round(2, [false, true])],
         insert_failed: 2,
         drop: 2,
@@ -239,7 +239,7 @@ fn a_counter_that_disagrees_is_not_ok() {
 
 #[test]
 fn where_senders_need_not_be_named_absent_is_no_difference_and_wrong_is_one() {
-    let truth = Truth { named: false, ..truth() };
+    let truth = Truth { naming: Naming::Perhaps, ..truth() };
     let mut races = right();
     races[0].loser.owner = None;
     let comparison = compare(&truth, &races, None, Detail::Full);
@@ -313,4 +313,30 @@ fn a_loser_that_arrived_later_is_still_the_loser() {
         truth.rounds[2].flows[0].arrived_as = Some(address(&format!("10.99.1.1:{port}")));
         assert!(compare(&truth, &right(), None, Detail::Full).ok(), "{port}");
     }
+}
+
+#[test]
+fn whoever_is_named_where_nobody_sent_is_wrong() {
+    let truth = Truth { naming: Naming::Nobody, ..truth() };
+    let mut races = right();
+    assert_eq!(whats(&compare(&truth, &races, None, Detail::Full)).len(), 8);
+    for race in &mut races {
+        (race.loser.owner, race.winner.owner) = (None, None);
+    }
+    let comparison = compare(&truth, &races, None, Detail::Full);
+    assert!(comparison.ok() && !comparison.named && comparison.pids_right == 2, "{comparison}");
+}
+
+#[test]
+fn a_packet_can_have_a_process_of_its_own() {
+    let mut truth = Truth { naming: Naming::IfRecorded, ..truth() };
+    truth.rounds[0].flows[1].sender = Some(77);
+    let mut races = right();
+    assert_eq!(whats(&compare(&truth, &races, None, Detail::Full)), [What::LoserPid]);
+    let own = Owner { pid: 77, tid: Some(77), ..owner(1) };
+    races[0].loser.owner = Some(own);
+    assert!(compare(&truth, &races, None, Detail::Full).ok());
+    races[0].loser.owner = None;
+    assert_eq!(whats(&compare(&truth, &races, None, Detail::Full))[0], What::LoserPid);
+    assert!(compare(&truth, &races, None, Detail::Minimal).ok());
 }

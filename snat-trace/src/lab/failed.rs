@@ -22,16 +22,16 @@ pub struct FailuresTold {
 }
 
 /// A failure that must have been seen.
-struct Expected<'a> {
+struct Expected {
     original: OriginalTuple,
     zone: u16,
     reason: Reason,
     /// Who sent it; `None` where no packet was sent.
-    sender: Option<&'a PodTruth>,
+    sender: Option<PodTruth>,
 }
 
 /// Each connection that failed takes one failure of its flow.
-pub(super) fn compare_failures(truth: &Truth, failures: &[Failure]) -> (FailuresTold, Vec<Difference>) {
+pub(super) fn compare_failures(truth: &Truth, failures: &[Failure], named: bool) -> (FailuresTold, Vec<Difference>) {
     let mut left: HashMap<(OriginalTuple, u16), Vec<&Failure>> = HashMap::new();
     for failure in failures.iter().rev() {
         left.entry((failure.flow.original, failure.zone)).or_default().push(failure);
@@ -46,7 +46,7 @@ pub(super) fn compare_failures(truth: &Truth, failures: &[Failure]) -> (Failures
             continue;
         };
         told.seen += 1;
-        let wrongs = judge(truth, &expected, failure);
+        let wrongs = judge(truth, &expected, failure, named);
         told.right += usize::from(wrongs.is_empty());
         differences.extend(wrongs);
     }
@@ -62,15 +62,15 @@ pub(super) fn compare_failures(truth: &Truth, failures: &[Failure]) -> (Failures
 }
 
 /// First the packets that lost, then what was refused through ctnetlink.
-fn expected(truth: &Truth) -> Vec<Expected<'_>> {
+fn expected(truth: &Truth) -> Vec<Expected> {
     let mut expected = Vec::new();
     if let Cause::Failure(reason) = truth.cause {
         let flows = truth.rounds.iter().flat_map(|round| round.flows.iter().enumerate());
-        expected.extend(flows.filter(|(_, flow)| !flow.first_try).map(|(pod, flow)| Expected {
-            original: flow.original,
-            zone: flow.zone,
+        expected.extend(flows.filter(|(_, flow)| !flow.first_try).map(|sent| Expected {
+            original: sent.1.original,
+            zone: sent.1.zone,
             reason,
-            sender: truth.pods.get(pod),
+            sender: truth.sender(sent),
         }));
     }
     let refused = |&original| Expected { original, zone: 0, reason: Reason::Ctnetlink, sender: None };
@@ -78,7 +78,7 @@ fn expected(truth: &Truth) -> Vec<Expected<'_>> {
     expected
 }
 
-fn judge(truth: &Truth, expected: &Expected<'_>, failure: &Failure) -> Vec<Difference> {
+fn judge(truth: &Truth, expected: &Expected, failure: &Failure, named: bool) -> Vec<Difference> {
     let mut differences = Vec::new();
     let mut wrong = |what, expected_text: String, seen: String| {
         differences.push(Difference::Misjudged {
@@ -94,7 +94,7 @@ fn judge(truth: &Truth, expected: &Expected<'_>, failure: &Failure) -> Vec<Diffe
     if failure.protocol != truth.protocol {
         wrong(What::Protocol, truth.protocol.to_string(), failure.protocol.to_string());
     }
-    match (expected.sender, &failure.flow.owner) {
+    match (&expected.sender, &failure.flow.owner) {
         (Some(pod), Some(owner)) => {
             let both = [(What::LoserPid, wrong_pid(pod, owner)), (What::LoserCgroup, wrong_cgroup(pod, owner))];
             for (what, differing) in both {
@@ -103,7 +103,7 @@ fn judge(truth: &Truth, expected: &Expected<'_>, failure: &Failure) -> Vec<Diffe
                 }
             }
         }
-        (Some(pod), None) if truth.named => wrong(What::LoserPid, pod.pid.to_string(), "unknown".to_owned()),
+        (Some(pod), None) if named => wrong(What::LoserPid, pod.pid.to_string(), "unknown".to_owned()),
         (None, Some(owner)) => wrong(What::LoserPid, "nobody".to_owned(), owner.pid.to_string()),
         (_, None) => {}
     }

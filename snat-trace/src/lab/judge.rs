@@ -126,24 +126,25 @@ fn other(round: &RoundTruth, loser: OriginalTuple) -> Option<Sent<'_>> {
     round.flows.iter().enumerate().find(|(_, flow)| flow.original != loser)
 }
 
-/// The pods that can have sent either packet of a race. A side that is not known is empty, and not judged.
+/// The flows that either packet of a race can be of, each with its pod's number. A side that is not known is empty, and not
+/// judged.
 #[derive(Debug)]
-pub(super) struct Sides {
-    pub(super) loser: Vec<usize>,
-    pub(super) winner: Vec<usize>,
+pub(super) struct Sides<'a> {
+    pub(super) loser: Vec<Sent<'a>>,
+    pub(super) winner: Vec<Sent<'a>>,
 }
 
-impl Sides {
-    pub(super) fn of(truth: &Truth, expected: &Expected<'_>, race: &Race) -> Self {
+impl<'a> Sides<'a> {
+    pub(super) fn of(truth: &'a Truth, expected: &Expected<'a>, race: &Race) -> Self {
         let flows = expected.round.flows.iter().enumerate();
         let sent = flows.filter(|(_, flow)| (flow.original, flow.zone) == (race.loser.original, race.zone));
-        let loser: Vec<usize> = sent.map(|(pod, _)| pod).collect();
+        let loser: Vec<Sent<'a>> = sent.collect();
         let winner = match expected.winner {
-            Winner::Is((pod, _)) => vec![pod],
-            Winner::Holder => truth.holder(race.contested.ends().source).map(|(pod, _)| pod).into_iter().collect(),
+            Winner::Is(sent) => vec![sent],
+            Winner::Holder => truth.holder(race.contested.ends().source).into_iter().collect(),
             // Which of its threads sent which packet, nobody knows.
             Winner::SameFlow => loser.clone(),
-            Winner::Other => other(expected.round, race.loser.original).map(|(pod, _)| pod).into_iter().collect(),
+            Winner::Other => other(expected.round, race.loser.original).into_iter().collect(),
             Winner::Unknown => Vec::new(),
         };
         Self { loser, winner }
@@ -151,17 +152,29 @@ impl Sides {
 
     /// Judges the loser's and the winner's owner. A side that is not known is not judged, and an owner that is absent is
     /// wrong only where senders must be named.
-    pub(super) fn judge_owners(&self, truth: &Truth, race: &Race, whats: [What; 2], wrong: WrongOwner) -> Judged {
+    pub(super) fn judge_owners(
+        &self,
+        truth: &Truth,
+        named: bool,
+        race: &Race,
+        whats: [What; 2],
+        wrong: WrongOwner,
+    ) -> Judged {
         let mut all_right = true;
-        let mut judge = |what, pods: &[usize], flow: &Flow| {
-            let pods = || pods.iter().filter_map(|pod| truth.pods.get(*pod));
-            let first = pods().next()?;
-            all_right &= flow.owner.is_some();
-            let (expected, seen) = match &flow.owner {
+        let mut judge = |what, sent: &[Sent<'_>], flow: &Flow| {
+            let senders: Vec<Option<PodTruth>> = sent.iter().map(|sent| truth.sender(*sent)).collect();
+            let (first, is_somebody) = (senders.first()?.as_ref(), flow.owner.is_some());
+            all_right &= is_somebody == first.is_some();
+            let (expected, seen) = match (&flow.owner, first) {
+                (Some(owner), None) => ("nobody".to_owned(), owner.pid.to_string()),
+                (None, None) => return None,
                 // Right if it is any of them.
-                Some(owner) => pods().map(|pod| wrong(pod, owner)).collect::<Option<Vec<_>>>()?.into_iter().next()?,
-                None if truth.named => (first.pid.to_string(), "unknown".to_owned()),
-                None => return None,
+                (Some(owner), Some(_)) => {
+                    let wrongs = senders.iter().flatten().map(|pod| wrong(pod, owner));
+                    wrongs.collect::<Option<Vec<_>>>()?.into_iter().next()?
+                }
+                (None, Some(pod)) if named => (pod.pid.to_string(), "unknown".to_owned()),
+                (None, Some(_)) => return None,
             };
             Some(Wrong { what, expected, seen })
         };

@@ -125,6 +125,7 @@ fn of_a_crossed_flow_either_may_lose() {
         zone: 0,
         arrived_as: Some(original.ends().source).filter(|_| won),
         arrived_at: None,
+        sender: None,
         first_try: won,
     };
     let crossed = |loser: OriginalTuple, winner, verdict, pods: [usize; 2]| {

@@ -4,11 +4,15 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::error::LabError;
+use super::senders::Senders;
 use super::setup::Setup;
 use super::transport::Transport;
 use super::truth::{FlowTruth, RoundTruth};
 use super::wire::{Arrival, PROBE, Report};
 use crate::race::tuple::{Ends, OriginalTuple};
+
+/// What is sent is not permitted.
+const EPERM: u32 = libc::EPERM.cast_unsigned();
 
 /// What is known of one flow so far.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +21,8 @@ struct Flow {
     original: OriginalTuple,
     zone: u16,
     sent: bool,
+    /// The process that sent it, where that is not the pod's own.
+    sender: Option<u32>,
     arrived_as: Option<SocketAddr>,
     arrived_at: Option<u16>,
     /// TCP only: connected, after so many retransmits.
@@ -69,7 +75,7 @@ impl Log {
         let flow = |pod| {
             let original = OriginalTuple::from_ends(self.setup.ends(round, pod));
             let zone = self.setup.zone(pod);
-            Flow { original, zone, sent: false, arrived_as: None, arrived_at: None, retransmits: None }
+            Flow { original, zone, sent: false, sender: None, arrived_as: None, arrived_at: None, retransmits: None }
         };
         self.rounds.push((0..self.setup.pods).map(flow).collect());
     }
@@ -103,16 +109,22 @@ impl Log {
                     }
                 }
             }
-            Report::Sent { round, errno: 0 } => {
+            // A process of the node itself is refused what is dropped.
+            Report::Sent { round, errno, sender }
+                if errno == 0 || self.setup.senders == Senders::Host && errno == EPERM =>
+            {
                 for pod in self.setup.pods_of(pod) {
-                    self.update(round, pod, |flow| flow.sent = true);
+                    self.update(round, pod, |flow| {
+                        flow.sent = true;
+                        flow.sender = (sender != 0).then_some(sender);
+                    });
                 }
             }
             // From the only other pod.
             Report::Heard { round, port } => self.update(round, 1 - pod.min(1), |flow| {
                 flow.arrived_as = Some(SocketAddr::new(flow.original.ends().source.ip(), port));
             }),
-            Report::Sent { round, errno } => {
+            Report::Sent { round, errno, sender: _ } => {
                 return failed(format!("could not send in round {round}: {}", os_error(errno)));
             }
             Report::Connected { round, retransmits } => {
@@ -170,6 +182,7 @@ impl Log {
             arrived_as: flow.arrived_as,
             arrived_at: flow.arrived_at,
             first_try: flow.first_try(transport),
+            sender: flow.sender,
         };
         let rounds = (0..).zip(&self.rounds).zip(&self.resolved);
         let round = |((number, flows), &resolved): ((u32, &Vec<Flow>), &u64)| RoundTruth {

@@ -17,11 +17,14 @@ mod judge;
 mod log;
 mod netns;
 mod node;
+mod once;
 mod pod;
 mod queue;
 mod receiver;
 mod rules;
 mod run;
+mod scenario;
+mod senders;
 mod setup;
 mod stat;
 mod table;
@@ -45,8 +48,10 @@ pub use self::error::LabError;
 pub use self::failed::FailuresTold;
 pub use self::pod::pod_main;
 pub use self::run::Progress;
-pub use self::setup::{Control, DoubleNat, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Zones};
-pub use self::truth::{Cause, CgroupTruth, FlowTruth, PodTruth, RoundTruth, Truth};
+pub use self::scenario::Scenario;
+pub use self::senders::Senders;
+pub use self::setup::{Control, DoubleNat, MAX_PODS, Mode, RuleTool, Setup, Translation, Zones};
+pub use self::truth::{Cause, CgroupTruth, FlowTruth, Naming, PodTruth, RoundTruth, Truth};
 
 pub(crate) use self::tools::find_in;
 

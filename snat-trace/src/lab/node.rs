@@ -19,6 +19,7 @@ use super::netns::enter;
 use super::pod::PodArguments;
 use super::queue::Queue;
 use super::rules::QUEUE;
+use super::senders::{Senders, in_new_pid_namespace};
 use super::topology::Topology;
 use super::wire::pair;
 
@@ -63,13 +64,15 @@ impl Node {
         let (life, other_end) = pair().doing("make a socket pair")?;
         let node = topology.node.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
         let mut starts = Vec::with_capacity(topology.pods.len());
-        for (pod, (netns, cpu)) in topology.pods.iter().zip(cpus).enumerate().take(setup.processes()) {
-            let netns = if setup.is_external(pod) { &topology.external } else { netns };
+        for (pod, cpu) in cpus.iter().enumerate().take(setup.processes()) {
+            let own = topology.pods.get(pod).unwrap_or(&topology.node);
+            let netns = if setup.is_external(pod) { &topology.external } else { own };
             let netns = netns.as_fd().try_clone_to_owned().doing("duplicate a namespace's fd")?;
-            let lab = std::process::id();
+            // Who is not in its pid namespace has no number there.
+            let lab = if setup.senders == Senders::PidNamespace { 0 } else { std::process::id() };
             let arguments = PodArguments {
                 pod,
-                transport: setup.scenario.transport(),
+                transport: setup.transport(),
                 role: setup.role(cpus),
                 source: setup.own(pod),
                 listener: setup.listener(),
@@ -80,10 +83,10 @@ impl Node {
             };
             starts.push((netns, arguments));
         }
-        let (holds, pods) = (setup.holds(), setup.pods);
+        let (holds, pods, senders) = (setup.holds(), setup.pods, setup.senders);
         let (report, ready) = mpsc::channel();
         let thread = thread::Builder::new().name("lab-node".to_owned()).spawn(move || {
-            let begun = begin(&starts, &node, holds);
+            let begun = begin(&starts, &node, holds, senders);
             let (queue, begun) = match begun {
                 Ok((queue, processes)) => (queue, Ok((tid(), processes))),
                 Err(error) => (None, Err(error)),
@@ -132,6 +135,7 @@ fn begin(
     starts: &[(OwnedFd, PodArguments)],
     node: &OwnedFd,
     holds: bool,
+    senders: Senders,
 ) -> Result<(Option<Queue>, Vec<Pod>), LabError> {
     let barrier = Barrier::memory().doing("make the barrier's memory")?;
     let mut pods = Vec::with_capacity(starts.len());
@@ -139,16 +143,17 @@ fn begin(
         enter(netns.as_fd())?;
         let (control, pods_end) = pair().doing("make a socket pair")?;
         let memory: File = barrier.try_clone().doing("duplicate the barrier's fd")?.into();
-        let child = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        command
             .arg0("snat-trace")
             .arg("lab-pod")
             .args(arguments.to_words())
             .stdin(Stdio::from(pods_end))
             .stdout(Stdio::from(memory))
             // A Ctrl-C at the terminal is for the lab, which then ends its pods.
-            .process_group(0)
-            .spawn()
-            .doing("start a pod's process")?;
+            .process_group(0);
+        let mut start = || command.spawn().doing("start a pod's process");
+        let child = if senders == Senders::PidNamespace { in_new_pid_namespace(start)? } else { start()? };
         pods.push(Pod { child, control });
     }
     enter(node.as_fd())?;

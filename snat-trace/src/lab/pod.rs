@@ -15,6 +15,7 @@ use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
+use super::once::{Once, in_own_process};
 use super::transport::{First, Transport, tcp};
 use super::twin::Twin;
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
@@ -45,7 +46,7 @@ pub(super) struct PodArguments {
     pub(super) ttl: u8,
     /// The CPU to send from; any when `None`.
     pub(super) cpu: Option<usize>,
-    /// The lab's process id.
+    /// The lab's process id as the pod sees it, 0 where it cannot.
     pub(super) lab: u32,
 }
 
@@ -58,6 +59,8 @@ pub(super) enum Role {
     Twins { cpu: Option<usize> },
     /// Sends to the port it sends from, and hears what comes back.
     Crossed,
+    /// Has each packet sent by a process that ends with it.
+    ShortLived,
 }
 
 impl Role {
@@ -66,6 +69,7 @@ impl Role {
             Self::Plain => "plain".to_owned(),
             Self::Twins { cpu } => format!("twins-{}", cpu_word(cpu)),
             Self::Crossed => "crossed".to_owned(),
+            Self::ShortLived => "short-lived".to_owned(),
         }
     }
 
@@ -73,6 +77,7 @@ impl Role {
         match word {
             "plain" => Some(Self::Plain),
             "crossed" => Some(Self::Crossed),
+            "short-lived" => Some(Self::ShortLived),
             word => Some(Self::Twins { cpu: cpu_from_word(word.strip_prefix("twins-")?)? }),
         }
     }
@@ -134,7 +139,7 @@ pub fn pod_main(words: &[String]) -> Result<(), LabError> {
         .ok_or_else(|| LabError::Setup("lab-pod is started by `snat-trace lab` and by nothing else".to_owned()))?;
     set_parent_process_death_signal(Some(Signal::KILL)).doing("tie a pod to the lab's life")?;
     // The lab may have died before the line above.
-    if getppid().map(Pid::as_raw_pid) != i32::try_from(arguments.lab).ok() {
+    if getppid().map_or(0, Pid::as_raw_pid).cast_unsigned() != arguments.lab {
         return Err(LabError::Stopped);
     }
     super::raise_file_limit();
@@ -176,7 +181,7 @@ impl Sender {
         let port = PROBE_PORT + u16::try_from(arguments.pod).unwrap_or(0);
         let twin = match arguments.role {
             Role::Twins { cpu } => Some(Twin::start(format!("pod-{}", arguments.pod), cpu, io::stdout().as_fd())?),
-            Role::Plain | Role::Crossed => None,
+            Role::Plain | Role::Crossed | Role::ShortLived => None,
         };
         Ok(Self {
             arguments,
@@ -200,8 +205,11 @@ impl Sender {
                     Some(Order::Round { round, port, barrier }) => {
                         self.close_old(round);
                         let sent = self.send_first(round, port, barrier);
-                        let errno = sent.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
-                        self.report(Report::Sent { round, errno: errno.cast_unsigned() })?;
+                        let (errno, sender) = match sent {
+                            Ok(once) => once.map_or((0, 0), |once| (once.errno, once.pid)),
+                            Err(error) => (error.raw_os_error().unwrap_or(-1), 0),
+                        };
+                        self.report(Report::Sent { round, errno: errno.cast_unsigned(), sender })?;
                     }
                 }
             }
@@ -234,7 +242,8 @@ impl Sender {
         Stamp { round, pod: u32::try_from(self.arguments.pod).unwrap_or(u32::MAX) }
     }
 
-    fn send_first(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<()> {
+    /// Sends a round's packet; by a process of its own, where there is one.
+    fn send_first(&mut self, round: u32, port: u16, barrier: u32) -> io::Result<Option<Once>> {
         let PodArguments { transport, role, source, mut destination, ttl, .. } = self.arguments;
         let source = SocketAddr::new(source, port);
         if role == Role::Crossed {
@@ -250,18 +259,34 @@ impl Sender {
             twin.order(socket.try_clone()?, transport, second, barrier)?;
             prepared = Ok(socket);
         }
+        if let (Role::ShortLived, Ok(socket)) = (role, &prepared) {
+            let once = in_own_process(|| {
+                self.barrier.arrive(barrier);
+                transport.send(socket, &first)
+            })?;
+            // Nobody has the socket then, but for what must come up yet.
+            if transport.retransmits() {
+                self.keep(round, prepared?);
+            }
+            return Ok(Some(once));
+        }
         // Also after an error: the other pods wait for this one.
         self.barrier.arrive(barrier);
         let socket = prepared?;
-        transport.send(&socket, &first)?;
+        let sent = transport.send(&socket, &first);
         self.twin.as_ref().map_or(Ok(()), Twin::sent)?;
+        // Whatever became of the packet: whoever looks for its sender finds the socket.
+        self.keep(round, socket);
+        sent.map(|()| None)
+    }
+
+    fn keep(&mut self, round: u32, socket: OwnedFd) {
         let open = Open { round, socket, since: Instant::now() };
-        if transport.retransmits() {
+        if self.arguments.transport.retransmits() {
             self.connecting.push(open);
         } else {
             self.open.push_back(open);
         }
-        Ok(())
     }
 
     /// Reports every connect that has ended.
@@ -317,6 +342,7 @@ mod tests {
             (Some(1), Role::Twins { cpu: Some(3) }, Family::V6),
             (None, Role::Twins { cpu: None }, Family::V4),
             (None, Role::Crossed, Family::V4),
+            (None, Role::ShortLived, Family::V4),
         ] {
             let arguments = PodArguments {
                 pod: 7,

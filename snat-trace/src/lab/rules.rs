@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use super::addresses::{Family, PLAIN_TTL, mark, pod_mac};
 use super::error::LabError;
 use super::netns::Netns;
-use super::setup::{FIRST_PORT, RuleTool, Scenario, Setup, Translation, Zones};
+use super::scenario::Scenario;
+use super::setup::{FIRST_PORT, RuleTool, Setup, Translation, Zones};
 use super::tools::Tools;
 use super::wiring::OUTSIDE;
 

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::{Doing, LabError};
 use super::log::Log;
+use super::senders::{Senders, outer_tid};
 use super::stat::Stat;
 use super::table::{Table, turned};
 use super::truth::Truth;
@@ -195,7 +196,9 @@ impl Lab {
             self.truths.resize(self.setup.pods, first);
         }
         for (truth, tid) in self.truths.iter_mut().zip(log.ready) {
-            truth.tid = tid.unwrap_or(0);
+            let tid = tid.unwrap_or(0);
+            let inside = self.setup.senders == Senders::PidNamespace;
+            truth.tid = if inside { outer_tid(truth.pid, tid).ok_or(LabError::Ended("sender"))? } else { tid };
         }
         Ok(())
     }
@@ -220,7 +223,7 @@ impl Lab {
             cause: self.setup.scenario.cause(),
             protocol: self.setup.scenario.transport().protocol(self.setup.family),
             pods: self.truths.clone(),
-            named: self.setup.named(),
+            naming: self.setup.naming(),
             rounds: log.rounds(),
             insert_failed: counted.insert_failed,
             drop: counted.drop,

@@ -4,9 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use rustix::thread::CpuSet;
 
-use super::addresses::{Family, pod_network};
+use super::addresses::{Family, pod_network, stranger};
 use super::error::LabError;
 use super::rules::RETRY_PORTS;
+use super::scenario::Scenario;
+use super::senders::Senders;
 use super::transport::Transport;
 use super::wiring::{NODE_OUTSIDE, OUTER_OUTSIDE};
 use crate::race::tuple::Ends;
@@ -15,77 +17,6 @@ use crate::race::tuple::Ends;
 pub const MAX_PODS: usize = 8;
 /// First source port of the test traffic; each round takes the next.
 pub(super) const FIRST_PORT: u16 = 10_000;
-
-/// What the pods send.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-pub enum Scenario {
-    /// A datagram per pod and round
-    SnatUdp,
-    /// A connection per pod and round
-    SnatTcp,
-    /// An echo request per pod and round, its id in the place of a port
-    SnatIcmp,
-    /// An INIT chunk per pod and round
-    SnatSctp,
-    /// A datagram per pod and round, one after the other, through a rule of 16 ports: when they are taken, all lose
-    Exhaustion,
-    /// The same through a rule of one port: all lose but the first
-    FixedPort,
-    /// Two datagrams at once by one socket, from two threads
-    DuplicateFlow,
-    /// The same, and the node sends every other new flow to a second backend
-    DuplicateFlowDnat,
-    /// A pod and the external host send to each other at once, and nothing is translated
-    CrossedFlow,
-    /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
-    TableFull,
-    /// No race: the same with entries that go when room is needed; hardly any loses
-    EarlyDrop,
-    /// No race: the same in a table with too few buckets, which are a setting of the whole node; many lose
-    ChainTooLong,
-    /// No race: what is there already is to be made once more through ctnetlink, and refused
-    Ctnetlink,
-}
-
-impl Scenario {
-    /// Its name on a command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SnatUdp => "snat-udp",
-            Self::SnatTcp => "snat-tcp",
-            Self::SnatIcmp => "snat-icmp",
-            Self::SnatSctp => "snat-sctp",
-            Self::Exhaustion => "exhaustion",
-            Self::FixedPort => "fixed-port",
-            Self::DuplicateFlow => "duplicate-flow",
-            Self::DuplicateFlowDnat => "duplicate-flow-dnat",
-            Self::CrossedFlow => "crossed-flow",
-            Self::TableFull => "table-full",
-            Self::EarlyDrop => "early-drop",
-            Self::ChainTooLong => "chain-too-long",
-            Self::Ctnetlink => "ctnetlink",
-        }
-    }
-
-    pub(super) fn transport(self) -> Transport {
-        match self {
-            Self::SnatUdp
-            | Self::Exhaustion
-            | Self::FixedPort
-            | Self::DuplicateFlow
-            | Self::DuplicateFlowDnat
-            | Self::CrossedFlow
-            | Self::TableFull
-            | Self::EarlyDrop
-            | Self::ChainTooLong
-            | Self::Ctnetlink => Transport::Udp,
-            Self::SnatTcp => Transport::Tcp,
-            Self::SnatIcmp => Transport::Icmp,
-            Self::SnatSctp => Transport::Sctp,
-        }
-    }
-}
 
 /// How races come about, if at all.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -171,6 +102,8 @@ pub struct Setup {
     pub zones: Option<Zones>,
     /// Whether packets are translated twice.
     pub double_nat: Option<DoubleNat>,
+    /// Who sends.
+    pub senders: Senders,
 }
 
 impl Setup {
@@ -188,6 +121,7 @@ impl Setup {
             rules: RuleTool::Nft,
             zones: None,
             double_nat: None,
+            senders: Senders::Processes,
         }
     }
 
@@ -205,13 +139,6 @@ impl Setup {
         }
     }
 
-    /// Whether the tracer can name every sender, at either level of detail.
-    pub(super) fn named(&self) -> bool {
-        // One tuple of two pods has two senders; what a gateway has translated is sent by nobody.
-        let told_apart = self.zones.is_none() && !self.has_gateways();
-        told_apart && matches!(self.scenario.transport(), Transport::Udp | Transport::Tcp)
-    }
-
     /// Whether each pod has a translator between it and the node.
     pub(super) fn has_gateways(&self) -> bool {
         self.double_nat == Some(DoubleNat::Second)
@@ -224,7 +151,11 @@ impl Setup {
 
     /// How many times a pod's packet is forwarded before the node's hold chain sees it.
     pub(super) fn hops(&self) -> u8 {
-        if self.has_gateways() { 2 } else { 1 }
+        match self.senders {
+            Senders::Host => 0,
+            _ if self.has_gateways() => 2,
+            _ => 1,
+        }
     }
 
     /// A pod's own address.
@@ -261,8 +192,12 @@ impl Setup {
     /// A pod's flow in a round, as it reaches the node.
     pub(super) fn ends(&self, round: u32, pod: usize) -> Ends {
         let port = self.port(round, pod);
-        let source =
-            |pod| SocketAddr::new(if self.is_external(pod) { self.own(pod) } else { self.seen_by_node(pod) }, port);
+        let address = |pod| match self.senders {
+            Senders::Outside => stranger(self.own(pod)),
+            _ if self.is_external(pod) => self.own(pod),
+            _ => self.seen_by_node(pod),
+        };
+        let source = |pod| SocketAddr::new(address(pod), port);
         let destination = if self.scenario.is_crossed() { source(1 - pod.min(1)) } else { self.destination() };
         Ends { source: source(pod), destination }
     }
@@ -271,7 +206,7 @@ impl Setup {
     pub(super) fn destination(&self) -> SocketAddr {
         match self.scenario.transport() {
             Transport::Icmp => SocketAddr::new(self.family.portless(std::process::id()), 0),
-            Transport::Udp | Transport::Tcp | Transport::Sctp => self.listener(),
+            Transport::Udp | Transport::Forwarded | Transport::Tcp | Transport::Sctp => self.listener(),
         }
     }
 
@@ -312,7 +247,7 @@ impl Setup {
             return refuse("pods are in zones or translated twice, not both");
         }
         self.check_class()?;
-        Ok(())
+        self.check_senders()
     }
 
     /// The CPU of each pod's sender.

@@ -12,6 +12,8 @@
 //! pod 1  10.99.101.2 ---- [gateway 1] 10.99.0.11 --+-- [node] ---- [external]
 //! ```
 //!
+//! Senders of the node itself are in its namespace, each with an address of its own on its loopback.
+//!
 //! The node is always where the race is.
 
 use std::path::Path;
@@ -51,7 +53,7 @@ impl Topology {
         let topology = Self {
             node: router(())?,
             external: host(())?,
-            pods: vec![(); setup.pods].into_iter().map(host).collect::<Result<_, _>>()?,
+            pods: vec![(); setup.pod_namespaces()].into_iter().map(host).collect::<Result<_, _>>()?,
             outer: setup.has_outer().then_some(()).map(router).transpose()?,
             gateways: vec![(); gateways].into_iter().map(router).collect::<Result<_, _>>()?,
         };

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::kernel::Detail;
 use crate::race::event::{Class, Verdict};
 use crate::race::failure::Reason;
 use crate::race::tuple::{OriginalTuple, Protocol};
@@ -26,6 +27,27 @@ pub struct PodTruth {
     pub cgroup: Option<CgroupTruth>,
 }
 
+/// Which senders the tracer must name. Whom it names may not be wrong in any case.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Naming {
+    /// All of them.
+    Always,
+    /// All of them where senders are recorded: they are gone before anybody can look for them.
+    IfRecorded,
+    /// None; any may be absent.
+    Perhaps,
+    /// None, and whoever is named is wrong: they are not on this machine.
+    Nobody,
+}
+
+impl Naming {
+    /// Whether each must be named at a level of detail.
+    #[must_use]
+    pub fn needed(self, detail: Detail) -> bool {
+        self == Self::Always || self == Self::IfRecorded && detail == Detail::Full
+    }
+}
+
 /// One pod's flow in one round.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FlowTruth {
@@ -39,6 +61,8 @@ pub struct FlowTruth {
     pub arrived_at: Option<u16>,
     /// Whether its first packet arrived; for TCP, whether it connected without a retransmission.
     pub first_try: bool,
+    /// The process that sent it, where that is not the pod's own.
+    pub sender: Option<u32>,
 }
 
 /// One round: every pod's flow, by the pod's number.
@@ -100,8 +124,8 @@ pub struct Truth {
     pub cause: Cause,
     /// By number.
     pub pods: Vec<PodTruth>,
-    /// Whether the senders must be named. Else they may also be absent; in no case may they be wrong.
-    pub named: bool,
+    /// Which senders must be named.
+    pub naming: Naming,
     /// In order.
     pub rounds: Vec<RoundTruth>,
     /// What the node's namespace counted as `insert_failed` meanwhile.
@@ -196,6 +220,15 @@ impl Truth {
                 winner.map_or(Winner::Unknown, Winner::Is)
             }
         }
+    }
+
+    /// Who sent a flow of a pod; `None` when nobody here did.
+    pub(super) fn sender(&self, (pod, flow): Sent<'_>) -> Option<PodTruth> {
+        let pod = self.pods.get(pod).filter(|_| self.naming != Naming::Nobody)?;
+        Some(match flow.sender {
+            Some(pid) => PodTruth { pid, tid: pid, cgroup: pod.cgroup.clone() },
+            None => pod.clone(),
+        })
     }
 
     /// The flow that arrived as from `source`, if one did.

@@ -31,8 +31,9 @@ pub(super) enum Order {
 pub(super) enum Report {
     /// Ready for orders; sends come from this thread, and in some scenarios from a second one, else 0.
     Ready { tid: u32, twin: u32 },
-    /// The first packet was given to the kernel, which answered with this errno, 0 for none.
-    Sent { round: u32, errno: u32 },
+    /// The first packet was given to the kernel, which answered with this errno, 0 for none; by this process, 0 for the
+    /// pod itself.
+    Sent { round: u32, errno: u32, sender: u32 },
     /// The connection is up, after this many retransmitted segments.
     Connected { round: u32, retransmits: u32 },
     /// The connection failed with this errno.
@@ -116,7 +117,7 @@ impl Wire for Report {
     fn words(self) -> Words {
         match self {
             Self::Ready { tid, twin } => words([0, tid, twin, 0]),
-            Self::Sent { round, errno } => words([1, round, errno, 0]),
+            Self::Sent { round, errno, sender } => words([1, round, errno, sender]),
             Self::Connected { round, retransmits } => words([2, round, retransmits, 0]),
             Self::Refused { round, errno } => words([3, round, errno, 0]),
             Self::Heard { round, port } => words([4, round, port.into(), 0]),
@@ -126,7 +127,7 @@ impl Wire for Report {
     fn from_words(words: Words) -> Option<Self> {
         match first_four(words)? {
             [0, tid, twin, 0] => Some(Self::Ready { tid, twin }),
-            [1, round, errno, 0] => Some(Self::Sent { round, errno }),
+            [1, round, errno, sender] => Some(Self::Sent { round, errno, sender }),
             [2, round, retransmits, 0] => Some(Self::Connected { round, retransmits }),
             [3, round, errno, 0] => Some(Self::Refused { round, errno }),
             [4, round, port, 0] => Some(Self::Heard { round, port: u16::try_from(port).ok()? }),
@@ -208,7 +209,7 @@ mod tests {
         assert_eq!(hear(&other).unwrap(), Some(order));
         for report in [
             Report::Ready { tid: 5, twin: 6 },
-            Report::Sent { round: 1, errno: 0 },
+            Report::Sent { round: 1, errno: 0, sender: 9 },
             Report::Connected { round: 2, retransmits: 1 },
             Report::Refused { round: 3, errno: 111 },
             Report::Heard { round: 4, port: 10_004 },

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use super::addresses::{Family, mac, pod_mac, pod_network};
 use super::netns::Netns;
+use super::senders::Senders;
 use super::setup::Setup;
 
 /// The network outside the node: the node is its host 1, whatever comes next its host 2.
@@ -30,6 +31,10 @@ pub(super) fn node(setup: &Setup, behind: &[Netns], next: &Netns) -> String {
         address = add_address(family.bridge(), family.prefix(), "br0"),
         out = way_out(family, NODE_OUTSIDE, next),
     );
+    if setup.senders == Senders::Host {
+        script.push_str("link set lo up\n");
+        (0..setup.pods).for_each(|pod| script.push_str(&add_address(setup.own(pod), family.bits(), "lo")));
+    }
     for (pod, netns) in behind.iter().enumerate() {
         // Pods in zones have one address; whoever comes last is answered. Writing to a String cannot fail.
         let _infallible = write!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snat_trace::evidence::{Existing, Limits};
 use snat_trace::kernel::{Detail, Request};
-use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Setup, Translation, Zones};
+use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Senders, Setup, Translation, Zones};
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
 use snat_trace::race::tuple::Protocol;
@@ -316,6 +316,9 @@ pub(crate) struct LabArgs {
     /// Translate every packet twice, in two namespaces in a row, and race in one of them
     #[arg(long, value_name = "WHERE")]
     pub(crate) double_nat: Option<DoubleNat>,
+    /// Who sends
+    #[arg(long, value_name = "WHO", default_value = "processes")]
+    pub(crate) senders: Senders,
     /// How many pods, 2 to 8; all but one lose in each forced round
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) pods: usize,
@@ -350,6 +353,7 @@ impl LabArgs {
             rules: self.rules,
             zones: self.zones,
             double_nat: self.double_nat,
+            senders: self.senders,
             ..Setup::new(self.scenario)
         }
     }

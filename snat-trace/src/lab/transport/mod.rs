@@ -1,5 +1,6 @@
 //! What a pod sends, one file per protocol: how a first packet is prepared and sent.
 
+mod forwarded;
 mod icmp;
 mod sctp;
 pub(super) mod tcp;
@@ -19,6 +20,8 @@ use crate::race::tuple::Protocol;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Transport {
     Udp,
+    /// UDP as another machine sends it.
+    Forwarded,
     Tcp,
     /// Echo requests of either family.
     Icmp,
@@ -43,6 +46,7 @@ impl Transport {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Udp => "udp",
+            Self::Forwarded => "forwarded",
             Self::Tcp => "tcp",
             Self::Icmp => "icmp",
             Self::Sctp => "sctp",
@@ -51,13 +55,15 @@ impl Transport {
 
     /// By its name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        [Self::Udp, Self::Tcp, Self::Icmp, Self::Sctp].into_iter().find(|transport| transport.name() == name)
+        [Self::Udp, Self::Forwarded, Self::Tcp, Self::Icmp, Self::Sctp]
+            .into_iter()
+            .find(|transport| transport.name() == name)
     }
 
     /// As conntrack knows it.
     pub(super) fn protocol(self, family: Family) -> Protocol {
         match (self, family) {
-            (Self::Udp, _) => Protocol::UDP,
+            (Self::Udp | Self::Forwarded, _) => Protocol::UDP,
             (Self::Tcp, _) => Protocol::TCP,
             (Self::Icmp, Family::V4) => Protocol::ICMP,
             (Self::Icmp, Family::V6) => Protocol::ICMPV6,
@@ -74,6 +80,7 @@ impl Transport {
     pub(super) fn prepare(self, first: &First) -> io::Result<OwnedFd> {
         match self {
             Self::Udp => udp::prepare(first),
+            Self::Forwarded => forwarded::prepare(),
             Self::Tcp => tcp::prepare(first),
             Self::Icmp => icmp::prepare(first),
             Self::Sctp => sctp::prepare(first),
@@ -84,6 +91,7 @@ impl Transport {
     pub(super) fn send(self, socket: &OwnedFd, first: &First) -> io::Result<()> {
         match self {
             Self::Udp => udp::send(socket, first),
+            Self::Forwarded => forwarded::send(socket, first),
             Self::Tcp => tcp::send(socket, first),
             Self::Icmp => icmp::send(socket, first),
             Self::Sctp => sctp::send(socket, first),
@@ -94,7 +102,7 @@ impl Transport {
     /// of their own to arrive at.
     pub(super) fn raw(self, family: Family) -> io::Result<Option<OwnedFd>> {
         let protocol = match (self, family) {
-            (Self::Udp | Self::Tcp, _) => return Ok(None),
+            (Self::Udp | Self::Forwarded | Self::Tcp, _) => return Ok(None),
             (Self::Icmp, Family::V4) => ipproto::ICMP,
             (Self::Icmp, Family::V6) => ipproto::ICMPV6,
             (Self::Sctp, _) => ipproto::SCTP,
@@ -110,7 +118,7 @@ impl Transport {
         let header = if source.is_ipv4() { usize::from(received.first()? & 15) * 4 } else { 0 };
         let packet = received.get(header..)?;
         let (port, stamp) = match self {
-            Self::Udp | Self::Tcp => return None,
+            Self::Udp | Self::Forwarded | Self::Tcp => return None,
             Self::Icmp => icmp::read(packet)?,
             Self::Sctp => sctp::read(packet)?,
         };

@@ -1,0 +1,74 @@
+//! What the pods of a lab send.
+
+use super::transport::Transport;
+
+/// What the pods send.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Scenario {
+    /// A datagram per pod and round
+    SnatUdp,
+    /// A connection per pod and round
+    SnatTcp,
+    /// An echo request per pod and round, its id in the place of a port
+    SnatIcmp,
+    /// An INIT chunk per pod and round
+    SnatSctp,
+    /// A datagram per pod and round, one after the other, through a rule of 16 ports: when they are taken, all lose
+    Exhaustion,
+    /// The same through a rule of one port: all lose but the first
+    FixedPort,
+    /// Two datagrams at once by one socket, from two threads
+    DuplicateFlow,
+    /// The same, and the node sends every other new flow to a second backend
+    DuplicateFlowDnat,
+    /// A pod and the external host send to each other at once, and nothing is translated
+    CrossedFlow,
+    /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
+    TableFull,
+    /// No race: the same with entries that go when room is needed; hardly any loses
+    EarlyDrop,
+    /// No race: the same in a table with too few buckets, which are a setting of the whole node; many lose
+    ChainTooLong,
+    /// No race: what is there already is to be made once more through ctnetlink, and refused
+    Ctnetlink,
+}
+
+impl Scenario {
+    /// Its name on a command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SnatUdp => "snat-udp",
+            Self::SnatTcp => "snat-tcp",
+            Self::SnatIcmp => "snat-icmp",
+            Self::SnatSctp => "snat-sctp",
+            Self::Exhaustion => "exhaustion",
+            Self::FixedPort => "fixed-port",
+            Self::DuplicateFlow => "duplicate-flow",
+            Self::DuplicateFlowDnat => "duplicate-flow-dnat",
+            Self::CrossedFlow => "crossed-flow",
+            Self::TableFull => "table-full",
+            Self::EarlyDrop => "early-drop",
+            Self::ChainTooLong => "chain-too-long",
+            Self::Ctnetlink => "ctnetlink",
+        }
+    }
+
+    pub(super) fn transport(self) -> Transport {
+        match self {
+            Self::SnatUdp
+            | Self::Exhaustion
+            | Self::FixedPort
+            | Self::DuplicateFlow
+            | Self::DuplicateFlowDnat
+            | Self::CrossedFlow
+            | Self::TableFull
+            | Self::EarlyDrop
+            | Self::ChainTooLong
+            | Self::Ctnetlink => Transport::Udp,
+            Self::SnatTcp => Transport::Tcp,
+            Self::SnatIcmp => Transport::Icmp,
+            Self::SnatSctp => Transport::Sctp,
+        }
+    }
+}

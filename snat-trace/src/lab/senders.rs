@@ -1,0 +1,132 @@
+//! Who sends the packets of a lab, and what must be known of them then.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use super::addresses::Family;
+use super::error::{Doing, LabError};
+use super::setup::{Setup, refuse};
+use super::transport::Transport;
+use super::truth::Naming;
+
+/// Who sends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Senders {
+    /// A process per pod, from a thread of its own
+    Processes,
+    /// A process per packet, gone when it has sent it
+    ShortLived,
+    /// A process per pod, each in a pid namespace of its own
+    PidNamespace,
+    /// Processes of the node itself, each with an address of the node's
+    Host,
+    /// Nobody here: packets come in as from other machines, and the node forwards them
+    Outside,
+}
+
+impl Setup {
+    /// Whether these senders go with the rest.
+    pub(super) fn check_senders(&self) -> Result<(), LabError> {
+        let own_socket = !self.scenario.has_twins() && !self.scenario.is_crossed();
+        match self.senders {
+            Senders::Processes => Ok(()),
+            _ if !own_socket => refuse("the senders of a duplicate or crossed flow are processes: leave out --senders"),
+            Senders::Host if self.zones.is_some() || self.has_gateways() => {
+                refuse("senders of the node itself are neither in zones nor behind a gateway")
+            }
+            Senders::Outside
+                if self.transport() != Transport::Forwarded
+                    || self.family == Family::V6
+                    || self.zones.is_some()
+                    || self.has_gateways() =>
+            {
+                refuse("packets from outside are datagrams of IPv4, neither in zones nor behind a gateway")
+            }
+            Senders::ShortLived | Senders::PidNamespace | Senders::Host | Senders::Outside => Ok(()),
+        }
+    }
+
+    /// How many network namespaces there are besides node, external host and translators.
+    pub(super) fn pod_namespaces(&self) -> usize {
+        if self.senders == Senders::Host { 0 } else { self.pods }
+    }
+
+    /// What the pods send by.
+    pub(super) fn transport(&self) -> Transport {
+        match (self.scenario.transport(), self.senders) {
+            (Transport::Udp, Senders::Outside) => Transport::Forwarded,
+            (transport, _) => transport,
+        }
+    }
+
+    /// Which senders the tracer must name.
+    pub(super) fn naming(&self) -> Naming {
+        // One tuple of two pods has two senders; what a gateway has translated is sent by nobody.
+        let told_apart = self.zones.is_none() && !self.has_gateways();
+        match (self.scenario.transport(), self.senders) {
+            (_, Senders::Outside) => Naming::Nobody,
+            (Transport::Udp | Transport::Tcp, _) if !told_apart => Naming::Perhaps,
+            (Transport::Udp | Transport::Tcp, Senders::ShortLived) => Naming::IfRecorded,
+            (Transport::Udp | Transport::Tcp, _) => Naming::Always,
+            _ => Naming::Perhaps,
+        }
+    }
+}
+
+/// Runs `work`; the processes it starts, and they alone, are in a new pid namespace.
+pub(super) fn in_new_pid_namespace<T>(work: impl FnOnce() -> Result<T, LabError>) -> Result<T, LabError> {
+    let own = File::open("/proc/thread-self/ns/pid").doing("open its pid namespace")?;
+    // SAFETY: only the pid namespace of children is unshared, never the table of file descriptors.
+    unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.doing("make a pid namespace")?;
+    let result = work();
+    move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID)).doing("leave a pid namespace")?;
+    result
+}
+
+/// The thread of a process, here, that is `inner` in the process's own pid namespace.
+pub(super) fn outer_tid(pid: u32, inner: u32) -> Option<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let is_it = |status: &str| {
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok()) == Some(inner)
+    };
+    tasks
+        .flatten()
+        .find(|task| fs::read_to_string(task.path().join("status")).is_ok_and(|status| is_it(&status)))
+        .and_then(|task| task.file_name().to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DoubleNat, Scenario, Zones};
+    use super::*;
+
+    fn check(scenario: Scenario, senders: Senders, change: fn(&mut Setup)) -> bool {
+        let mut setup = Setup { senders, ..Setup::new(scenario) };
+        change(&mut setup);
+        setup.check().is_ok()
+    }
+
+    #[test]
+    fn only_what_can_be_is_built() {
+        for senders in [Senders::ShortLived, Senders::PidNamespace, Senders::Host] {
+            assert!(check(Scenario::SnatUdp, senders, |_| {}) && check(Scenario::SnatTcp, senders, |_| {}));
+            assert!(!check(Scenario::DuplicateFlow, senders, |_| {}) && !check(Scenario::CrossedFlow, senders, |_| {}));
+        }
+        assert!(!check(Scenario::SnatUdp, Senders::Host, |setup| setup.zones = Some(Zones::Original)));
+        assert!(!check(Scenario::SnatUdp, Senders::Host, |setup| setup.double_nat = Some(DoubleNat::Second)));
+        assert!(check(Scenario::Exhaustion, Senders::Outside, |_| {}));
+        assert!(!check(Scenario::SnatUdp, Senders::Outside, |setup| setup.family = Family::V6));
+        assert!(!check(Scenario::SnatTcp, Senders::Outside, |_| {}));
+    }
+
+    #[test]
+    fn a_thread_is_found_by_its_number_inside() {
+        // Where both numbers are one.
+        let tid = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+        assert_eq!(outer_tid(std::process::id(), tid), Some(tid));
+        assert_eq!(outer_tid(std::process::id(), u32::MAX), None);
+    }
+}
