@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use snat_trace::kernel::Detail;
 use snat_trace::lab::{
-    Control, DoubleNat, Family, Lab, LabError, MAX_PODS, Mode, RuleTool, Scenario, Setup, Translation, Truth, Zones,
-    compare, lab_cgroups, pod_main,
+    Control, DoubleNat, Family, Lab, LabError, MAX_PODS, Mode, RuleTool, Scenario, Senders, Setup, Translation, Truth,
+    Zones, compare, lab_cgroups, pod_main,
 };
 
 fn main() -> ExitCode {
@@ -49,6 +49,7 @@ fn main() -> ExitCode {
                     | LabError::NoQueue { .. }
                     | LabError::NoIpv6
                     | LabError::NoSctp
+                    | LabError::Table(_)
             )
         });
         let seconds = began.elapsed().as_secs_f64();
@@ -110,6 +111,13 @@ const CASES: &[(&str, Case)] = &[
     ("duplicate-flow", || sent_on(Scenario::DuplicateFlow)),
     ("duplicate-flow-dnat", || sent_on(Scenario::DuplicateFlowDnat)),
     ("crossed-flow", || sent_on(Scenario::CrossedFlow)),
+    ("table-full", table_full),
+    ("early-drop", early_drop),
+    ("ctnetlink", ctnetlink),
+    ("senders-short-lived", || sent_by(Senders::ShortLived)),
+    ("senders-pid-namespace", || sent_by(Senders::PidNamespace)),
+    ("senders-host", || sent_by(Senders::Host)),
+    ("senders-outside", || sent_by(Senders::Outside)),
     ("pods-are-where-the-truth-says", whereabouts),
     ("two-labs-at-once", two_labs),
     ("stop-flag", stop_flag),
@@ -237,6 +245,34 @@ fn sent_on(scenario: Scenario) -> Result<String> {
     let cpus = std::thread::available_parallelism()?.get();
     ensure!(clashes > 0 || cpus == 1, "no clash in 300 rounds on {cpus} CPUs");
     Ok(format!("{}, {} sent on", text(&truth), truth.resolved()))
+}
+
+/// Every packet is dropped for want of an entry.
+fn table_full() -> Result<String> {
+    let truth = Lab::build(&Setup::new(Scenario::TableFull))?.run(&AtomicBool::new(false), |_| {})?;
+    ensure!(truth.packets_lost() == 40 && truth.drop == 40 && truth.insert_failed == 0, "{truth:?}");
+    Ok(text(&truth))
+}
+
+fn early_drop() -> Result<String> {
+    let truth = Lab::build(&Setup::new(Scenario::EarlyDrop))?.run(&AtomicBool::new(false), |_| {})?;
+    ensure!(truth.evicted.is_some_and(|evicted| evicted > 0) && truth.insert_failed == 0, "{truth:?}");
+    ensure!(u64::try_from(truth.packets_lost())? == truth.drop, "{truth:?}");
+    Ok(format!("{}, {:?} evicted", text(&truth), truth.evicted))
+}
+
+fn ctnetlink() -> Result<String> {
+    let truth = run(&Setup::new(Scenario::Ctnetlink))?;
+    ensure!(truth.packets_lost() == 0 && truth.refused.len() == 40, "{truth:?}");
+    Ok(format!("{} entries refused", truth.refused.len()))
+}
+
+/// Whoever sends, what is lost was counted.
+fn sent_by(senders: Senders) -> Result<String> {
+    let truth = run(&Setup { senders, mode: Mode::Natural, rounds: 300, ..Setup::new(Scenario::SnatUdp) })?;
+    let by_itself = truth.rounds.iter().flat_map(|round| &round.flows).filter(|flow| flow.sender.is_some()).count();
+    ensure!(by_itself == if senders == Senders::ShortLived { 600 } else { 0 }, "{by_itself} packets with a process");
+    Ok(text(&truth))
 }
 
 fn small() -> Setup {
