@@ -151,6 +151,7 @@ pub(super) fn summary(record: SummaryRecord<'_>) -> Result<Summary, NotKnown> {
     });
     Ok(Summary {
         span: Span { started: earlier(ended, record.duration_ns)?, ended, clock: clock() },
+        connections: record.connections,
         dropped: record.races.dropped,
         resolved: record.races.resolved,
         undecided: record.races.undecided,

@@ -350,6 +350,9 @@ impl SampleRecord {
 pub(crate) struct SummaryRecord<'a> {
     pub(crate) time: Time,
     pub(crate) duration_ns: u64,
+    /// That came to source NAT; absent where allocations were not traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections: Option<u64>,
     pub(crate) races: RacesRecord,
     pub(crate) classes: Map<u64>,
     /// How the races of class `snat-port-collision` came by their port.
@@ -416,6 +419,7 @@ impl<'a> SummaryRecord<'a> {
         Self {
             time: Time::of(summary.span.clock, summary.span.ended),
             duration_ns: nanoseconds(summary.span.duration()),
+            connections: summary.connections,
             races: RacesRecord { dropped: summary.dropped, resolved: summary.resolved, undecided: summary.undecided },
             classes: Map(summary.classes.iter().map(|&(class, count)| named((class.name(), count))).collect()),
             port_choice: PortChoiceRecord { random, narrow, kept, kept_rule_unknown },
