@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::audit::{Audit, Finding, RuleShown};
 use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::evidence::node::NodeRecord;
@@ -39,6 +40,8 @@ pub(crate) enum Line<'a> {
     Race(Box<RaceRecord<'a>>),
     /// One connection that did not come into the table for another reason.
     InsertFailure(Box<FailureRecord<'a>>),
+    /// Of evidence only: the NAT rules of a network namespace that had a race.
+    Rules(Box<RulesRecord<'a>>),
     /// Of evidence only: what a network namespace counted so far.
     Sample(SampleRecord),
     /// The last.
@@ -343,6 +346,24 @@ pub(crate) struct SampleRecord {
 impl SampleRecord {
     pub(crate) fn new(time: Time, netns: NetnsInum, counters: Tally<Option<u64>>) -> Self {
         Self { time, netns: netns.0, counters: known(counters) }
+    }
+}
+
+/// What translates sources in one network namespace, and what of it makes races likely.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct RulesRecord<'a> {
+    pub(crate) time: Time,
+    pub(crate) netns: u32,
+    pub(crate) rules: Cow<'a, [RuleShown]>,
+    pub(crate) findings: Cow<'a, [Finding]>,
+    /// What could not be read, and why.
+    pub(crate) not_read: Cow<'a, [String]>,
+}
+
+impl<'a> RulesRecord<'a> {
+    pub(crate) fn new(time: Time, netns: NetnsInum, audit: &'a Audit) -> Self {
+        let Audit { findings, rules, namespaces: _, not_read } = audit;
+        Self { time, netns: netns.0, rules: rules.into(), findings: findings.into(), not_read: not_read.into() }
     }
 }
 
