@@ -5,12 +5,12 @@ use std::io;
 
 use serde::Serialize;
 
-use super::findings::{Finding, RuleShown, judge};
+use super::findings::{Finding, judge};
 use super::node::Look;
+use super::shown::RuleShown;
 use crate::output::escape;
+use crate::output::wrap::{WIDTH, wrapped};
 
-/// Columns of text.
-const WIDTH: usize = 80;
 /// Columns of a label.
 const LABEL: usize = 9;
 
@@ -19,8 +19,8 @@ const LABEL: usize = 9;
 pub struct Audit {
     /// The most severe first.
     pub findings: Vec<Finding>,
-    /// How many rules translate sources.
-    pub rules: usize,
+    /// The rules that translate sources, in the order they were read.
+    pub rules: Vec<RuleShown>,
     /// How many network namespaces were looked at.
     pub namespaces: usize,
     /// What could not be, and why: one sentence each.
@@ -56,7 +56,7 @@ impl Audit {
             writeln!(out)?;
         }
         let Self { findings, rules, namespaces, not_read } = self;
-        let (findings, rules, namespaces) = (findings.len(), *rules, *namespaces);
+        let (findings, rules, namespaces) = (findings.len(), rules.len(), *namespaces);
         serde_json::to_writer(&mut out, &Closing { schema: 1, findings, rules, namespaces, not_read })?;
         writeln!(out)
     }
@@ -90,7 +90,7 @@ impl fmt::Display for Audit {
         let said = format!(
             "{}; {} in {}.",
             counted(self.findings.len(), "finding", "findings"),
-            counted(self.rules, "rule that translates sources", "rules that translate sources"),
+            counted(self.rules.len(), "rule that translates sources", "rules that translate sources"),
             counted(self.namespaces, "network namespace", "network namespaces")
         );
         wrapped(f, &said, 0)?;
@@ -102,7 +102,7 @@ impl fmt::Display for Audit {
 fn place(rule: &RuleShown, finding: &Finding) -> String {
     let RuleShown { tool, family, table, chain, packets, .. } = rule;
     let mut place = format!("{}, table {} {table}, chain {chain}", tool.name(), family.name());
-    if let Some(owner) = finding.owner {
+    if let Some(owner) = &finding.owner {
         place.push_str(&format!(", made by {owner}"));
     }
     if let Some(packets) = packets {
@@ -116,25 +116,6 @@ fn place(rule: &RuleShown, finding: &Finding) -> String {
 fn field(f: &mut fmt::Formatter<'_>, label: &str, text: &str) -> fmt::Result {
     write!(f, "{label:LABEL$}")?;
     wrapped(f, text, LABEL)
-}
-
-/// `text` in lines of [`WIDTH`] columns, all but the first `indent` columns in, where the first one begins.
-fn wrapped(f: &mut fmt::Formatter<'_>, text: &str, indent: usize) -> fmt::Result {
-    let text = escape(text);
-    let mut column = indent;
-    for (index, word) in text.split(' ').enumerate() {
-        let length = word.chars().count();
-        if index > 0 && column + 1 + length > WIDTH {
-            write!(f, "\n{:indent$}", "")?;
-            column = indent;
-        } else if index > 0 {
-            f.write_str(" ")?;
-            column += 1;
-        }
-        f.write_str(word)?;
-        column += length;
-    }
-    writeln!(f)
 }
 
 /// A command, in lines that a shell joins.

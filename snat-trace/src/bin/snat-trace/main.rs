@@ -3,6 +3,7 @@
 mod audit;
 mod cli;
 mod lab;
+mod report;
 mod run;
 
 use std::io;

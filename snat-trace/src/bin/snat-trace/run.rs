@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use snat_trace::audit::look_at;
 use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::lab::pod_main;
@@ -19,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
-use crate::{audit, lab};
+use crate::{audit, lab, report};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
@@ -31,10 +32,11 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Watch(args) => runtime()?.block_on(run_watch(&args, sink(args.trace.show))),
         Command::Record(args) => {
             let shown = sink(args.watch.trace.show);
-            let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, shown)?;
+            let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, look_at, shown)?;
             runtime()?.block_on(run_watch(&args.watch, Box::new(recorder)))
         }
         Command::Replay(args) => replay(&args),
+        Command::Report(args) => report::run(&args),
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
         Command::Audit(args) => audit::run(&args),
@@ -77,25 +79,34 @@ async fn run_watch(args: &WatchArgs, sink: Box<dyn Sink + Send>) -> Result<ExitC
 }
 
 fn replay(args: &ReplayArgs) -> Result<ExitCode> {
-    let name = args.file.display();
-    let file = File::open(&args.file).with_context(|| format!("cannot read {name}"))?;
     let (mut sink, filter) = (sink(args.show), args.filter.to_filter());
-    let mut evidence = read(file);
-    for item in &mut evidence {
-        match item.with_context(|| name.to_string())? {
+    for_each(&args.file, |item| {
+        match item {
             Item::Session(session) => sink.session(&session)?,
             Item::Race(race) if filter.shows(&race) => sink.race(&race, clock())?,
             Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock())?,
             Item::Summary(summary) => sink.summary(&summary)?,
-            Item::Node(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
+            Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
         }
+        Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Hands over everything a file of evidence has; says and returns how it ends.
+pub(crate) fn for_each(path: &Path, mut take: impl FnMut(Item) -> Result<()>) -> Result<Cut> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+    let mut evidence = read(file);
+    for item in &mut evidence {
+        take(item.with_context(|| name.to_string())?)?;
     }
     match evidence.cut() {
         Cut::No => {}
         Cut::NoSummary => tracing::warn!("{name} ends without a summary: its recording was killed, or goes on"),
         Cut::Torn => tracing::warn!("{name} is cut short or damaged: what stands behind the last line is not known"),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(evidence.cut())
 }
 
 /// The facts of this kernel once connection tracking is loaded, and NAT too when its hook is asked for.
