@@ -110,6 +110,7 @@ const CASES: &[(&str, Case)] = &[
     ("fixed-port", || taken(Scenario::FixedPort, 1)),
     ("duplicate-flow", || sent_on(Scenario::DuplicateFlow)),
     ("duplicate-flow-dnat", || sent_on(Scenario::DuplicateFlowDnat)),
+    ("duplicate-flow-tcp", syn_sent_again),
     ("crossed-flow", || sent_on(Scenario::CrossedFlow)),
     ("table-full", table_full),
     ("early-drop", early_drop),
@@ -273,6 +274,14 @@ fn sent_by(senders: Senders) -> Result<String> {
     let by_itself = truth.rounds.iter().flat_map(|round| &round.flows).filter(|flow| flow.sender.is_some()).count();
     ensure!(by_itself == if senders == Senders::ShortLived { 600 } else { 0 }, "{by_itself} packets with a process");
     Ok(text(&truth))
+}
+
+/// Every connection comes up, and of its two SYNs one met the other.
+fn syn_sent_again() -> Result<String> {
+    let truth = run(&Setup { rounds: 3, ..Setup::new(Scenario::DuplicateFlowTcp) })?;
+    let clashes = truth.resolved() + truth.insert_failed;
+    ensure!(clashes == 3, "{clashes} clashes");
+    Ok(format!("{}, {} sent on", text(&truth), truth.resolved()))
 }
 
 fn small() -> Setup {

@@ -31,6 +31,8 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("duplicate flow, ipv6", || clashes("full", "duplicate-flow", &["--ipv6"])),
     brief("duplicate flow, two backends, full", || clashes("full", "duplicate-flow-dnat", &[])),
     whole("duplicate flow, two backends, minimal", || clashes("minimal", "duplicate-flow-dnat", &[])),
+    brief("duplicate flow, tcp, full", || syn_sent_again("full")),
+    whole("duplicate flow, tcp, minimal", || syn_sent_again("minimal")),
     brief("crossed flow, full", || clashes("full", "crossed-flow", &[])),
     whole("crossed flow, minimal", || clashes("minimal", "crossed-flow", &[])),
 ];
@@ -80,6 +82,17 @@ fn clashes(detail: &str, scenario: &str, more: &[&str]) -> Result<Row> {
         }
     }
     bail!("no clash in {TRIES} runs")
+}
+
+/// A clash in every round, for each takes as long as TCP waits before it sends a SYN again.
+fn syn_sent_again(detail: &str) -> Result<Row> {
+    let arguments = ["lab", "--detail", detail, "--scenario", "duplicate-flow-tcp", "--rounds", "6"];
+    let lines = Lines::of(&arguments)?;
+    let numbers = judge(&lines, detail, "duplicate-flow-tcp")?;
+    ensure!(numbers.seen == Some(6), "{:?} clashes in 6 rounds", numbers.seen);
+    ensure!(lines.all("race").all(|race| race["protocol"] == "tcp"), "not TCP");
+    let races = &lines.only("summary")?["races"];
+    Ok(Row { text: format!("{} dropped, {} sent on", races["dropped"], races["resolved"]), numbers })
 }
 
 /// Holds the numbers of one run together. The lab has compared each race with its truth.

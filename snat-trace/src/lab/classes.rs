@@ -19,7 +19,7 @@ impl Scenario {
             Self::SnatUdp | Self::SnatTcp | Self::SnatIcmp | Self::SnatSctp => Class::SnatPortCollision,
             Self::Exhaustion => Class::PortExhaustion,
             Self::FixedPort => Class::FixedPort,
-            Self::DuplicateFlow | Self::DuplicateFlowDnat => Class::DuplicateFlow,
+            Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
             Self::CrossedFlow => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
             Self::ChainTooLong => return Cause::Failure(Reason::ChainTooLong),
@@ -58,7 +58,12 @@ impl Scenario {
         }
     }
 
-    /// Whether both packets of a round leave by one socket, from two threads of one process.
+    /// Whether the second packet of a round is the first, sent again.
+    pub(super) fn repeats(self) -> bool {
+        self == Self::DuplicateFlowTcp
+    }
+
+    /// Whether both packets of a round leave by one socket: from two threads of one process, or one after the other.
     pub(super) fn has_twins(self) -> bool {
         self.cause().class() == Some(Class::DuplicateFlow)
     }
@@ -72,7 +77,7 @@ impl Scenario {
 impl Setup {
     /// Whether packets are held until the round's last has come.
     pub(super) fn holds(&self) -> bool {
-        self.scenario.is_race() && self.mode == Mode::Forced
+        (self.scenario.is_race() || self.scenario.repeats()) && self.mode == Mode::Forced
     }
 
     /// Whether a pod is the external host.
@@ -106,7 +111,9 @@ impl Setup {
 
     /// What a process does besides sending; `cpus` are those of all pods.
     pub(super) fn role(&self, cpus: &[Option<usize>]) -> Role {
-        if self.scenario.has_twins() {
+        if self.scenario.repeats() {
+            Role::Repeats
+        } else if self.scenario.has_twins() {
             Role::Twins { cpu: cpus.get(1).copied().flatten() }
         } else if self.scenario.is_crossed() {
             Role::Crossed

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use super::error::LabError;
 use super::senders::Senders;
 use super::setup::Setup;
+use super::stat::Stat;
 use super::transport::Transport;
 use super::truth::{FlowTruth, RoundTruth};
 use super::wire::{Arrival, PROBE, Report};
@@ -25,8 +27,10 @@ struct Flow {
     sender: Option<u32>,
     arrived_as: Option<SocketAddr>,
     arrived_at: Option<u16>,
-    /// TCP only: connected, after so many retransmits.
+    /// TCP only: connected, after so many retransmits that were not to be.
     retransmits: Option<u32>,
+    /// Sent again, and one of both was dropped.
+    dropped: bool,
 }
 
 impl Flow {
@@ -36,7 +40,7 @@ impl Flow {
     }
 
     fn first_try(&self, transport: Transport) -> bool {
-        self.arrived(transport) && self.retransmits.unwrap_or(0) == 0
+        self.arrived(transport) && self.retransmits.unwrap_or(0) == 0 && !self.dropped
     }
 }
 
@@ -75,7 +79,16 @@ impl Log {
         let flow = |pod| {
             let original = OriginalTuple::from_ends(self.setup.ends(round, pod));
             let zone = self.setup.zone(pod);
-            Flow { original, zone, sent: false, sender: None, arrived_as: None, arrived_at: None, retransmits: None }
+            Flow {
+                original,
+                zone,
+                sent: false,
+                sender: None,
+                arrived_as: None,
+                arrived_at: None,
+                retransmits: None,
+                dropped: false,
+            }
         };
         self.rounds.push((0..self.setup.pods).map(flow).collect());
     }
@@ -92,10 +105,12 @@ impl Log {
             }
         } else {
             let translated = self.setup.translated(source);
-            self.update(stamp.round, pod, |flow| {
-                flow.arrived_as = Some(translated);
-                flow.arrived_at = Some(at);
-            });
+            for pod in self.arriving(pod) {
+                self.update(stamp.round, pod, |flow| {
+                    flow.arrived_as = Some(translated);
+                    flow.arrived_at = Some(at);
+                });
+            }
         }
     }
 
@@ -103,7 +118,8 @@ impl Log {
         let failed = |what: String| Err(LabError::Pod { pod, what });
         match report {
             Report::Ready { tid, twin } => {
-                for (pod, tid) in self.setup.pods_of(pod).zip([tid, twin]) {
+                // What is sent again is the same thread's.
+                for (pod, tid) in self.setup.pods_of(pod).zip([tid, if twin == 0 { tid } else { twin }]) {
                     if let Some(slot) = self.ready.get_mut(pod) {
                         *slot = Some(tid);
                     }
@@ -128,7 +144,10 @@ impl Log {
                 return failed(format!("could not send in round {round}: {}", os_error(errno)));
             }
             Report::Connected { round, retransmits } => {
-                self.update(round, pod, |flow| flow.retransmits = Some(retransmits));
+                let meant = u32::from(self.setup.scenario.repeats());
+                for pod in self.arriving(pod) {
+                    self.update(round, pod, |flow| flow.retransmits = Some(retransmits.saturating_sub(meant)));
+                }
             }
             Report::Refused { round, errno } => {
                 return failed(format!("could not connect in round {round}: {}", os_error(errno)));
@@ -137,8 +156,19 @@ impl Log {
         Ok(())
     }
 
-    /// Closes the latest round, in which so many packets were sent on although they had lost; how many were lost.
-    pub(super) fn close(&mut self, resolved: u64) -> usize {
+    /// The flows of which an arrival of a pod's tells: both, where the second is the first sent again.
+    fn arriving(&self, pod: usize) -> RangeInclusive<usize> {
+        if self.setup.scenario.repeats() { self.setup.pods_of(pod) } else { pod..=pod }
+    }
+
+    /// Closes the latest round, in which this was counted; how many packets were lost.
+    pub(super) fn close(&mut self, Stat { clash_resolve: resolved, insert_failed, .. }: Stat) -> usize {
+        // Its connection came up all the same, so that only the kernel knows.
+        if self.setup.scenario.repeats()
+            && let Some(second) = self.rounds.last_mut().and_then(|flows| flows.last_mut())
+        {
+            second.dropped = insert_failed > 0;
+        }
         self.closed = self.rounds.len();
         self.resolved.push(resolved);
         let transport = self.setup.scenario.transport();

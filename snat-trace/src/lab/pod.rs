@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, SendFlags, recvfrom, send};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
+use super::addresses::PLAIN_TTL;
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::once::{Once, in_own_process};
@@ -59,6 +60,8 @@ pub(super) enum Role {
     Twins { cpu: Option<usize> },
     /// Sends to the port it sends from, and hears what comes back.
     Crossed,
+    /// Marks what the kernel sends again as the packet of a second pod.
+    Repeats,
     /// Has each packet sent by a process that ends with it.
     ShortLived,
 }
@@ -69,6 +72,7 @@ impl Role {
             Self::Plain => "plain".to_owned(),
             Self::Twins { cpu } => format!("twins-{}", cpu_word(cpu)),
             Self::Crossed => "crossed".to_owned(),
+            Self::Repeats => "repeats".to_owned(),
             Self::ShortLived => "short-lived".to_owned(),
         }
     }
@@ -77,6 +81,7 @@ impl Role {
         match word {
             "plain" => Some(Self::Plain),
             "crossed" => Some(Self::Crossed),
+            "repeats" => Some(Self::Repeats),
             "short-lived" => Some(Self::ShortLived),
             word => Some(Self::Twins { cpu: cpu_from_word(word.strip_prefix("twins-")?)? }),
         }
@@ -181,7 +186,7 @@ impl Sender {
         let port = PROBE_PORT + u16::try_from(arguments.pod).unwrap_or(0);
         let twin = match arguments.role {
             Role::Twins { cpu } => Some(Twin::start(format!("pod-{}", arguments.pod), cpu, io::stdout().as_fd())?),
-            Role::Plain | Role::Crossed | Role::ShortLived => None,
+            Role::Plain | Role::Crossed | Role::Repeats | Role::ShortLived => None,
         };
         Ok(Self {
             arguments,
@@ -250,7 +255,8 @@ impl Sender {
             destination.set_port(port);
         }
         let open = role == Role::Crossed;
-        let first = First { source, destination, ttl, open, stamp: self.stamp(round) };
+        let ttl_again = if role == Role::Repeats { ttl + 1 } else { PLAIN_TTL };
+        let first = First { source, destination, ttl, ttl_again, open, stamp: self.stamp(round) };
         let mut prepared = transport.prepare(&first);
         if let Some(twin) = &self.twin {
             // Nobody but the twin waits for this one.
@@ -343,6 +349,7 @@ mod tests {
             (None, Role::Twins { cpu: None }, Family::V4),
             (None, Role::Crossed, Family::V4),
             (None, Role::ShortLived, Family::V4),
+            (None, Role::Repeats, Family::V4),
         ] {
             let arguments = PodArguments {
                 pod: 7,

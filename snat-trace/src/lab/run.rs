@@ -65,7 +65,7 @@ impl Lab {
             if let (Some(table), Scenario::Ctnetlink) = (&self.table, self.setup.scenario) {
                 refused.extend(self.insert_again(table, &log)?);
             }
-            lost += log.close(Stat::read(self.node.tid())?.since(round_before).clash_resolve);
+            lost += log.close(Stat::read(self.node.tid())?.since(round_before));
             progress(Progress { rounds: round + 1, lost });
             if self.setup.scenario.transport().retransmits() {
                 self.wait_for_retransmissions(&mut log, stop, MAX_WAITING)?;
@@ -82,7 +82,9 @@ impl Lab {
 
     /// Orders a group of pods to send; `before` counts how often pods have come to the barrier so far.
     fn order(&self, round: u32, group: &[usize], before: u32) -> Result<u32, LabError> {
-        let after = before.wrapping_add(u32::try_from(group.len()).unwrap_or(0));
+        // What is sent again does not come to the barrier.
+        let coming = if self.setup.scenario.repeats() { self.setup.processes() } else { group.len() };
+        let after = before.wrapping_add(u32::try_from(coming).unwrap_or(0));
         // Where packets are held anyway, pods need not wait for each other: a barrier long reached.
         let barrier = if self.setup.holds() { before } else { after };
         for pod in group.iter().filter(|pod| **pod < self.setup.processes()) {
@@ -116,11 +118,15 @@ impl Lab {
             let (sent_now, arrived) = log.latest();
             let mut failed = 0;
             if sent_now == sent {
-                if arrived == sent {
+                let repeats = self.setup.scenario.repeats();
+                if arrived == sent && !repeats {
                     return Ok(());
                 }
-                failed = Stat::read(self.node.tid())?.since(before).lost(self.setup.scenario.cause());
-                if usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
+                let counted = Stat::read(self.node.tid())?.since(before);
+                failed = counted.lost(self.setup.scenario.cause());
+                // The connection can come up before what was sent again has met it.
+                let met = !repeats || failed + counted.clash_resolve > 0;
+                if met && usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
                     return Ok(());
                 }
             }

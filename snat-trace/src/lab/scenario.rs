@@ -21,6 +21,8 @@ pub enum Scenario {
     DuplicateFlow,
     /// The same, and the node sends every other new flow to a second backend
     DuplicateFlowDnat,
+    /// A connection per round whose SYN waits on the node until it is sent again, a second later
+    DuplicateFlowTcp,
     /// A pod and the external host send to each other at once, and nothing is translated
     CrossedFlow,
     /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
@@ -46,6 +48,7 @@ impl Scenario {
             Self::FixedPort => "fixed-port",
             Self::DuplicateFlow => "duplicate-flow",
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
+            Self::DuplicateFlowTcp => "duplicate-flow-tcp",
             Self::CrossedFlow => "crossed-flow",
             Self::TableFull => "table-full",
             Self::EarlyDrop => "early-drop",
@@ -66,7 +69,7 @@ impl Scenario {
             | Self::EarlyDrop
             | Self::ChainTooLong
             | Self::Ctnetlink => Transport::Udp,
-            Self::SnatTcp => Transport::Tcp,
+            Self::SnatTcp | Self::DuplicateFlowTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,
             Self::SnatSctp => Transport::Sctp,
         }

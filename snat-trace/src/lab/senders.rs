@@ -48,9 +48,10 @@ impl Setup {
         }
     }
 
-    /// How many network namespaces there are besides node, external host and translators.
+    /// How many network namespaces there are besides node, external host and translators. Two that send from one address are
+    /// one process, which the answers must find.
     pub(super) fn pod_namespaces(&self) -> usize {
-        if self.senders == Senders::Host { 0 } else { self.pods }
+        if self.senders == Senders::Host { 0 } else { self.processes() }
     }
 
     /// What the pods send by.

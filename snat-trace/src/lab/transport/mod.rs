@@ -36,6 +36,8 @@ pub(super) struct First {
     pub(super) destination: SocketAddr,
     /// Time to live or hop limit.
     pub(super) ttl: u8,
+    /// TCP only: that of everything after the first packet.
+    pub(super) ttl_again: u8,
     /// UDP only: by a socket that hears everyone, not its destination alone.
     pub(super) open: bool,
     pub(super) stamp: Stamp,

@@ -95,7 +95,7 @@ mod tests {
     fn what_is_sent_is_read() {
         let stamp = Stamp { round: 3, pod: 1 };
         let [source, destination] = ["10.99.0.10:10007", "10.99.1.2:20000"].map(|text| text.parse().unwrap());
-        let packet = packet(&First { source, destination, ttl: 201, open: false, stamp });
+        let packet = packet(&First { source, destination, ttl: 201, ttl_again: 64, open: false, stamp });
         assert_eq!(read(&packet), Some((10_007, stamp)));
         assert_eq!(packet[2..4], 20_000_u16.to_be_bytes());
         assert_eq!(read(&packet[..PACKET - 1]), None);

@@ -8,7 +8,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
-use super::super::addresses::PLAIN_TTL;
 use super::{First, family, set_ttl};
 
 pub(super) fn prepare(first: &First) -> io::Result<OwnedFd> {
@@ -23,8 +22,8 @@ pub(super) fn prepare(first: &First) -> io::Result<OwnedFd> {
 
 pub(super) fn send(socket: &OwnedFd, first: &First) -> io::Result<()> {
     match connect(socket, &first.destination) {
-        // The SYN left inside connect(); whatever follows is unmarked.
-        Ok(()) | Err(Errno::INPROGRESS) => set_ttl(socket, first.source, PLAIN_TTL),
+        // The SYN left inside connect(); whatever follows has its own.
+        Ok(()) | Err(Errno::INPROGRESS) => set_ttl(socket, first.source, first.ttl_again),
         Err(error) => Err(error.into()),
     }
 }
