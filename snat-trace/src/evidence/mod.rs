@@ -14,6 +14,7 @@ mod restore;
 pub use frames::{Existing, Limits, OpenError};
 pub use reader::{Cut, Evidence, Item, ReadError, Sample, read};
 pub use recorder::Recorder;
+pub use redact::Redactor;
 pub use restore::{NotKnown, clock};
 
 #[cfg(test)]

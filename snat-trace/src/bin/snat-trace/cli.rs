@@ -61,6 +61,12 @@ pub(crate) enum Command {
     #[command(after_long_help = "Exit codes: 0 done, whether the recording came to its end or not; 1 failed, or this \
                                  is no evidence; 2 wrong usage.")]
     Replay(ReplayArgs),
+    /// Write the packets that lost, for Wireshark
+    ///
+    /// One packet for each loser whose first bytes were recorded, as it was translated, at the time it lost, with a comment
+    /// that names both flows and their senders. Each network namespace is an interface, each recording a section.
+    #[command(after_long_help = "Exit codes: as of replay; 1 also when the new file exists already.")]
+    Export(ExportArgs),
     /// Make real races in namespaces of its own, trace them, and compare
     ///
     /// Builds pods, a node that masquerades, and an external host as network namespaces of its own; has the pods send at
@@ -233,6 +239,19 @@ pub(crate) struct ReplayArgs {
     pub(crate) show: ShowArgs,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// What record wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where to write the packets: a new file, readable by its owner alone
+    #[arg(long, value_name = "OUT")]
+    pub(crate) pcapng: PathBuf,
+    /// Exchange addresses and names for others, as record does
+    #[arg(long)]
+    pub(crate) redact: bool,
 }
 
 /// Which races to show; the summary counts all.
