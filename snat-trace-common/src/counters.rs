@@ -29,11 +29,13 @@ pub enum Counter {
     FailureUnpaired,
     /// Calls whose return was missed: one of them may have failed.
     ReturnMissed,
+    /// New connections that came to source NAT, whether a rule there translates them or not.
+    Connection,
 }
 
 impl Counter {
     /// Every counter, in slot order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ClashSeen,
         Self::ClashDelivered,
         Self::LostRingFull,
@@ -46,6 +48,7 @@ impl Counter {
         Self::FailureUnreadable,
         Self::FailureUnpaired,
         Self::ReturnMissed,
+        Self::Connection,
     ];
 
     /// Number of slots.

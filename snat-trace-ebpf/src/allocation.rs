@@ -19,12 +19,14 @@ const MANIP_SRC: u32 = 0;
 /// (include/uapi/linux/netfilter/nf_nat.h).
 const RANGE_PORTS: u64 = 36;
 
-/// Entry of `nf_nat_setup_info(ct, range, maniptype)`: before a port is chosen, so nothing here widens the race.
+/// Entry of `nf_nat_setup_info(ct, range, maniptype)`: before a port is chosen, so nothing here widens the race. Once per new
+/// connection that comes to source NAT: one that no rule takes is bound to its own source (`nf_nat_alloc_null_binding`).
 #[kprobe]
 fn allocation(ctx: ProbeContext) -> u32 {
     if ctx.arg::<u32>(2) != Some(MANIP_SRC) {
         return 0;
     }
+    count(Counter::Connection);
     if let (Some(entry), Some(range)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1))
         && remember(Address::new(entry), Address::new(range)).is_err()
     {

@@ -1,7 +1,7 @@
 //! What a run of the tracer is: where, since when, with which hooks.
 
-use crate::kernel::{KernelFacts, Request};
-use crate::probe::AttachedHook;
+use crate::kernel::{KernelFacts, Request, Role};
+use crate::probe::{AttachedHook, HookState};
 use crate::race::time::{KernelTime, WallClock};
 
 /// The head of every output.
@@ -39,5 +39,10 @@ impl Session {
             request,
             hooks,
         }
+    }
+
+    /// Roles of the hooks that run.
+    pub fn attached(&self) -> impl Iterator<Item = Role> {
+        self.hooks.iter().filter(|hook| hook.state == HookState::Attached).map(|hook| hook.role)
     }
 }

@@ -40,6 +40,8 @@ pub struct Totals {
     contradicted: u64,
     /// Failures that are no clash; `None` when they are not traced.
     failures: Option<BTreeMap<Reason, u64>>,
+    /// Whether new connections are counted.
+    counts_connections: bool,
     /// As `lost`, of failures.
     failures_lost: BTreeMap<&'static str, u64>,
 }
@@ -117,6 +119,12 @@ impl Totals {
         Self { failures: Some(BTreeMap::new()), ..self }
     }
 
+    /// Says that the hook which counts new connections runs.
+    #[must_use]
+    pub fn with_connections(self) -> Self {
+        Self { counts_connections: true, ..self }
+    }
+
     /// Counts in a failure that is no clash.
     pub fn add_failure(&mut self, failure: &Failure) {
         self.races.add_failure(failure, self.windows.place(failure.netns, failure.time));
@@ -175,6 +183,7 @@ impl Totals {
         let (accounts, outside) = close_account(&closed.deltas, &self.races);
         Summary {
             span,
+            connections: self.counts_connections.then(|| kernel.get(Counter::Connection)),
             dropped: self.dropped,
             resolved: self.resolved,
             undecided: self.undecided,
@@ -235,6 +244,9 @@ impl Span {
 pub struct Summary {
     /// When.
     pub span: Span,
+    /// New connections that came to source NAT meanwhile, translated or not, on the whole node (net/netfilter/nf_nat_core.c,
+    /// `nf_nat_setup_info`); `None` where allocations are not traced.
+    pub connections: Option<u64>,
     /// Races whose packet was dropped.
     pub dropped: u64,
     /// Races whose packet was sent on.

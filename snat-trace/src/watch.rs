@@ -119,8 +119,7 @@ pub async fn watch(
             .map_err(|error| WatchError::ReadyFile { path: path.display().to_string(), error })?;
     }
 
-    let attached = session.hooks.iter().filter(|hook| hook.state == HookState::Attached).map(|hook| hook.role);
-    let owners = Owners::new(Recording::by(attached), tracer.take_senders());
+    let owners = Owners::new(Recording::by(session.attached()), tracer.take_senders());
     let mut pipeline = Pipeline::new(options, &session, owners);
     pipeline.totals.within(windows);
     let mut stop = pin!(stop);

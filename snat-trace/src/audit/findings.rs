@@ -1,22 +1,24 @@
 //! What was read, judged.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::census::{Toward, odds};
 use super::fixes;
 use super::node::Namespace;
 use super::owners::{Owner, has_docker, owner};
 use super::reach::{SourceNat, dns, source_nat};
-use super::rules::{Choice, Family, Ports, Target, Tool};
+use super::rules::{Choice, Family, Ports, Tool};
 use super::settings::{ephemeral_ranges, table_nearly_full};
+use super::shown::RuleShown;
 use crate::race::event::NetnsInum;
 
 /// How much a finding matters.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Packets are being lost, or will be as soon as two flows meet.
@@ -30,7 +32,7 @@ pub enum Severity {
 }
 
 /// What was found.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A rule leaves flows their source port.
@@ -53,36 +55,8 @@ pub enum Kind {
     PrivateDestinations,
 }
 
-/// A rule, for people and programs.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct RuleShown {
-    /// Which tool's it is.
-    pub tool: Tool,
-    /// The family of its table.
-    pub family: Family,
-    /// Its table.
-    pub table: String,
-    /// Its chain.
-    pub chain: String,
-    /// Its place in the chain, from 1.
-    pub position: usize,
-    /// The hook that leads to its chain, where that is seen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hook: Option<String>,
-    /// By what nft knows it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub handle: Option<u64>,
-    /// What it does.
-    pub target: Target,
-    /// Packets it has matched, where it counts them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub packets: Option<u64>,
-    /// As its tool prints it; not escaped.
-    pub text: String,
-}
-
 /// One finding.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "type", rename = "audit-finding")]
 pub struct Finding {
     /// How much it matters.
@@ -93,7 +67,7 @@ pub struct Finding {
     pub netns: u32,
     /// The program that made the rule.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub owner: Option<&'static str>,
+    pub owner: Option<Cow<'static, str>>,
     /// What was found, in a sentence.
     pub what: String,
     /// What it does.
@@ -101,15 +75,26 @@ pub struct Finding {
     /// What to change.
     pub fix: String,
     /// The command that does, word by word, each quoted for a shell; in JSON one line.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "joined")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "command")]
     pub command: Option<Vec<String>>,
     /// The rule it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleShown>,
 }
 
-fn joined<S: Serializer>(command: &Option<Vec<String>>, serializer: S) -> Result<S::Ok, S::Error> {
-    command.as_ref().map(|words| words.join(" ")).serialize(serializer)
+/// A command as one line.
+mod command {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::fixes::words;
+
+    pub(super) fn serialize<S: Serializer>(command: &Option<Vec<String>>, serializer: S) -> Result<S::Ok, S::Error> {
+        command.as_ref().map(|words| words.join(" ")).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+        Ok(Option::<String>::deserialize(deserializer)?.map(|line| words(&line)))
+    }
 }
 
 /// Ports a source may get where the rule names none and its own is not below (net/netfilter/nf_nat_core.c,
@@ -122,10 +107,10 @@ pub(super) const NARROW: [u32; 2] = [100, 1024];
 /// several times as likely as in an empty range; above the second, the next burst exhausts it.
 pub(super) const NEARLY_FULL: [u64; 2] = [75, 90];
 
-/// Judges namespaces, the caller's own first; the most severe first, then in the order they were read. Also how many rules translate sources.
-pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, usize) {
+/// Judges namespaces, the caller's own first; the most severe first, then in the order they were read. Also the rules that translate sources.
+pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, Vec<RuleShown>) {
     let mut findings = Vec::new();
-    let (mut rules, mut prone) = (0, false);
+    let (mut rules, mut prone) = (Vec::new(), false);
     for namespace in namespaces {
         let netns = namespace.inum;
         for table in &namespace.tables {
@@ -134,7 +119,7 @@ pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, usize) {
                 let elsewhere = namespaces.first().is_some_and(|own| own.inum != netns);
                 let owner = owner(&rule, docker);
                 let judged = Judged { netns, owner, rule, elsewhere, modern: namespace.counts_clashes };
-                rules += 1;
+                rules.push(RuleShown::new(&judged.rule, owner.map(|owner| owner.name)));
                 prone |= judged.keeps_ports();
                 judged.flags(&mut findings);
                 judged.range(&namespace.towards, &mut findings);
@@ -170,28 +155,16 @@ struct Judged<'a> {
 
 impl Judged<'_> {
     fn finding(&self, severity: Severity, finding: Kind, what: String, why: String, fix: String) -> Finding {
-        let SourceNat { tool, family, table, chain, position, hook, rule, translation, .. } = &self.rule;
         Finding {
             severity,
             finding,
             netns: self.netns.0,
-            owner: self.owner.map(|owner| owner.name),
+            owner: self.owner.map(|owner| owner.name.into()),
             what,
             why,
             fix,
             command: None,
-            rule: Some(RuleShown {
-                tool: *tool,
-                family: *family,
-                table: (*table).to_owned(),
-                chain: (*chain).to_owned(),
-                position: *position,
-                hook: hook.map(str::to_owned),
-                handle: rule.handle,
-                target: translation.target,
-                packets: rule.packets,
-                text: rule.text.clone(),
-            }),
+            rule: Some(RuleShown::new(&self.rule, self.owner.map(|owner| owner.name))),
         }
     }
 

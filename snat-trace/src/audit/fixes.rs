@@ -72,6 +72,22 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
+/// The words of a line that was made of such words, each quoted as it was.
+pub(super) fn words(line: &str) -> Vec<String> {
+    let (mut within, mut escaped) = (false, false);
+    let words = line.split(|character| {
+        let literal = std::mem::take(&mut escaped);
+        match character {
+            '\'' if !literal => within = !within,
+            '\\' if !within => escaped = true,
+            ' ' => return !within,
+            _ => {}
+        }
+        false
+    });
+    words.map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,5 +125,13 @@ mod tests {
         assert_eq!(quoted("it's `x`"), "'it'\\''s `x`'");
         assert_eq!(quoted(""), "''");
         assert_eq!(quoted("!"), "'!'");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_line_is_its_words(command in proptest::collection::vec("[ -~]{0,9}", 1..6)) {
+            let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+            proptest::prop_assert_eq!(words(&command.join(" ")), command);
+        }
     }
 }

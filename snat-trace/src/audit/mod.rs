@@ -14,12 +14,14 @@ mod reach;
 mod report;
 mod rules;
 mod settings;
+mod shown;
 mod spans;
 
-pub use self::findings::{Finding, Kind, RuleShown, Severity};
-pub use self::node::{AuditError, Look, look};
+pub use self::findings::{Finding, Kind, Severity};
+pub use self::node::{AuditError, Look, look, look_at};
 pub use self::report::Audit;
-pub use self::rules::{Family, Target, Tool};
+pub use self::rules::{Choice, Family, Target, Tool};
+pub use self::shown::RuleShown;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

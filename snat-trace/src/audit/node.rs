@@ -63,9 +63,7 @@ pub(super) struct Namespace {
 /// # Errors
 /// Nothing at all could be looked at. What could not be besides is in [`Look`].
 pub fn look() -> Result<Look, AuditError> {
-    if !capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN)) {
-        return Err(AuditError::NotPrivileged);
-    }
+    check_privilege()?;
     let tools = Tools::find();
     let own = Netns::current().map_err(AuditError::NoNamespaces)?;
     let mut all = netns::enumerate(Depth::Threads).map_err(AuditError::NoNamespaces)?;
@@ -73,8 +71,7 @@ pub fn look() -> Result<Look, AuditError> {
     let mut look = Look::default();
     let mut problems = BTreeMap::<String, Vec<NetnsInum>>::new();
     for place in all {
-        let seen = place.open().and_then(|fd| netns::in_netns(fd.as_fd(), || tools.look(place.inum)));
-        match seen {
+        match tools.look_in(&place) {
             Ok((namespace, said)) => {
                 look.namespaces.push(namespace);
                 said.into_iter().for_each(|problem| problems.entry(problem).or_default().push(place.inum));
@@ -86,6 +83,43 @@ pub fn look() -> Result<Look, AuditError> {
     }
     look.not_read = problems.into_iter().map(|(problem, inums)| named(&inums, &problem)).collect();
     Ok(look)
+}
+
+/// Reads rules and settings of one network namespace, wherever it is found. What cannot be read is in what is returned.
+#[must_use]
+pub fn look_at(inum: NetnsInum) -> Look {
+    match try_look_at(inum) {
+        Ok((namespace, not_read)) => Look { namespaces: vec![namespace], not_read },
+        Err(problem) => Look { namespaces: Vec::new(), not_read: vec![problem] },
+    }
+}
+
+fn try_look_at(inum: NetnsInum) -> Result<(Namespace, Vec<String>), String> {
+    check_privilege().map_err(|error| error.to_string())?;
+    let tools = Tools::find();
+    let listed = netns::enumerate(Depth::Threads).map_err(|error| AuditError::NoNamespaces(error).to_string())?;
+    let gone = |seen: &io::Result<_>| matches!(seen, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let mut seen = Err(io::ErrorKind::NotFound.into());
+    if let Some(place) = listed.iter().find(|place| place.inum == inum) {
+        seen = tools.look_in(place);
+    }
+    if gone(&seen) {
+        let searched = netns::search([inum].into(), |place| {
+            seen = tools.look_in(place);
+            !gone(&seen)
+        });
+        searched.map_err(|error| AuditError::NoNamespaces(error).to_string())?;
+    }
+    if gone(&seen) {
+        return Err(format!("netns {}: it has gone", inum.0));
+    }
+    seen.map_err(|error| format!("netns {}: it cannot be entered: {error}", inum.0))
+}
+
+fn check_privilege() -> Result<(), AuditError> {
+    let sets = capabilities(None);
+    let may = sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+    if may { Ok(()) } else { Err(AuditError::NotPrivileged) }
 }
 
 /// A problem with the namespaces that have it.
@@ -141,6 +175,12 @@ impl Tools {
             iptables_nft: [Family::Ip, Family::Ip6].map(|family| save(Tool::IptablesNft, family)),
             iptables_legacy: [Family::Ip, Family::Ip6].map(|family| save(Tool::IptablesLegacy, family)),
         }
+    }
+
+    /// Everything of a namespace, and what could not be read of it.
+    fn look_in(&self, place: &Netns) -> io::Result<(Namespace, Vec<String>)> {
+        let fd = place.open()?;
+        netns::in_netns(fd.as_fd(), || self.look(place.inum))
     }
 
     /// Everything of the calling thread's namespace, and what could not be read of it.
@@ -365,8 +405,8 @@ mod tests {
             "ip saddr 127.0.0.1 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random",
         ];
         assert_eq!(rules, expected);
-        let (findings, count) = judge(&[namespace]);
-        assert_eq!(count, expected.len());
+        let (findings, rules) = judge(&[namespace]);
+        assert_eq!(rules.len(), expected.len());
         let full: Vec<_> = findings.iter().filter(|finding| finding.finding == Kind::RangeNearlyFull).collect();
         let words = "3 of the 4 ports 7000-7003 of 127.0.0.9 are taken toward udp 127.0.0.2:9000";
         assert_eq!(full.iter().map(|finding| finding.what.as_str()).collect::<Vec<_>>(), [words; 2]);
@@ -382,8 +422,8 @@ mod tests {
         let changed =
             "-A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it\\'s $HOME\" -j MASQUERADE --random-fully";
         assert!(texts.iter().any(|text| text == changed), "{texts:?}");
-        let (findings, count) = judge(&[namespace]);
+        let (findings, rules) = judge(&[namespace]);
         assert!(findings.iter().all(|finding| finding.finding != Kind::NoRandomFully), "{findings:?}");
-        assert_eq!(count, expected.len());
+        assert_eq!(rules.len(), expected.len());
     }
 }

@@ -5,8 +5,9 @@ use std::io;
 
 use serde::Serialize;
 
-use super::findings::{Finding, RuleShown, judge};
+use super::findings::{Finding, judge};
 use super::node::Look;
+use super::shown::RuleShown;
 use crate::output::escape;
 
 /// Columns of text.
@@ -19,8 +20,8 @@ const LABEL: usize = 9;
 pub struct Audit {
     /// The most severe first.
     pub findings: Vec<Finding>,
-    /// How many rules translate sources.
-    pub rules: usize,
+    /// The rules that translate sources, in the order they were read.
+    pub rules: Vec<RuleShown>,
     /// How many network namespaces were looked at.
     pub namespaces: usize,
     /// What could not be, and why: one sentence each.
@@ -56,7 +57,7 @@ impl Audit {
             writeln!(out)?;
         }
         let Self { findings, rules, namespaces, not_read } = self;
-        let (findings, rules, namespaces) = (findings.len(), *rules, *namespaces);
+        let (findings, rules, namespaces) = (findings.len(), rules.len(), *namespaces);
         serde_json::to_writer(&mut out, &Closing { schema: 1, findings, rules, namespaces, not_read })?;
         writeln!(out)
     }
@@ -90,7 +91,7 @@ impl fmt::Display for Audit {
         let said = format!(
             "{}; {} in {}.",
             counted(self.findings.len(), "finding", "findings"),
-            counted(self.rules, "rule that translates sources", "rules that translate sources"),
+            counted(self.rules.len(), "rule that translates sources", "rules that translate sources"),
             counted(self.namespaces, "network namespace", "network namespaces")
         );
         wrapped(f, &said, 0)?;
@@ -102,7 +103,7 @@ impl fmt::Display for Audit {
 fn place(rule: &RuleShown, finding: &Finding) -> String {
     let RuleShown { tool, family, table, chain, packets, .. } = rule;
     let mut place = format!("{}, table {} {table}, chain {chain}", tool.name(), family.name());
-    if let Some(owner) = finding.owner {
+    if let Some(owner) = &finding.owner {
         place.push_str(&format!(", made by {owner}"));
     }
     if let Some(packets) = packets {

@@ -4,13 +4,13 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::spans::{Span, without};
 use crate::race::tuple::Protocol;
 
 /// Which program's rule it is, and prints it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tool {
     /// nftables.
@@ -34,7 +34,7 @@ impl Tool {
 }
 
 /// The family of a table.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// IPv4.
@@ -157,7 +157,7 @@ pub(super) struct Translation {
 }
 
 /// What translates.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
     /// To the address of the interface.
@@ -189,13 +189,15 @@ pub(super) enum Ports {
 }
 
 /// How a port is chosen.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Choice {
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choice {
     /// The source's own, if it is free.
     Kept,
     /// At random, by a hash on old kernels.
     Random,
     /// At random.
     FullyRandom,
+    /// Its tool does not tell.
     Unknown,
 }

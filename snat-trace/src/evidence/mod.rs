@@ -10,12 +10,14 @@ mod reader;
 mod recorder;
 mod redact;
 mod restore;
+mod rules;
 
 pub use frames::{Existing, Limits, OpenError};
 pub use reader::{Cut, Evidence, Item, ReadError, Sample, read};
 pub use recorder::Recorder;
 pub use redact::Redactor;
 pub use restore::{NotKnown, clock};
+pub use rules::{LookAt, Rules};
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use super::node::NodeRecord;
 use super::restore::{self, NotKnown};
+use super::rules::Rules;
 use crate::counters::figures::Tally;
 use crate::output::json::records::Line;
 use crate::race::event::{NetnsInum, Race};
@@ -27,6 +28,8 @@ pub enum Item {
     Race(Box<Race>),
     /// A failure that is no race.
     Failure(Box<Failure>),
+    /// The rules of a network namespace that had a race.
+    Rules(Box<Rules>),
     /// Counters on the way.
     Sample(Sample),
     /// The recording ends.
@@ -140,6 +143,7 @@ impl<R: Read> Evidence<R> {
                 Line::Node(node) => Item::Node(node),
                 Line::Race(race) => Item::Race(Box::new(restore::race(*race).map_err(not_known)?)),
                 Line::InsertFailure(failure) => Item::Failure(Box::new(restore::failure(*failure).map_err(not_known)?)),
+                Line::Rules(rules) => Item::Rules(Box::new(restore::rules(*rules).map_err(not_known)?)),
                 Line::Sample(sample) => Item::Sample(restore::sample(&sample).map_err(not_known)?),
                 Line::Summary(summary) => Item::Summary(Box::new(restore::summary(*summary).map_err(not_known)?)),
                 Line::Unknown => continue,

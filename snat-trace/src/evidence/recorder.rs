@@ -7,10 +7,11 @@ use std::path::Path;
 use super::frames::{Existing, Frames, Limits, OpenError};
 use super::node::NodeRecord;
 use super::redact::Redactor;
+use super::rules::{LookAt, Reading, Rules};
 use crate::counters::figures::Tally;
 use crate::output::Sink;
 use crate::output::json::JsonSink;
-use crate::output::json::records::{Line, SampleRecord, Time};
+use crate::output::json::records::{Line, RulesRecord, SampleRecord, Time};
 use crate::race::event::{NetnsInum, Race};
 use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
@@ -24,12 +25,14 @@ pub struct Recorder {
     file: JsonSink<Frames>,
     /// What stands in the file names nobody.
     redactor: Option<Redactor>,
+    rules: Reading,
     /// For the heads of files to come.
     session: Option<Session>,
 }
 
 impl Recorder {
-    /// Opens the file and waits for the session. With `redact`, what stands in the file names nobody; what is shown does.
+    /// Opens the file and waits for the session. With `redact`, what stands in the file names nobody; what is shown does. The
+    /// rules of namespaces that have races come by `look_at`.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -38,11 +41,13 @@ impl Recorder {
         existing: Existing,
         limits: Limits,
         redact: bool,
+        look_at: LookAt,
         shown: Box<dyn Sink + Send>,
     ) -> Result<Self, OpenError> {
         let redactor = redact.then(Redactor::new).transpose().map_err(OpenError::NoKey)?;
         let file = JsonSink::new(Frames::open(path, existing, limits)?);
-        Ok(Self { shown: Some(shown), file, redactor, session: None })
+        let rules = Reading::start(look_at).map_err(|error| OpenError::Io(path.to_owned(), error))?;
+        Ok(Self { shown: Some(shown), file, redactor, rules, session: None })
     }
 
     fn show(&mut self, event: impl FnOnce(&mut (dyn Sink + Send)) -> io::Result<()>) -> io::Result<()> {
@@ -66,6 +71,16 @@ impl Recorder {
         self.file.session(session)?;
         self.file.line(&Line::Node(Box::new(node)))
     }
+
+    /// Rules that were read, with the wall times of `session`.
+    fn write_rules<'r>(&mut self, all: impl IntoIterator<Item = &'r Rules>, clock: WallClock) -> io::Result<()> {
+        for Rules { time, netns, audit } in all {
+            let redacted = self.redactor.as_ref().map(|redactor| redactor.audit(audit));
+            let record = RulesRecord::new(Time::of(clock, *time), *netns, redacted.as_ref().unwrap_or(audit));
+            self.file.line(&Line::Rules(Box::new(record)))?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Recorder {
@@ -84,6 +99,9 @@ impl Sink for Recorder {
 
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
         self.show(|shown| shown.race(race, clock))?;
+        if let Some(netns) = race.netns {
+            self.rules.want(netns);
+        }
         match &self.redactor {
             Some(redactor) => self.file.race(&redactor.race(race), clock),
             None => self.file.race(race, clock),
@@ -104,20 +122,25 @@ impl Sink for Recorder {
     }
 
     fn pause(&mut self) -> io::Result<()> {
+        let Some(session) = self.session.take() else { return Ok(()) };
+        let come = self.rules.take();
+        self.write_rules(&come, session.clock)?;
         let frames = self.file.get_mut();
         frames.end_frame();
-        if frames.is_full()
-            && let Some(session) = self.session.take()
-        {
+        if frames.is_full() {
             frames.rotate();
             self.head(&session)?;
-            self.session = Some(session);
+            let known = self.rules.known().to_vec();
+            self.write_rules(&known, session.clock)?;
         }
+        self.session = Some(session);
         Ok(())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         let shown = self.show(|shown| shown.summary(summary));
+        let come = self.rules.take_last();
+        self.write_rules(&come, summary.span.clock)?;
         self.file.summary(summary)?;
         self.file.get_mut().finish()?;
         shown

@@ -5,6 +5,8 @@
 //! two to the same. Ports, times and numbers that mean nothing elsewhere (process ids, inode numbers) stay: they are what
 //! a race is about.
 
+mod rules;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher as _};

@@ -8,12 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::reader::Sample;
+use super::rules::Rules;
+use crate::audit::Audit;
 use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Mechanism, Request, Role};
 use crate::output::json::records::{
     AccountRecord, EndsRecord, FailureRecord, FlowRecord, HookRecord, Map, NatRecord, OwnerRecord, PortChoiceRecord,
-    RaceRecord, SampleRecord, SessionRecord, SummaryRecord, Time,
+    RaceRecord, RulesRecord, SampleRecord, SessionRecord, SummaryRecord, Time,
 };
 use crate::owner::{Container, Owner, OwnerSource};
 use crate::probe::{AttachedHook, HookState};
@@ -151,6 +153,7 @@ pub(super) fn summary(record: SummaryRecord<'_>) -> Result<Summary, NotKnown> {
     });
     Ok(Summary {
         span: Span { started: earlier(ended, record.duration_ns)?, ended, clock: clock() },
+        connections: record.connections,
         dropped: record.races.dropped,
         resolved: record.races.resolved,
         undecided: record.races.undecided,
@@ -166,6 +169,14 @@ pub(super) fn summary(record: SummaryRecord<'_>) -> Result<Summary, NotKnown> {
         lost: record.lost.0,
         incomplete: record.incomplete.0,
     })
+}
+
+/// Rules of a network namespace.
+pub(super) fn rules(record: RulesRecord<'_>) -> Result<Rules, NotKnown> {
+    let RulesRecord { time, netns, rules, findings, not_read } = record;
+    let (findings, rules, not_read) = (findings.into_owned(), rules.into_owned(), not_read.into_owned());
+    let audit = Audit { findings, rules, namespaces: 1, not_read };
+    Ok(Rules { time: moment(time)?, netns: NetnsInum(netns), audit })
 }
 
 /// Counters on the way.

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -5,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
+use crate::audit::{self, Audit, Look};
 use crate::counters::figures::Tally;
 use crate::output::Sink;
 use crate::output::golden;
@@ -40,6 +42,11 @@ fn sinks() -> [(Box<dyn Sink + Send>, Shown); 2] {
     [(Box::new(JsonSink::new(json.clone())), json), (Box::new(TextSink::new(text.clone(), style)), text)]
 }
 
+/// Every namespace has the same rules.
+fn home(_: NetnsInum) -> Look {
+    audit::tests::home()
+}
+
 /// Everything the golden outputs have, each event in a frame of its own; `None` for a recording that is killed.
 fn show(sink: &mut (dyn Sink + Send), summary: Option<&Summary>) {
     let clock = golden::clock();
@@ -66,7 +73,7 @@ fn recorded(folder: &Path, summary: Option<&Summary>) -> (PathBuf, [String; 2]) 
     let mut path = folder.join("none");
     for (number, (sink, out)) in sinks().into_iter().enumerate() {
         path = folder.join(format!("evidence-{number}"));
-        let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), false, sink).unwrap();
+        let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), false, home, sink).unwrap();
         show(&mut recorder, summary);
         shown[number] = out.text();
     }
@@ -81,7 +88,7 @@ fn replay(sink: &mut (dyn Sink + Send), bytes: &[u8]) -> (Result<(), ReadError>,
             Item::Race(race) => sink.race(&race, clock()),
             Item::Failure(failure) => sink.failure(&failure, clock()),
             Item::Summary(summary) => sink.summary(&summary),
-            Item::Node(_) | Item::Sample(_) => Ok(()),
+            Item::Node(_) | Item::Rules(_) | Item::Sample(_) => Ok(()),
         }
         .map_err(ReadError::Io)
     });
@@ -121,21 +128,21 @@ fn evidence_is_its_owners_alone_and_never_written_over() {
     assert_eq!(mode(&path), 0o600);
     let before = fs::read(&path).unwrap();
     let [(sink, _), _] = sinks();
-    let refused = Recorder::open(&path, Existing::Refuse, Limits::default(), false, sink).unwrap_err();
+    let refused = Recorder::open(&path, Existing::Refuse, Limits::default(), false, home, sink).unwrap_err();
     assert!(refused.to_string().contains("exists; --append"), "{refused}");
     assert_eq!(fs::read(&path).unwrap(), before);
     // However it is made: by adding to nothing, and as the next of several.
     let [(sink, _), _] = sinks();
     let another = folder.path().join("another");
     let limits = Limits { size: Some(1), age: None, keep: 1 };
-    let mut recorder = Recorder::open(&another, Existing::Append, limits, false, sink).unwrap();
+    let mut recorder = Recorder::open(&another, Existing::Append, limits, false, home, sink).unwrap();
     show(&mut recorder, None);
     drop(recorder);
     assert_eq!([mode(&another), mode(&another.with_extension("1"))], [0o600; 2]);
     // A run that never began leaves nothing.
     let [(sink, _), _] = sinks();
     let new = folder.path().join("new");
-    drop(Recorder::open(&new, Existing::Refuse, Limits::default(), false, sink).unwrap());
+    drop(Recorder::open(&new, Existing::Refuse, Limits::default(), false, home, sink).unwrap());
     assert!(!new.exists());
 }
 
@@ -170,7 +177,7 @@ fn appended_after_every_cut() {
     for length in (0..=bytes.len()).step_by(97).chain([bytes.len()]) {
         fs::write(&path, &bytes[..length]).unwrap();
         let [(sink, out), _] = sinks();
-        let mut recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, sink).unwrap();
+        let mut recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink).unwrap();
         show(&mut recorder, Some(&golden::summaries()[1].1));
         let [again, _] = replayed(&fs::read(&path).unwrap());
         let before = again.strip_suffix(&out.text()).unwrap();
@@ -178,13 +185,13 @@ fn appended_after_every_cut() {
     }
     // Not while somebody else does.
     let [(sink, _), (other, _)] = sinks();
-    let recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, sink).unwrap();
-    let refused = Recorder::open(&path, Existing::Append, Limits::default(), false, other).unwrap_err();
+    let recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink).unwrap();
+    let refused = Recorder::open(&path, Existing::Append, Limits::default(), false, home, other).unwrap_err();
     assert!(matches!(refused, OpenError::InUse(_)), "{refused}");
     drop(recorder);
     fs::write(&path, "something else").unwrap();
     let [(sink, _), _] = sinks();
-    let refused = Recorder::open(&path, Existing::Append, Limits::default(), false, sink).unwrap_err();
+    let refused = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink).unwrap_err();
     assert!(matches!(refused, OpenError::NotEvidence(_)), "{refused}");
     assert_eq!(fs::read(&path).unwrap(), b"something else");
 }
@@ -199,7 +206,7 @@ fn appended_to_a_damaged_file() {
     bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
     let [(sink, out), _] = sinks();
-    let mut recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, sink).unwrap();
+    let mut recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink).unwrap();
     recorder.session(&golden::session()).unwrap();
     recorder.pause().unwrap();
     let [(mut sink, again), _] = sinks();
@@ -215,7 +222,7 @@ fn a_large_recording_is_several_files_each_good_by_itself() {
     let path = folder.path().join("evidence");
     let limits = Limits { size: Some(4096), age: None, keep: 2 };
     let [(sink, out), _] = sinks();
-    let mut recorder = Recorder::open(&path, Existing::Refuse, limits, false, sink).unwrap();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, limits, false, home, sink).unwrap();
     recorder.session(&golden::session()).unwrap();
     for _ in 0..20 {
         for race in golden::every_kind() {
@@ -249,7 +256,7 @@ fn redacted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("evidence");
     let [(sink, out), _] = sinks();
-    let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), true, sink).unwrap();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), true, home, sink).unwrap();
     show(&mut recorder, Some(&golden::summaries()[1].1));
     let (shown, [hidden, _]) = (out.text(), replayed(&fs::read(&path).unwrap()));
     let secrets =
@@ -261,13 +268,45 @@ fn redacted() {
     assert_eq!((hidden.lines().count(), packets(&hidden)), (shown.lines().count(), packets(&shown)));
 }
 
+fn rules(bytes: &[u8]) -> Vec<Rules> {
+    let rules = |item| if let Item::Rules(rules) = item { Some(*rules) } else { None };
+    read(bytes).map(Result::unwrap).filter_map(rules).collect()
+}
+
+/// Rules of each namespace with a race are there once, in each file; and those that name nobody name nobody.
+#[test]
+fn rules_are_those_that_were_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = recorded(folder.path(), Some(&golden::summaries()[1].1));
+    let involved: BTreeSet<_> = golden::every_kind().iter().filter_map(|race| race.netns).collect();
+    let found = rules(&fs::read(path).unwrap());
+    assert_eq!(found.iter().map(|rules| rules.netns).collect::<BTreeSet<_>>(), involved);
+    assert_eq!(found.len(), involved.len());
+    let expected = Audit::new(&audit::tests::home());
+    assert!(expected.findings.len() > 5 && expected.rules.len() > 5);
+    assert!(found.iter().all(|rules| rules.audit == expected));
+
+    let path = folder.path().join("redacted");
+    let [(sink, _), _] = sinks();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), true, home, sink).unwrap();
+    show(&mut recorder, Some(&golden::summaries()[1].1));
+    let hidden = rules(&fs::read(path).unwrap()).remove(0).audit;
+    let counts = |audit: &Audit| (audit.findings.len(), audit.rules.len(), audit.not_read.len());
+    assert_eq!(counts(&hidden), counts(&expected));
+    let (open, hidden) = (format!("{expected:?}"), format!("{hidden:?}"));
+    for secret in ["10.30.0.0", "192.0.2.60", "from the lan", "lan0", "fd00:1::", "2001:db8::1", "\"home\"", "servers"]
+    {
+        assert!(open.contains(secret) && !hidden.contains(secret), "{secret}: {hidden}");
+    }
+}
+
 /// What ends a run before its time does not take its last lines along.
 #[test]
 fn an_output_that_fails_leaves_what_came_before() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("evidence");
     let [(sink, out), _] = sinks();
-    let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), false, sink).unwrap();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, Limits::default(), false, home, sink).unwrap();
     recorder.session(&golden::session()).unwrap();
     recorder.race(&golden::every_kind()[0], golden::clock()).unwrap();
     drop(recorder);
@@ -292,7 +331,7 @@ fn a_reader_who_goes_away_ends_no_recording() {
     let (_, [json, _]) = recorded(folder.path(), Some(&golden::summaries()[1].1));
     let path = folder.path().join("evidence");
     let mut recorder =
-        Recorder::open(&path, Existing::Refuse, Limits::default(), false, Box::new(JsonSink::new(Gone))).unwrap();
+        Recorder::open(&path, Existing::Refuse, Limits::default(), false, home, Box::new(JsonSink::new(Gone))).unwrap();
     show(&mut recorder, Some(&golden::summaries()[1].1));
     assert_eq!(replayed(&fs::read(path).unwrap())[0], json);
 }

@@ -357,6 +357,7 @@ fn account(netns: NetnsInum, counted: [u64; 5], explained: [u64; 5]) -> Account 
 fn quiet() -> Summary {
     Summary {
         span: Span { started: at(211_000_000_000), ended: at(271_000_000_000), clock: clock() },
+        connections: None,
         dropped: 0,
         resolved: 0,
         undecided: 0,
@@ -424,7 +425,7 @@ pub(crate) fn summaries() -> Vec<(&'static str, Summary)> {
     vec![
         ("no races", quiet()),
         ("one race", dropped(1)),
-        ("closed", dropped(12)),
+        ("closed", Summary { connections: Some(1234), ..dropped(12) }),
         ("two hours", Summary { span: Span { ended: at(7_611_000_000_000), ..quiet().span }, ..dropped(12) }),
         ("several namespaces and classes", mixed),
         ("unknown outcome", Summary { dropped: 0, undecided: 1, ..dropped(1) }),

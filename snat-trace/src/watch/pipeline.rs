@@ -9,6 +9,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
 use crate::counters::ports::PortCounts;
+use crate::kernel::Role;
 use crate::owner::Owners;
 use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
@@ -65,6 +66,13 @@ enum Judged {
 
 impl<'a> Pipeline<'a> {
     pub(super) fn new(options: &'a Options<'a>, session: &'a Session, owners: Owners) -> Self {
+        let mut totals = Totals::default();
+        if options.request.failures {
+            totals = totals.with_failures();
+        }
+        if session.attached().any(|role| role == Role::Allocation) {
+            totals = totals.with_connections();
+        }
         Self {
             options,
             session,
@@ -72,7 +80,7 @@ impl<'a> Pipeline<'a> {
             finder: Some(Finder { owners, ports: PortCounts::default() }),
             naming: None,
             named: VecDeque::new(),
-            totals: if options.request.failures { Totals::default().with_failures() } else { Totals::default() },
+            totals,
             involved: BTreeSet::new(),
             shown: 0,
         }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use snat_trace::audit::look_at;
 use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::lab::pod_main;
@@ -32,7 +33,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Watch(args) => runtime()?.block_on(run_watch(&args, sink(args.trace.show))),
         Command::Record(args) => {
             let shown = sink(args.watch.trace.show);
-            let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, shown)?;
+            let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, look_at, shown)?;
             runtime()?.block_on(run_watch(&args.watch, Box::new(recorder)))
         }
         Command::Replay(args) => replay(&args),
@@ -89,7 +90,7 @@ fn replay(args: &ReplayArgs) -> Result<ExitCode> {
             Item::Race(race) if filter.shows(&race) => sink.race(&race, clock())?,
             Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock())?,
             Item::Summary(summary) => sink.summary(&summary)?,
-            Item::Node(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
+            Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
         }
     }
     say_how_it_ends(&name, evidence.cut());

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::audit::{Audit, Finding, RuleShown};
 use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::evidence::node::NodeRecord;
@@ -39,6 +40,8 @@ pub(crate) enum Line<'a> {
     Race(Box<RaceRecord<'a>>),
     /// One connection that did not come into the table for another reason.
     InsertFailure(Box<FailureRecord<'a>>),
+    /// Of evidence only: the NAT rules of a network namespace that had a race.
+    Rules(Box<RulesRecord<'a>>),
     /// Of evidence only: what a network namespace counted so far.
     Sample(SampleRecord),
     /// The last.
@@ -346,10 +349,31 @@ impl SampleRecord {
     }
 }
 
+/// What translates sources in one network namespace, and what of it makes races likely.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct RulesRecord<'a> {
+    pub(crate) time: Time,
+    pub(crate) netns: u32,
+    pub(crate) rules: Cow<'a, [RuleShown]>,
+    pub(crate) findings: Cow<'a, [Finding]>,
+    /// What could not be read, and why.
+    pub(crate) not_read: Cow<'a, [String]>,
+}
+
+impl<'a> RulesRecord<'a> {
+    pub(crate) fn new(time: Time, netns: NetnsInum, audit: &'a Audit) -> Self {
+        let Audit { findings, rules, namespaces: _, not_read } = audit;
+        Self { time, netns: netns.0, rules: rules.into(), findings: findings.into(), not_read: not_read.into() }
+    }
+}
+
 #[derive(Deserialize, Serialize)]
 pub(crate) struct SummaryRecord<'a> {
     pub(crate) time: Time,
     pub(crate) duration_ns: u64,
+    /// That came to source NAT; absent where allocations were not traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connections: Option<u64>,
     pub(crate) races: RacesRecord,
     pub(crate) classes: Map<u64>,
     /// How the races of class `snat-port-collision` came by their port.
@@ -416,6 +440,7 @@ impl<'a> SummaryRecord<'a> {
         Self {
             time: Time::of(summary.span.clock, summary.span.ended),
             duration_ns: nanoseconds(summary.span.duration()),
+            connections: summary.connections,
             races: RacesRecord { dropped: summary.dropped, resolved: summary.resolved, undecided: summary.undecided },
             classes: Map(summary.classes.iter().map(|&(class, count)| named((class.name(), count))).collect()),
             port_choice: PortChoiceRecord { random, narrow, kept, kept_rule_unknown },

@@ -18,7 +18,9 @@ pub(super) struct Closing<'a> {
 impl fmt::Display for Closing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { summary, colour } = *self;
-        writeln!(f, "{} watched: {}.", watched(summary.span.duration()), races(summary))?;
+        let among =
+            summary.connections.map(|count| format!(", {}", counted(count, "new connection"))).unwrap_or_default();
+        writeln!(f, "{} watched{among}: {}.", watched(summary.span.duration()), races(summary))?;
         writeln!(f, "{}; lost {}.", totals(&summary.accounts), lost(summary))?;
         let (paint, plain) = match (colour, summary.closes()) {
             (false, _) => ("", ""),

@@ -1,0 +1,172 @@
+//! A rule that translates sources, as it is told and as evidence keeps it.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::reach::SourceNat;
+use super::rules::{Choice, Family, Ports, Target, Tool};
+use crate::race::event::Race;
+use crate::race::tuple::Protocol;
+
+/// A rule, for people and programs.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RuleShown {
+    /// Which tool's it is.
+    pub tool: Tool,
+    /// The family of its table.
+    pub family: Family,
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// Its place in the chain, from 1.
+    pub position: usize,
+    /// The hook that leads to its chain, where that is seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// By what nft knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handle: Option<u64>,
+    /// The program that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Cow<'static, str>>,
+    /// What it does.
+    pub target: Target,
+    /// How it chooses a port.
+    pub choice: Choice,
+    /// Lowest and highest port it allows, where it names them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<(u16, u16)>,
+    /// First and last address the source gets, where it names them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<(IpAddr, IpAddr)>,
+    /// The only protocol it takes, where it names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Cow<'static, str>>,
+    /// Packets it has matched, where it counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// As its tool prints it; not escaped.
+    pub text: String,
+}
+
+impl RuleShown {
+    pub(super) fn new(rule: &SourceNat<'_>, owner: Option<&'static str>) -> Self {
+        let SourceNat { tool, family, table, chain, position, hook, rule, translation, .. } = rule;
+        Self {
+            tool: *tool,
+            family: *family,
+            table: (*table).to_owned(),
+            chain: (*chain).to_owned(),
+            position: *position,
+            hook: hook.map(str::to_owned),
+            handle: rule.handle,
+            owner: owner.map(Cow::from),
+            target: translation.target,
+            choice: translation.choice,
+            ports: match &translation.ports {
+                Ports::Range(range) => Some((*range.start(), *range.end())),
+                Ports::Any | Ports::Unknown => None,
+            },
+            addresses: translation.addresses,
+            protocol: rule.matches.protocol.map(|protocol| protocol.to_string().into()),
+            packets: rule.packets,
+            text: rule.text.clone(),
+        }
+    }
+
+    /// Whether a race may have come by this rule, of those in the race's network namespace: nothing that is known of the
+    /// race's translation speaks against it.
+    #[must_use]
+    pub fn may_have_translated(&self, race: &Race) -> bool {
+        let source = race.contested.ends().source.ip();
+        let family = match self.family {
+            Family::Ip => source.is_ipv4(),
+            Family::Ip6 => source.is_ipv6(),
+            Family::Inet => true,
+        };
+        let protocol = self.protocol.as_ref().is_none_or(|name| name.parse::<Protocol>() == Ok(race.protocol));
+        let address = self.addresses.is_none_or(|(first, last)| (first..=last).contains(&source));
+        let rule = race.nat.is_none_or(|nat| {
+            let random = match self.choice {
+                Choice::Kept => !nat.random,
+                Choice::Random | Choice::FullyRandom => nat.random,
+                Choice::Unknown => true,
+            };
+            random && nat.ports == self.ports
+        });
+        family && protocol && address && rule
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::{Rule, Translation};
+    use super::*;
+    use crate::race::classify::classify;
+    use crate::race::classify::tests::{clash, since};
+    use crate::race::event::NatRule;
+
+    /// A rule that may have translated `race`.
+    fn rule(race: &Race) -> RuleShown {
+        let translation = Translation {
+            target: Target::Masquerade,
+            addresses: None,
+            ports: Ports::Any,
+            choice: Choice::Kept,
+            one_to_one: false,
+        };
+        let rule = Rule {
+            text: "masquerade".to_owned(),
+            handle: Some(3),
+            packets: None,
+            matches: super::super::rules::Matches::default(),
+            action: super::super::rules::Action::Translate(translation.clone()),
+        };
+        let shown = RuleShown::new(
+            &SourceNat {
+                tool: Tool::Nft,
+                program: "nft",
+                family: Family::Ip,
+                table: "nat",
+                chain: "postrouting",
+                position: 1,
+                hook: Some("postrouting"),
+                rule: &rule,
+                translation: &translation,
+                private: Vec::new(),
+            },
+            None,
+        );
+        assert!(shown.may_have_translated(race));
+        shown
+    }
+
+    #[test]
+    fn what_is_known_of_a_race_speaks_for_or_against_a_rule() {
+        let kept = NatRule { random: false, ports: None };
+        let race = Race { nat: Some(kept), ..classify(&clash(), since()).unwrap() };
+        let source = race.contested.ends().source.ip();
+        assert!(source.is_ipv4() && race.protocol == Protocol::UDP);
+        let rule = rule(&race);
+        let other = "192.0.2.77".parse().unwrap();
+        for (changed, expected) in [
+            (RuleShown { family: Family::Inet, ..rule.clone() }, true),
+            (RuleShown { family: Family::Ip6, ..rule.clone() }, false),
+            (RuleShown { protocol: Some("udp".into()), ..rule.clone() }, true),
+            (RuleShown { protocol: Some("tcp".into()), ..rule.clone() }, false),
+            (RuleShown { addresses: Some((source, source)), ..rule.clone() }, true),
+            (RuleShown { addresses: Some((other, other)), ..rule.clone() }, false),
+            (RuleShown { choice: Choice::FullyRandom, ..rule.clone() }, false),
+            (RuleShown { choice: Choice::Unknown, ..rule.clone() }, true),
+            (RuleShown { ports: Some((1, 9)), ..rule.clone() }, false),
+        ] {
+            assert_eq!(changed.may_have_translated(&race), expected, "{changed:?}");
+        }
+        // At minimal detail nothing is known of the rule.
+        let unknown = Race { nat: None, ..race };
+        assert!(RuleShown { choice: Choice::FullyRandom, ports: Some((1, 9)), ..rule }.may_have_translated(&unknown));
+    }
+}
