@@ -12,7 +12,6 @@ use std::fmt;
 use std::hash::{Hash, Hasher as _};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
 
 use bytes::Bytes;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -20,6 +19,7 @@ use siphasher::sip::SipHasher24;
 
 use super::node::NodeRecord;
 use super::reader::Item;
+use super::rules::Rules;
 use crate::owner::{Container, Owner};
 use crate::race::event::{Flow, Race};
 use crate::race::failure::Failure;
@@ -101,6 +101,7 @@ impl Redactor {
             Item::Node(node) => Item::Node(Box::new(self.node(*node))),
             Item::Race(race) => Item::Race(Box::new(self.race(&race))),
             Item::Failure(failure) => Item::Failure(Box::new(self.failure(&failure))),
+            Item::Rules(rules) => Item::Rules(Box::new(Rules { audit: self.audit(&rules.audit), ..*rules })),
             // Numbers, and names of modules and counters.
             Item::Sample(_) | Item::Summary(_) => item,
         }

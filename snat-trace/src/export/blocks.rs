@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 
+use snat_trace_common::PACKET_LEN;
+
 /// `LINKTYPE_RAW`: a packet begins with its IPv4 or IPv6 header (draft-ietf-opsawg-pcaplinktype).
 const LINKTYPE_RAW: u16 = 101;
 /// Of every block that has options (section 3.5).
@@ -48,11 +50,12 @@ pub(super) fn section(out: &mut impl Write, texts: &[Text<'_>]) -> io::Result<()
 }
 
 /// Interface Description Block (section 4.2); the first of a section has number 0. Times of its packets are nanoseconds.
-pub(super) fn interface(out: &mut impl Write, snap_length: u32, texts: &[Text<'_>]) -> io::Result<()> {
+pub(super) fn interface(out: &mut impl Write, texts: &[Text<'_>]) -> io::Result<()> {
     const IF_TSRESOL: u16 = 9;
     /// Ten to the power of minus nine seconds.
     const NANOSECONDS: u8 = 9;
 
+    let snap_length = u32::try_from(PACKET_LEN).map_err(io::Error::other)?;
     let mut body = Vec::new();
     body.extend([LINKTYPE_RAW, 0].map(u16::to_le_bytes).as_flattened());
     body.extend(snap_length.to_le_bytes());
@@ -79,7 +82,8 @@ pub(super) struct Packet<'a> {
 /// Enhanced Packet Block (section 4.3).
 pub(super) fn packet(out: &mut impl Write, packet: &Packet<'_>) -> io::Result<()> {
     let Packet { interface, time, length, head, comment } = *packet;
-    let (high, low) = ((time >> 32) as u32, (time & u64::from(u32::MAX)) as u32);
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of a time")]
+    let (high, low) = ((time >> 32) as u32, time as u32);
     let captured = u32::try_from(head.len()).map_err(io::Error::other)?;
     let mut body = Vec::new();
     body.extend([interface, high, low, captured, length].map(u32::to_le_bytes).as_flattened());

@@ -90,7 +90,7 @@ pub fn pcapng(
         match item? {
             Item::Session(session) => file.section(Some(&session))?,
             Item::Race(race) => file.race(&race)?,
-            Item::Node(_) | Item::Failure(_) | Item::Sample(_) | Item::Summary(_) => {}
+            Item::Node(_) | Item::Failure(_) | Item::Rules(_) | Item::Sample(_) | Item::Summary(_) => {}
         }
     }
     // A file without a section is none.
@@ -149,7 +149,7 @@ impl<W: Write> File<W> {
             Some(NetnsInum(inum)) => (format!("netns-{inum}"), format!("network namespace {inum} (lsns -t net)")),
             None => ("netns-unknown".to_owned(), "a network namespace that could not be read".to_owned()),
         };
-        blocks::interface(&mut self.out, PACKET_LEN as u32, &Text::interface(&name, &description))?;
+        blocks::interface(&mut self.out, &Text::interface(&name, &description))?;
         Ok(number)
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::*;
+use crate::audit;
 use crate::evidence::{Existing, Limits, Recorder, Redactor, read};
 use crate::output::Sink as _;
 use crate::output::golden;
@@ -54,7 +55,8 @@ const PACKETS: usize = 5;
 fn record(path: &Path, races: &[Race], sessions: usize) {
     for _ in 0..sessions {
         let shown = Box::new(JsonSink::new(io::sink()));
-        let mut recorder = Recorder::open(path, Existing::Append, Limits::default(), false, shown).unwrap();
+        let mut recorder =
+            Recorder::open(path, Existing::Append, Limits::default(), false, |_| audit::tests::home(), shown).unwrap();
         recorder.session(&golden::session()).unwrap();
         races.iter().for_each(|race| recorder.race(race, golden::clock()).unwrap());
         recorder.summary(&golden::summaries()[0].1).unwrap();

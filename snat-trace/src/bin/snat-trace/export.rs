@@ -40,13 +40,12 @@ pub(crate) fn run(args: &ExportArgs) -> Result<ExitCode> {
     })?;
     say_how_it_ends(&name, survey.cut);
     let Survey { packets, without, .. } = survey;
+    let out = path.display();
     match (packets, without) {
-        (0, 0) => tracing::warn!("{name} has no races: there is no packet in {}", path.display()),
-        (0, _) => tracing::warn!("no packet of {without} losers is known: there is none in {}", path.display()),
-        (_, 0) => tracing::info!("{packets} packets in {}", path.display()),
-        _ => {
-            tracing::info!("{packets} packets in {}; of {without} more losers the packet is not known", path.display())
-        }
+        (0, 0) => tracing::warn!("{name} has no races: there is no packet in {out}"),
+        (0, _) => tracing::warn!("of {without} losers no packet is known: there is none in {out}"),
+        (_, 0) => tracing::info!("packets in {out}: {packets}"),
+        _ => tracing::info!("packets in {out}: {packets}; of {without} more losers the packet is not known"),
     }
     Ok(ExitCode::SUCCESS)
 }

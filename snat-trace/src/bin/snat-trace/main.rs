@@ -2,6 +2,7 @@
 
 mod audit;
 mod cli;
+mod compare;
 mod export;
 mod lab;
 mod run;

@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
-use crate::{audit, export, lab};
+use crate::{audit, compare, export, lab};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
@@ -38,6 +38,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Replay(args) => replay(&args),
         Command::Export(args) => export::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
         Command::Audit(args) => audit::run(&args),

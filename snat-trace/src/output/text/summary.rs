@@ -141,7 +141,7 @@ fn lost(summary: &Summary) -> String {
 }
 
 /// Everything for which the account does not close.
-fn open(summary: &Summary) -> Vec<String> {
+pub(crate) fn open(summary: &Summary) -> Vec<String> {
     let mut reasons = Vec::new();
     if summary.lost() > 0 {
         let bigger = summary.lost.iter().any(|(reason, _)| reason.ends_with("ring-full"));
