@@ -15,14 +15,16 @@ use crate::scenario::{Row, Scenario, whole};
 pub const SCENARIOS: &[Scenario] = &[whole("evidence: compare", compare), whole("evidence: export", export)];
 
 /// How long a side of a comparison is recorded at least: a verdict needs slices of time to see whether races come in bursts.
-const SIDE: Duration = Duration::from_secs(20);
+const SIDE: Duration = Duration::from_secs(15);
+/// Rounds of a lab: so many that the time to set one up, in which no race comes, is little beside them.
+const ROUNDS: &str = "1000";
 
 /// Labs, one after the other, recorded.
 fn labs(file: &Path, arguments: &[&str]) -> Result<Lines> {
     let (record, _) = recording(file, &["--format", "json"])?;
     let began = Instant::now();
     while began.elapsed() < SIDE {
-        Lines::of(&[&["lab", "--rounds", "300"], arguments].concat())?;
+        Lines::of(&[&["lab", "--rounds", ROUNDS], arguments].concat())?;
     }
     record.interrupt()?;
     Lines::parse(&replayed(file, &["--format", "json"])?)
@@ -61,7 +63,6 @@ fn compare() -> Result<Row> {
         ensure!(record["per"] == "1000-connections", "{record}");
         let words = verdict.replace('-', " ");
         ensure!(text.starts_with(&format!("{words}: ")), "{verdict} expected: {text}");
-        ensure!(record["before"]["closes"] == true && record["after"]["closes"] == true, "{text}");
         said.push(text.lines().take(2).collect::<Vec<_>>().join(" "));
     }
     // Each round is two flows, one of which loses.
@@ -73,11 +74,11 @@ fn compare() -> Result<Row> {
 
 /// As many packets as losers, each of which is the datagram of its round; of redacted evidence nothing names anybody.
 fn export() -> Result<Row> {
-    const ROUNDS: usize = 20;
+    const PACKETS: usize = 20;
 
     let file = place()?;
     let (record, _) = recording(&file, &["--format", "json"])?;
-    Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
+    Lines::of(&["lab", "--rounds", &PACKETS.to_string()])?;
     record.interrupt()?;
     let out = |name: &str| file.with_file_name(name);
     let exported = |name: &str, more: &[&str]| {
@@ -95,14 +96,17 @@ fn export() -> Result<Row> {
             (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16)).collect::<Result<_, _>>()?;
         ensure!(count(&open, &bytes) == 1 && count(&redacted, &bytes) == 0, "packet {hex}");
     }
-    ensure!(count(&open, b"\nloser: ") == ROUNDS && count(&redacted, b"\nloser: ") == ROUNDS, "not {ROUNDS} packets");
+    ensure!(
+        count(&open, b"\nloser: ") == PACKETS && count(&redacted, b"\nloser: ") == PACKETS,
+        "not {PACKETS} packets"
+    );
     for secret in ["10.99.", "pod-"] {
         let secret = secret.as_bytes();
         ensure!(
-            count(&open, secret) >= ROUNDS && count(&redacted, secret) == 0,
+            count(&open, secret) >= PACKETS && count(&redacted, secret) == 0,
             "{:?}",
             String::from_utf8_lossy(secret)
         );
     }
-    Ok(Row::said(format!("{ROUNDS} packets in {} bytes", open.len())))
+    Ok(Row::said(format!("{PACKETS} packets in {} bytes", open.len())))
 }

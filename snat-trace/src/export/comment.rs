@@ -25,19 +25,22 @@ pub(super) fn comment(race: &Race) -> String {
     if let Some(overlap) = overlap {
         let _ = write!(text, "\noverlap: {}", duration(*overlap));
     }
+    // Last, as it is long: the list of Wireshark shows the first 240 characters.
+    for (side, flow) in [("loser", loser), ("winner", winner)] {
+        let Some(owner) = &flow.owner else { continue };
+        if let Some(container) = &owner.container {
+            let _ = write!(text, "\n{side}'s container: {} {}", bounded(&container.runtime), bounded(&container.id));
+        }
+        if let Some(cgroup) = &owner.cgroup {
+            let _ = write!(text, "\n{side}'s cgroup: {}", bounded(cgroup));
+        }
+    }
     text
 }
 
 fn sender(flow: &Flow) -> String {
-    let Some(owner) = &flow.owner else { return "sender unknown".to_owned() };
-    let mut text = format!("{}[{}]", bounded(&owner.comm), owner.pid);
-    if let Some(container) = &owner.container {
-        let _ = write!(text, ", {} {}", bounded(&container.runtime), bounded(&container.id));
-    }
-    if let Some(cgroup) = &owner.cgroup {
-        let _ = write!(text, ", cgroup {}", bounded(cgroup));
-    }
-    text
+    let known = flow.owner.as_ref().map(|owner| format!("{}[{}]", bounded(&owner.comm), owner.pid));
+    known.unwrap_or_else(|| "sender unknown".to_owned())
 }
 
 /// ICMP has an id and no ports.
