@@ -18,6 +18,7 @@ pub mod output;
 pub mod owner;
 pub mod probe;
 pub mod race;
+pub mod report;
 pub mod session;
 pub mod summary;
 pub mod watch;

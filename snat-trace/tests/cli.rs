@@ -129,6 +129,12 @@ fn packets_are_exported_into_a_new_file_or_none() {
     let has = |name: &str| fs::read(path(name)).unwrap().windows(8).any(|window| window == b"10.0.0.1");
     assert_eq!([has("out"), has("redacted")], [true, false]);
 
+    // The same of a document.
+    for (more, is_there) in [(&[][..], true), (&["--redact"], false)] {
+        let (document, _) = run(snat_trace(&[&["report", &path("evidence")], more].concat()), 0);
+        assert_eq!(document.contains("10.0.0.1"), is_there, "{document}");
+    }
+
     evidence(&path("bare"), "");
     let (_, error) = run(snat_trace(&["export", &path("bare"), "--pcapng", &path("none")]), 0);
     assert!(error.contains("of 1 losers no packet is known"), "{error}");
@@ -145,6 +151,27 @@ fn packets_are_exported_into_a_new_file_or_none() {
     let mut names: Vec<_> = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["bare", "evidence", "none", "out", "redacted"]);
+}
+
+#[test]
+fn what_is_compared_is_evidence() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    evidence(&path("evidence"), "");
+    fs::write(path("text"), "no evidence").unwrap();
+    let (out, error) = run(snat_trace(&["compare", &path("evidence"), &path("evidence")]), 0);
+    assert!(out.starts_with("not enough data: ") && error.is_empty(), "{out}{error}");
+    let (out, _) = run(snat_trace(&["compare", &path("evidence"), &path("evidence"), "--format", "json"]), 0);
+    let record: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&record["type"], &record["verdict"], &record["per"]),
+        (&"comparison".into(), &"not-enough-data".into(), &"hour".into())
+    );
+    for (other, why) in [("text", "no evidence file"), ("absent", "cannot read")] {
+        let (out, error) = run(snat_trace(&["compare", &path("evidence"), &path(other)]), 1);
+        assert!(out.is_empty() && error.contains(other) && error.contains(why), "{error}");
+    }
+    run(snat_trace(&["compare", &path("evidence")]), 2);
 }
 
 #[test]

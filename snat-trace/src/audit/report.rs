@@ -9,9 +9,8 @@ use super::findings::{Finding, judge};
 use super::node::Look;
 use super::shown::RuleShown;
 use crate::output::escape;
+use crate::output::wrap::{WIDTH, wrapped};
 
-/// Columns of text.
-const WIDTH: usize = 80;
 /// Columns of a label.
 const LABEL: usize = 9;
 
@@ -117,25 +116,6 @@ fn place(rule: &RuleShown, finding: &Finding) -> String {
 fn field(f: &mut fmt::Formatter<'_>, label: &str, text: &str) -> fmt::Result {
     write!(f, "{label:LABEL$}")?;
     wrapped(f, text, LABEL)
-}
-
-/// `text` in lines of [`WIDTH`] columns, all but the first `indent` columns in, where the first one begins.
-fn wrapped(f: &mut fmt::Formatter<'_>, text: &str, indent: usize) -> fmt::Result {
-    let text = escape(text);
-    let mut column = indent;
-    for (index, word) in text.split(' ').enumerate() {
-        let length = word.chars().count();
-        if index > 0 && column + 1 + length > WIDTH {
-            write!(f, "\n{:indent$}", "")?;
-            column = indent;
-        } else if index > 0 {
-            f.write_str(" ")?;
-            column += 1;
-        }
-        f.write_str(word)?;
-        column += length;
-    }
-    writeln!(f)
 }
 
 /// A command, in lines that a shell joins.

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::differences::Difference;
 use super::intervals::{Interval, LEVEL};
 use super::rate::{Rate, Rates};
 use super::{Basis, Comparison, Judgement, Kind, Side};
-use crate::output::escape;
+use crate::output::wrap::wrapped;
 
-const WIDTH: usize = 80;
 /// Where the columns of the table begin, but the first.
 const KIND: usize = 21;
 const CELL: usize = 22;
@@ -18,8 +18,8 @@ const JOINED: char = '\u{a0}';
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(rates) = self.dropped() {
-            wrapped(f, &self.headline(rates), 0)?;
-            wrapped(f, &self.meaning(rates), 0)?;
+            field(f, "", &self.headline(rates), 0)?;
+            field(f, "", &self.meaning(rates), 0)?;
         }
         writeln!(f, "\n{:KIND$}{:CELL$}{:CELL$}VERDICT", format!("{LEVEL} % INTERVALS"), "BEFORE", "AFTER")?;
         for (kind, Rates { before, after, judgement, .. }) in &self.rows {
@@ -28,20 +28,21 @@ impl fmt::Display for Comparison {
         }
         writeln!(f, "Races {}.\n", self.basis.name())?;
         for (name, side) in self.sides() {
-            wrapped(f, &format!("{name:8}{}", side.figures()), 8)?;
+            field(f, name, &side.figures(), 8)?;
         }
         let differences = self.differences();
         if !differences.is_empty() {
             writeln!(f, "\nWhat else differs:")?;
         }
         for difference in differences {
-            wrapped(f, &format!("  {}: {}, then {}", difference.what, difference.before, difference.after), 4)?;
+            let Difference { what, before, after } = difference;
+            field(f, "  * ", &format!("{what}: {before}, then {after}"), 4)?;
         }
         let cautions = self.cautions();
         if !cautions.is_empty() {
             writeln!(f, "\nBefore you rely on it:")?;
         }
-        cautions.iter().try_for_each(|caution| wrapped(f, &format!("  {caution}"), 4))
+        cautions.iter().try_for_each(|caution| field(f, "  * ", caution, 4))
     }
 }
 
@@ -155,20 +156,9 @@ fn time(watched: Duration) -> String {
     }
 }
 
-/// `text` in lines of [`WIDTH`] columns, all but the first `indent` columns in. It may be from outside.
-fn wrapped(f: &mut fmt::Formatter<'_>, text: &str, indent: usize) -> fmt::Result {
-    let mut column = 0;
-    for (index, word) in escape(text).split(' ').enumerate() {
-        let length = word.chars().count();
-        if index > 0 && column + 1 + length > WIDTH {
-            write!(f, "\n{:indent$}", "")?;
-            column = indent;
-        } else if index > 0 {
-            f.write_str(" ")?;
-            column += 1;
-        }
-        f.write_str(&word.replace(JOINED, " "))?;
-        column += length;
-    }
-    writeln!(f)
+/// A label and a text that goes on below itself; the text may be from outside.
+fn field(f: &mut fmt::Formatter<'_>, label: &str, text: &str, indent: usize) -> fmt::Result {
+    let mut lines = String::new();
+    wrapped(&mut lines, text, indent)?;
+    write!(f, "{label:indent$}{}", lines.replace(JOINED, " "))
 }

@@ -81,7 +81,7 @@ fn blocks(mut file: &[u8]) -> Vec<(u32, &[u8])> {
     let mut blocks = Vec::new();
     while !file.is_empty() {
         let length = number(&file[4..8]) as usize;
-        assert!(length % 4 == 0 && length >= 12);
+        assert!(length.is_multiple_of(4) && length >= 12);
         let (block, rest) = file.split_at(length);
         assert_eq!(number(&block[length - 4..]) as usize, length);
         blocks.push((number(&block[..4]), &block[8..length - 4]));

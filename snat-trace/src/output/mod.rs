@@ -3,6 +3,7 @@
 mod escape;
 pub mod json;
 pub mod text;
+pub(crate) mod wrap;
 
 pub use escape::escape;
 

@@ -7,7 +7,7 @@ mod verbose;
 use std::io::{self, Write};
 
 use columns::Columns;
-pub(crate) use summary::open as why_open;
+pub(crate) use summary::{list, watched, why_open};
 
 use super::Sink;
 use crate::race::event::Race;

@@ -38,6 +38,7 @@ Examples:
   sudo snat-trace --detail minimal              the same, at no cost until two flows clash
   sudo snat-trace --duration 10m --format json  for a script
   sudo snat-trace record -o evidence.zst        every race, kept for others to see
+  snat-trace report --format html evidence.zst  what it comes to, for a bug report
   sudo snat-trace lab                           real races, made here in namespaces of its own
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel cannot be traced; \
@@ -61,6 +62,13 @@ pub(crate) enum Command {
     #[command(after_long_help = "Exit codes: 0 done, whether the recording came to its end or not; 1 failed, or this \
                                  is no evidence; 2 wrong usage.")]
     Replay(ReplayArgs),
+    /// Make a document of evidence, to attach to a bug report
+    ///
+    /// The verdict in plain words and what to change come first; then what they stand on: races over time beside the kernel's
+    /// counters, how long flows had a port in common, destinations, ports, who lost to whom, the rules, the machine, and what
+    /// is not known. Times are UTC. One file of html needs no network and no script.
+    #[command(after_long_help = "Exit codes: as of replay.")]
+    Report(ReportArgs),
     /// Write the packets that lost, for Wireshark
     ///
     /// One packet for each loser whose first bytes were recorded, as it was translated, at the time it lost, with a comment
@@ -249,6 +257,31 @@ pub(crate) struct ReplayArgs {
     pub(crate) show: ShowArgs,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReportArgs {
+    /// What record wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// As what
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: ReportFormat,
+    /// Exchange addresses and names for others, as record --redact does
+    #[arg(long)]
+    pub(crate) redact: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// In 80 columns
+    Text,
+    /// For an issue of a tracker
+    Markdown,
+    /// One file with pictures, for light, dark and paper
+    Html,
+    /// For programs: one object
+    Json,
 }
 
 #[derive(Args, Debug)]

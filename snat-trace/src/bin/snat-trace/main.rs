@@ -5,6 +5,7 @@ mod cli;
 mod compare;
 mod export;
 mod lab;
+mod report;
 mod run;
 
 use std::io;

@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
-use crate::{audit, compare, export, lab};
+use crate::{audit, compare, export, lab, report};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
@@ -39,6 +39,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Replay(args) => replay(&args),
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
         Command::Audit(args) => audit::run(&args),
@@ -81,21 +82,30 @@ async fn run_watch(args: &WatchArgs, sink: Box<dyn Sink + Send>) -> Result<ExitC
 }
 
 fn replay(args: &ReplayArgs) -> Result<ExitCode> {
-    let name = args.file.display();
-    let file = File::open(&args.file).with_context(|| format!("cannot read {name}"))?;
     let (mut sink, filter) = (sink(args.show), args.filter.to_filter());
-    let mut evidence = read(file);
-    for item in &mut evidence {
-        match item.with_context(|| name.to_string())? {
+    for_each(&args.file, |item| {
+        match item {
             Item::Session(session) => sink.session(&session)?,
             Item::Race(race) if filter.shows(&race) => sink.race(&race, clock())?,
             Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock())?,
             Item::Summary(summary) => sink.summary(&summary)?,
             Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
         }
+        Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Hands over everything a file of evidence has; says and returns how it ends.
+pub(crate) fn for_each(path: &Path, mut take: impl FnMut(Item) -> Result<()>) -> Result<Cut> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+    let mut evidence = read(file);
+    for item in &mut evidence {
+        take(item.with_context(|| name.to_string())?)?;
     }
     say_how_it_ends(&name, evidence.cut());
-    Ok(ExitCode::SUCCESS)
+    Ok(evidence.cut())
 }
 
 /// A warning where evidence does not end as it should.

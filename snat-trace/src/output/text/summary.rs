@@ -30,7 +30,7 @@ impl fmt::Display for Closing<'_> {
         if summary.closes() {
             writeln!(f, "{paint}The account closes.{plain}")?;
         } else {
-            writeln!(f, "{paint}THE ACCOUNT DOES NOT CLOSE:{plain} {}.", open(summary).join("; "))?;
+            writeln!(f, "{paint}THE ACCOUNT DOES NOT CLOSE:{plain} {}.", why_open(summary).join("; "))?;
         }
         let several = summary.accounts.len() > 1;
         for account in &summary.accounts {
@@ -70,7 +70,7 @@ impl fmt::Display for Closing<'_> {
 }
 
 /// Seconds with a tenth up to two minutes; more is told in whole minutes and hours.
-fn watched(duration: Duration) -> String {
+pub(crate) fn watched(duration: Duration) -> String {
     match duration.as_secs() {
         0..120 => format!("{:.1} s", duration.as_secs_f64()),
         seconds @ 120..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
@@ -141,7 +141,7 @@ fn lost(summary: &Summary) -> String {
 }
 
 /// Everything for which the account does not close.
-pub(crate) fn open(summary: &Summary) -> Vec<String> {
+pub(crate) fn why_open(summary: &Summary) -> Vec<String> {
     let mut reasons = Vec::new();
     if summary.lost() > 0 {
         let bigger = summary.lost.iter().any(|(reason, _)| reason.ends_with("ring-full"));
@@ -251,7 +251,7 @@ fn counted(count: u64, noun: &str) -> String {
 }
 
 /// Counts and what they are of.
-fn list(counts: &[(impl AsRef<str>, u64)]) -> String {
+pub(crate) fn list(counts: &[(impl AsRef<str>, u64)]) -> String {
     let parts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {}", what.as_ref())).collect();
     parts.join(", ")
 }

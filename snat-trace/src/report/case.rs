@@ -1,0 +1,251 @@
+//! What the recordings of a file say, added up. Its size grows with the number of different places and senders, and by some
+//! bytes for each race.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::audit::{Finding, RuleShown};
+use crate::evidence::node::NodeRecord;
+use crate::evidence::{Cut, Item, Rules, Sample};
+use crate::owner::{Container, Owner};
+use crate::race::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
+use crate::race::failure::Reason;
+use crate::race::time::KernelTime;
+use crate::race::tuple::Protocol;
+use crate::session::Session;
+use crate::summary::Summary;
+
+/// So many races are told one by one.
+const EXAMPLES: usize = 10;
+/// Bytes of a container's id that tell it from others.
+const CONTAINER_ID: usize = 12;
+
+/// What a file of evidence comes to.
+#[derive(Debug, Default)]
+pub struct Case {
+    pub(super) recordings: Vec<Recording>,
+    /// The machine, as the last recording found it.
+    pub(super) node: Option<Box<NodeRecord>>,
+    pub(super) classes: BTreeMap<(Class, Outcome), u64>,
+    pub(super) failures: BTreeMap<Reason, u64>,
+    /// When each race was, and whether its packet was dropped.
+    pub(super) times: Vec<(KernelTime, Outcome)>,
+    /// How long both flows of each race had the port.
+    pub(super) overlaps: Vec<Duration>,
+    pub(super) destinations: HashMap<(Protocol, SocketAddr), u64>,
+    pub(super) contested: HashMap<(Protocol, SocketAddr), u64>,
+    /// Losers and winners, as far as they are known.
+    pub(super) pairs: HashMap<(String, String), u64>,
+    /// Races toward addresses that sites use within themselves (RFC 1918, RFC 4193).
+    pub(super) private: u64,
+    pub(super) samples: Vec<Sample>,
+    pub(super) rules: Vec<Rules>,
+    /// Collisions by the rule they came by; those of which it is not known by `None`.
+    pub(super) by_rule: Vec<(Option<(NetnsInum, RuleShown)>, u64)>,
+    pub(super) examples: Vec<Race>,
+    /// How the file ends.
+    pub(super) cut: Option<Cut>,
+    /// Races of the recording at hand, by all a rule can be known by.
+    unresolved: HashMap<Translation, (u64, Race)>,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) enum Outcome {
+    Dropped,
+    Resolved,
+    Unknown,
+}
+
+/// What a race says of the rule it came by.
+#[derive(Debug, Eq, Hash, PartialEq)]
+struct Translation {
+    netns: NetnsInum,
+    protocol: u8,
+    source: IpAddr,
+    rule: Option<(bool, Option<(u16, u16)>)>,
+}
+
+/// One run of the tracer.
+#[derive(Debug)]
+pub(super) struct Recording {
+    pub session: Session,
+    /// Absent where the recording has no end.
+    pub summary: Option<Summary>,
+    /// The last moment anything is known of.
+    pub last: KernelTime,
+}
+
+impl Recording {
+    pub(super) fn duration(&self) -> Duration {
+        self.last.since(self.session.started)
+    }
+}
+
+impl Case {
+    /// Takes in the next item of a file.
+    pub fn add(&mut self, item: Item) {
+        match item {
+            Item::Session(session) => self.begin(*session),
+            Item::Node(node) => self.node = Some(node),
+            Item::Race(race) => self.add_race(*race),
+            Item::Failure(failure) => {
+                self.reach(failure.time);
+                *self.failures.entry(failure.reason).or_default() += 1;
+            }
+            Item::Rules(rules) => self.rules.push(*rules),
+            Item::Sample(sample) => {
+                self.reach(sample.time);
+                self.samples.push(sample);
+            }
+            Item::Summary(summary) => {
+                self.reach(summary.span.ended);
+                if let Some(recording) = self.recordings.last_mut() {
+                    recording.summary = Some(*summary);
+                }
+                self.resolve_rules();
+            }
+        }
+    }
+
+    /// Says how the file ended.
+    pub fn end(&mut self, cut: Cut) {
+        self.cut = Some(cut);
+        self.resolve_rules();
+    }
+
+    fn begin(&mut self, session: Session) {
+        self.resolve_rules();
+        let last = session.started;
+        // The next file of a rotation begins with the session of the one before.
+        if self.recordings.last().is_none_or(|before| before.session.started != session.started) {
+            self.recordings.push(Recording { session, summary: None, last });
+        }
+    }
+
+    fn reach(&mut self, time: KernelTime) {
+        if let Some(recording) = self.recordings.last_mut() {
+            recording.last = recording.last.max(time);
+        }
+    }
+
+    fn add_race(&mut self, race: Race) {
+        self.reach(race.time);
+        let outcome = match race.verdict {
+            Some(Verdict::Dropped) => Outcome::Dropped,
+            Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => Outcome::Resolved,
+            None => Outcome::Unknown,
+        };
+        *self.classes.entry((race.class, outcome)).or_default() += 1;
+        self.times.push((race.time, outcome));
+        self.overlaps.extend(race.overlap);
+        let contested = race.contested.ends();
+        let asked = race.loser.original.ends().destination;
+        *self.destinations.entry((race.protocol, contested.destination)).or_default() += 1;
+        *self.contested.entry((race.protocol, contested.source)).or_default() += 1;
+        *self.pairs.entry((sender(&race.loser), sender(&race.winner))).or_default() += 1;
+        self.private += u64::from(is_private(asked.ip()));
+        if race.class == Class::SnatPortCollision
+            && let Some(netns) = race.netns
+        {
+            let rule = race.nat.map(|NatRule { random, ports }| (random, ports));
+            let key = Translation { netns, protocol: race.protocol.0, source: contested.source.ip(), rule };
+            self.unresolved.entry(key).or_insert_with(|| (0, race.clone())).0 += 1;
+        }
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(race);
+        }
+    }
+
+    /// Sets the collisions of a recording against the rules that were read meanwhile. A rule is named where no other can have
+    /// been it; not where the namespace's number went to another, whose rules were not read.
+    fn resolve_rules(&mut self) {
+        let summary = self.recordings.last().and_then(|recording| recording.summary.as_ref());
+        let replaced: BTreeSet<_> = summary
+            .iter()
+            .flat_map(|summary| &summary.accounts)
+            .filter(|account| !account.complete)
+            .filter_map(|account| account.netns)
+            .collect();
+        for (Translation { netns, .. }, (count, race)) in self.unresolved.drain() {
+            // The last reading is that of this recording.
+            let rules = self.rules.iter().rev().find(|rules| rules.netns == netns && !replaced.contains(&netns));
+            let mut able =
+                rules.iter().flat_map(|rules| &rules.audit.rules).filter(|rule| rule.may_have_translated(&race));
+            let rule = match (able.next(), able.next()) {
+                (Some(rule), None) => Some((netns, rule.clone())),
+                _ => None,
+            };
+            match self.by_rule.iter_mut().find(|(known, _)| *known == rule) {
+                Some((_, sum)) => *sum += count,
+                None => self.by_rule.push((rule, count)),
+            }
+        }
+        self.by_rule.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    }
+
+    /// How long was watched, over all recordings.
+    pub(super) fn watched(&self) -> Duration {
+        self.recordings.iter().map(Recording::duration).sum()
+    }
+
+    /// Ends of recordings that have one.
+    pub(super) fn summaries(&self) -> impl Iterator<Item = &Summary> {
+        self.recordings.iter().filter_map(|recording| recording.summary.as_ref())
+    }
+
+    /// New connections meanwhile; `None` where not every recording knows.
+    pub(super) fn connections(&self) -> Option<u64> {
+        self.recordings.iter().map(|recording| recording.summary.as_ref()?.connections).sum()
+    }
+
+    /// Packets of which it is known that races cost them: by the summaries where not all races are in the file.
+    pub(super) fn dropped(&self) -> u64 {
+        match self.left_out() {
+            0 => self.races(|_, outcome| outcome == Outcome::Dropped),
+            _ => self.summaries().map(|summary| summary.dropped).sum(),
+        }
+    }
+
+    /// Races in the file: of some class, with some outcome.
+    pub(super) fn races(&self, which: impl Fn(Class, Outcome) -> bool) -> u64 {
+        self.classes.iter().filter(|&(&(class, outcome), _)| which(class, outcome)).map(|(_, count)| count).sum()
+    }
+
+    /// Races that were counted and are not in the file, because a filter left them out.
+    pub(super) fn left_out(&self) -> u64 {
+        let counted: u64 = self.summaries().map(Summary::races).sum();
+        counted.saturating_sub(self.races(|_, _| true))
+    }
+
+    /// What the audit found where races were, the most severe first, each once.
+    pub(super) fn findings(&self) -> Vec<&Finding> {
+        let mut findings: Vec<&Finding> = Vec::new();
+        for finding in self.rules.iter().flat_map(|rules| &rules.audit.findings) {
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+        findings.sort_by_key(|finding| finding.severity);
+        findings
+    }
+}
+
+/// Who sent a flow, in as many words as tell a workload from others; not escaped.
+pub(super) fn sender(flow: &Flow) -> String {
+    let Some(owner) = &flow.owner else { return format!("unknown, at {}", flow.original.ends().source.ip()) };
+    let Owner { comm, container, cgroup, .. } = owner;
+    match (container, cgroup) {
+        (Some(Container { runtime, id }), _) => format!("{comm}, {runtime} {}", id.get(..CONTAINER_ID).unwrap_or(id)),
+        (None, Some(cgroup)) => format!("{comm}, cgroup {cgroup}"),
+        (None, None) => comm.clone(),
+    }
+}
+
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_private(),
+        IpAddr::V6(address) => address.is_unique_local(),
+    }
+}
