@@ -4,19 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::node::command;
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::until;
-use crate::scenario::{Numbers, Row, Scenario, whole};
+use crate::scenario::{Numbers, Row, Scenario, brief, whole};
 
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] = &[
     whole("evidence: replay, json", || replay(&["--format", "json"])),
     whole("evidence: replay, text", || replay(&["--verbose"])),
     whole("evidence: replay, minimal", || replay(&["--format", "json", "--detail", "minimal"])),
+    brief("evidence: report", report),
     whole("evidence: killed and added to", killed),
     whole("evidence: full disk", full_disk),
     whole("evidence: disk full for a while", full_for_a_while),
@@ -86,6 +87,60 @@ fn replay(arguments: &[&str]) -> Result<Row> {
     let (races, bytes) = (lines.races(), fs::metadata(&file)?.len());
     ensure!(races >= 100, "{races} races");
     Ok(Row::said(format!("{races} races in {bytes} bytes")))
+}
+
+/// What a lab's races come to while it still runs: all of them, by the one rule it has, and as many as the counters say.
+fn report() -> Result<Row> {
+    let file = place()?;
+    let seen_by_lab = Path::new("/tmp/shown-by-lab");
+    let words = ["lab", "--pods", "3", "--rounds", "10000", "--format", "json"];
+    let mut lab = Running::into_file(&words, fs::File::create(seen_by_lab)?)?;
+    let races = || Ok::<_, anyhow::Error>(Lines::parse_bytes(&fs::read(seen_by_lab)?)?.races());
+    until("the lab's first race", || races().is_ok_and(|races| races > 0))?;
+    // One that ends by itself shows everything it saw, however long that takes.
+    let (record, shown) = recording(&file, &["--format", "json", "--duration", "5s"])?;
+    record.wait()?;
+    lab.signal(Signal::INT)?;
+    lab.wait()?;
+    let shown = Lines::parse_bytes(&fs::read(&shown)?)?;
+    ensure!(shown.races() > 10, "{} races", shown.races());
+    let (races, counted) = (shown.races(), &shown.only("summary")?["accounts"][0]["counters"]["insert_failed"]);
+
+    let made = |arguments: &[&str]| {
+        let made = Command::new(SNAT_TRACE).arg("report").args(arguments).arg(&file).output()?;
+        ensure!(made.status.success() && made.stderr.is_empty(), "report: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(String::from_utf8(made.stdout)?)
+    };
+    let json = Lines::parse_bytes(made(&["--format", "json"])?.as_bytes())?;
+    let report = json.only("report")?;
+    ensure!(report["classes"]["snat-port-collision"]["dropped"] == races, "{} of {races}", report["classes"]);
+    // Races in the very moments of the two readings are in no account.
+    let outside = shown.only("summary")?["outside"].as_u64().context("no number outside")?;
+    ensure!(
+        counted.as_u64().is_some_and(|counted| (races - outside..=races).contains(&counted)),
+        "counted {counted} of {races}"
+    );
+    let verdict = report["verdict"].to_string();
+    ensure!(verdict.contains("all are explained"), "{verdict}");
+    ensure!(
+        verdict.contains(&format!("{races} of {races} port collisions came by one masquerade rule without")),
+        "{verdict}"
+    );
+    let [rule] = report["rules"].as_array().context("no rules")?.as_slice() else {
+        bail!("rules: {}", report["rules"])
+    };
+    ensure!(rule["text"] == "oifname \"x0\" masquerade", "{rule}");
+    let change = &report["changes"][0];
+    ensure!(change["change"].to_string().contains("add fully-random to the rule"), "{change}");
+    for format in ["json", "text", "markdown", "html"] {
+        for (arguments, named) in [(vec!["--format", format], true), (vec!["--format", format, "--redact"], false)] {
+            let made = made(&arguments)?;
+            for word in ["10.99.", "snat-trace-lab", "pod-1", "x0"] {
+                ensure!(made.contains(word) == named, "{word} in {arguments:?}: {made}");
+            }
+        }
+    }
+    Ok(Row::said(format!("{races} races")))
 }
 
 /// The first line that differs.
