@@ -16,7 +16,7 @@ use crate::scenario::{Row, Scenario, whole};
 pub const SCENARIOS: &[Scenario] = &[whole("evidence: compare", compare), whole("evidence: export", export)];
 
 /// How long a side of a comparison is recorded: a verdict needs slices of time to see whether races come in bursts.
-const SIDE: &str = "12s";
+const SIDE: &str = "20s";
 /// A lab that does not end before it is told to.
 const ENDLESS: [&str; 2] = ["--rounds", "40000"];
 
