@@ -98,6 +98,82 @@ fn what_is_no_evidence_is_not_replayed() {
     }
 }
 
+/// A recording without a summary, of a machine and one race, by hand: what `record` writes, line by line.
+fn evidence(path: &str, packet: &str) {
+    const FLOW: &str = r#"{"original":{"src":"10.0.0.1","sport":7000,"dst":"9.9.9.9","dport":53},"zone":0}"#;
+    let session = r#"{"type":"session","schema":1,"tool":"snat-trace 0.1.0","time":"2026-03-01T12:00:00Z","kernel":"6.1","machine":"x86_64","hooks":[],"options":{"detail":"minimal","failures":false}}"#;
+    let race = format!(
+        r#"{{"type":"race","time":"2026-03-01T12:00:01Z","class":"snat-port-collision","verdict":"dropped","protocol":"udp","zone":0,"contested":{{"src":"10.9.9.1","sport":7000,"dst":"9.9.9.9","dport":53}},"winner":{FLOW},"loser":{FLOW}{packet}}}"#
+    );
+    fs::write(path, zstd::encode_all(format!("{session}\n{race}\n").as_bytes(), 0).unwrap()).unwrap();
+}
+
+#[test]
+fn packets_are_exported_into_a_new_file_or_none() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    evidence(&path("evidence"), r#","packet":"4500001c0000000040110000"#);
+    let (_, error) = run(snat_trace(&["export", &path("evidence"), "--pcapng", &path("out")]), 1);
+    assert!(error.contains("cannot be understood"), "{error}");
+    let udp = "4500001c00000000401100000a09090109090909 1b58003500080000".replace(' ', "");
+    evidence(&path("evidence"), &format!(r#","packet":"{udp}""#));
+    let (out, error) = run(snat_trace(&["export", &path("evidence"), "--pcapng", &path("out")]), 0);
+    assert!(out.is_empty() && error.contains("without a summary") && error.contains("/out: 1\n"), "{error}");
+    assert_eq!(fs::metadata(path("out")).unwrap().permissions().mode() & 0o777, 0o600);
+    let written = fs::read(path("out")).unwrap();
+    let (_, error) = run(snat_trace(&["export", &path("evidence"), "--pcapng", &path("out")]), 1);
+    assert!(error.contains("exists") && error.lines().count() == 1, "{error}");
+    assert_eq!(fs::read(path("out")).unwrap(), written);
+
+    run(snat_trace(&["export", &path("evidence"), "--pcapng", &path("redacted"), "--redact"]), 0);
+    let has = |name: &str| fs::read(path(name)).unwrap().windows(8).any(|window| window == b"10.0.0.1");
+    assert_eq!([has("out"), has("redacted")], [true, false]);
+
+    // The same of a document.
+    for (more, is_there) in [(&[][..], true), (&["--redact"], false)] {
+        let (document, _) = run(snat_trace(&[&["report", &path("evidence")], more].concat()), 0);
+        assert_eq!(document.contains("10.0.0.1"), is_there, "{document}");
+    }
+
+    evidence(&path("bare"), "");
+    let (_, error) = run(snat_trace(&["export", &path("bare"), "--pcapng", &path("none")]), 0);
+    assert!(error.contains("of 1 losers no packet is known"), "{error}");
+    for (evidence, out, why) in [
+        ("absent", "new", "cannot read"),
+        ("out", "new", "no evidence file"),
+        ("evidence", "no/folder/new", "cannot write"),
+    ] {
+        let (_, error) = run(snat_trace(&["export", &path(evidence), "--pcapng", &path(out)]), 1);
+        assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+    }
+    run(snat_trace(&["export", &path("evidence")]), 2);
+    // Nothing half written is left.
+    let mut names: Vec<_> = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["bare", "evidence", "none", "out", "redacted"]);
+}
+
+#[test]
+fn what_is_compared_is_evidence() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    evidence(&path("evidence"), "");
+    fs::write(path("text"), "no evidence").unwrap();
+    let (out, error) = run(snat_trace(&["compare", &path("evidence"), &path("evidence")]), 0);
+    assert!(out.starts_with("not enough data: ") && error.is_empty(), "{out}{error}");
+    let (out, _) = run(snat_trace(&["compare", &path("evidence"), &path("evidence"), "--format", "json"]), 0);
+    let record: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&record["type"], &record["verdict"], &record["per"]),
+        (&"comparison".into(), &"not-enough-data".into(), &"hour".into())
+    );
+    for (other, why) in [("text", "no evidence file"), ("absent", "cannot read")] {
+        let (out, error) = run(snat_trace(&["compare", &path("evidence"), &path(other)]), 1);
+        assert!(out.is_empty() && error.contains(other) && error.contains(why), "{error}");
+    }
+    run(snat_trace(&["compare", &path("evidence")]), 2);
+}
+
 #[test]
 fn help_mentions_what_it_must() {
     let table: &[(&[&str], &[&str])] = &[

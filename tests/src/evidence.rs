@@ -40,7 +40,7 @@ const TRAFFIC: [&[&str]; 7] = [
 const ROUNDS: u64 = 400;
 
 /// `record`, attached. What it prints goes into a file.
-fn recording(evidence: &Path, arguments: &[&str]) -> Result<(Running, PathBuf)> {
+pub(crate) fn recording(evidence: &Path, arguments: &[&str]) -> Result<(Running, PathBuf)> {
     let (ready, shown) = (Path::new("/tmp/ready-evidence"), PathBuf::from("/tmp/shown"));
     let _absent = fs::remove_file(ready);
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a path is text");
@@ -56,12 +56,12 @@ fn recording(evidence: &Path, arguments: &[&str]) -> Result<(Running, PathBuf)> 
     Ok((record, shown))
 }
 
-fn replayed(evidence: &Path, arguments: &[&str]) -> Result<Output> {
+pub(crate) fn replayed(evidence: &Path, arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(SNAT_TRACE).arg("replay").arg(evidence).args(arguments).output()?)
 }
 
 /// A place for evidence without that of earlier scenarios.
-fn place() -> Result<PathBuf> {
+pub(crate) fn place() -> Result<PathBuf> {
     let place = PathBuf::from("/tmp/evidence");
     if place.exists() {
         fs::remove_dir_all(&place)?;

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod churn;
 pub mod classes;
 pub mod collisions;
+pub mod compared;
 pub mod crosscheck;
 pub mod evidence;
 pub mod failures;
@@ -40,6 +41,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     fallback::SCENARIOS,
     places::SCENARIOS,
     evidence::SCENARIOS,
+    compared::SCENARIOS,
     owners::SCENARIOS,
     senders::SCENARIOS,
     load::SCENARIOS,

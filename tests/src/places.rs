@@ -81,7 +81,7 @@ fn lab_cgroups() -> Result<usize> {
 }
 
 /// Processes of pods.
-fn pods() -> usize {
+pub(crate) fn pods() -> usize {
     let commands = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     commands
         .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| contains(&line, b"lab-pod")))

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::debian::install;
 use crate::dist;
 use crate::matrix::{self, Matrix};
 use crate::progress::passthrough;
@@ -17,6 +18,9 @@ use crate::vm::{self, Series};
 /// The kernel to test virtual machines with.
 const SELFTEST_KERNEL: &str = "6.1";
 
+/// What exported packets are read with: without them these tests say that they are skipped.
+const READERS: [&str; 1] = ["tshark"];
+
 /// The workspace without what cannot be built for this machine: the BPF programs have no standard library.
 const WORKSPACE: [&str; 4] = ["--workspace", "--exclude", "snat-trace-ebpf", "--locked"];
 
@@ -27,6 +31,7 @@ const WORKSPACE: [&str; 4] = ["--workspace", "--exclude", "snat-trace-ebpf", "--
 pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     let toolchain = Toolchain::ensure(project)?;
     vm::setup(project)?;
+    install::ensure(&READERS, "reading what export writes")?;
 
     let mut stages = Stages::default();
     stages.run("format", || passthrough(project.cargo().args(["fmt", "--all", "--check"])));

@@ -15,6 +15,7 @@ mod rules;
 pub use frames::{Existing, Limits, OpenError};
 pub use reader::{Cut, Evidence, Item, ReadError, Sample, read};
 pub use recorder::Recorder;
+pub use redact::Redactor;
 pub use restore::{NotKnown, clock};
 pub use rules::{LookAt, Rules};
 

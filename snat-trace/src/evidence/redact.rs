@@ -18,6 +18,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use siphasher::sip::SipHasher24;
 
 use super::node::NodeRecord;
+use super::reader::Item;
+use super::rules::Rules;
 use crate::owner::{Container, Owner};
 use crate::race::event::{Flow, Race};
 use crate::race::failure::Failure;
@@ -67,8 +69,8 @@ const SHORTEST_ID: usize = 12;
 /// Digits for any other word.
 const WORD: usize = 8;
 
-/// Exchanges what evidence should not tell.
-pub(super) struct Redactor(SipHasher24);
+/// Exchanges what evidence should not tell, as it is recorded or as it is read.
+pub struct Redactor(SipHasher24);
 
 /// Without the key.
 impl fmt::Debug for Redactor {
@@ -82,13 +84,27 @@ impl Redactor {
     ///
     /// # Errors
     /// The kernel gives no random bytes.
-    pub(super) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let mut key = [0; 16];
         let filled = getrandom(&mut key, GetRandomFlags::empty())?;
         if filled < key.len() {
             return Err(io::Error::other("the kernel gave too few random bytes"));
         }
         Ok(Self(SipHasher24::new_with_key(&key)))
+    }
+
+    /// One line of evidence. Equal names and addresses of all items that one redactor has exchanged are equal still.
+    #[must_use]
+    pub fn item(&self, item: Item) -> Item {
+        match item {
+            Item::Session(session) => Item::Session(Box::new(self.session(&session))),
+            Item::Node(node) => Item::Node(Box::new(self.node(*node))),
+            Item::Race(race) => Item::Race(Box::new(self.race(&race))),
+            Item::Failure(failure) => Item::Failure(Box::new(self.failure(&failure))),
+            Item::Rules(rules) => Item::Rules(Box::new(Rules { audit: self.audit(&rules.audit), ..*rules })),
+            // Numbers, and names of modules and counters.
+            Item::Sample(_) | Item::Summary(_) => item,
+        }
     }
 
     /// The head of a recording, without what tells this boot of this machine from others.
@@ -263,13 +279,30 @@ impl Redactor {
             // Something else: nothing of it is known to be harmless.
             _ => 0,
         };
-        // Ports, or what ICMP has there; options of IP may tell addresses.
-        let kept = if header == 0 { 0 } else { header + if protocol == Protocol::TCP { 16 } else { 4 } };
+        // Options of IP may tell addresses.
         if header > 20 && packet.first().is_some_and(|byte| byte >> 4 == 4) {
             packet[20..].iter_mut().take(header - 20).for_each(|byte| *byte = 0);
         }
-        packet.iter_mut().skip(kept).for_each(|byte| *byte = 0);
+        for (at, byte) in packet.iter_mut().enumerate().skip(header) {
+            if header == 0 || !is_kept(at - header, protocol) {
+                *byte = 0;
+            }
+        }
         packet.into()
+    }
+}
+
+/// Whether a byte of a protocol's header, counted from its beginning, is neither content nor a checksum of it.
+fn is_kept(at: usize, protocol: Protocol) -> bool {
+    match protocol {
+        // Up to the window.
+        Protocol::TCP => at < 16,
+        // Ports and length.
+        Protocol::UDP | Protocol::UDPLITE => at < 6,
+        // Type and code, id and sequence number.
+        Protocol::ICMP | Protocol::ICMPV6 => matches!(at, 0..2 | 4..8),
+        // Ports, where there are any.
+        _ => at < 4,
     }
 }
 
@@ -345,8 +378,11 @@ mod tests {
         assert_eq!(exchanged.len(), packet.len());
         assert_eq!(exchanged[12..16], redactor.v4(Ipv4Addr::new(10, 0, 0, 1)).octets());
         assert_eq!(exchanged[16..20], redactor.v4(Ipv4Addr::new(8, 8, 8, 8)).octets());
-        assert_eq!(exchanged[20..24], packet[20..24]);
-        assert!(exchanged[10..12].iter().chain(&exchanged[24..]).all(|&byte| byte == 0), "{exchanged:?}");
+        assert_eq!(exchanged[20..26], packet[20..26]);
+        assert!(exchanged[10..12].iter().chain(&exchanged[26..]).all(|&byte| byte == 0), "{exchanged:?}");
+        let echo = redactor.packet(&packet.clone().into(), Protocol::ICMP);
+        assert_eq!((&echo[20..24], &echo[24..28]), (&[0x27, 0x10, 0, 0][..], &packet[24..28]));
+        assert!(echo[28..].iter().all(|&byte| byte == 0), "{echo:?}");
         assert!(
             redactor
                 .packet(&b"????????????????????????".as_slice().into(), Protocol::UDP)

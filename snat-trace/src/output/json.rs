@@ -4,7 +4,7 @@ pub(crate) mod records;
 
 use std::io::{self, Write};
 
-use serde::Serialize as _;
+use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use self::records::{FailureRecord, Line, RaceRecord, SessionRecord, SummaryRecord};
@@ -30,9 +30,7 @@ impl<W: Write> JsonSink<W> {
 
     /// Writes one line.
     pub(crate) fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
-        line.serialize(&mut serde_json::Serializer::with_formatter(&mut self.out, Harmless))?;
-        self.out.write_all(b"\n")?;
-        self.out.flush()
+        to_line(&mut self.out, line)
     }
 
     /// What is written to.
@@ -57,6 +55,13 @@ impl<W: Write> Sink for JsonSink<W> {
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         self.line(&Line::Summary(Box::new(SummaryRecord::new(summary))))
     }
+}
+
+/// Writes a value as one line.
+pub(crate) fn to_line(mut out: impl Write, value: &impl Serialize) -> io::Result<()> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Harmless))?;
+    out.write_all(b"\n")?;
+    out.flush()
 }
 
 /// Writes what could steer a terminal as JSON's own escapes, so that a line may be looked at as it is. Control

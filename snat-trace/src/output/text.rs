@@ -83,7 +83,7 @@ fn clock_time(time: jiff::Timestamp, zone: &jiff::tz::TimeZone, format: &str) ->
 }
 
 /// A duration in the unit that gives it one to three digits before the point.
-fn duration(duration: std::time::Duration) -> String {
+pub(crate) fn duration(duration: std::time::Duration) -> String {
     let nanoseconds = duration.as_nanos();
     let tenth = |unit: u128| format!("{}.{}", nanoseconds / unit, nanoseconds % unit * 10 / unit);
     match nanoseconds {

@@ -64,6 +64,21 @@ pub(crate) fn is_installable(package: &str) -> bool {
     progress::capture(apt_get().args(arguments)).is_ok()
 }
 
+/// Installs those of `packages` that are not installed yet, which are needed for `purpose`.
+///
+/// # Errors
+/// As [`install`].
+pub(crate) fn ensure(packages: &[&str], purpose: &str) -> Result<()> {
+    let missing = missing(packages)?;
+    for package in &missing {
+        if candidate(package)?.is_none() {
+            update_lists()?;
+            break;
+        }
+    }
+    install(&missing, purpose)
+}
+
 /// Installs `packages`, which are needed for `purpose`.
 ///
 /// # Errors

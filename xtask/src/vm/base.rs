@@ -71,14 +71,7 @@ const BUSYBOX: &str = "/bin/busybox";
 /// # Errors
 /// Something is missing that we may not install.
 pub(super) fn ensure_packages() -> Result<()> {
-    let missing = install::missing(&PACKAGES)?;
-    for package in &missing {
-        if install::candidate(package)?.is_none() {
-            install::update_lists()?;
-            break;
-        }
-    }
-    install::install(&missing, "the virtual machines' userland")
+    install::ensure(&PACKAGES, "the virtual machines' userland")
 }
 
 /// The userland as an archive, made again only when one of its parts has changed.

@@ -69,6 +69,22 @@ pub(crate) enum Command {
     /// is not known. Times are UTC. One file of html needs no network and no script.
     #[command(after_long_help = "Exit codes: as of replay.")]
     Report(ReportArgs),
+    /// Write the packets that lost, for Wireshark
+    ///
+    /// One packet for each loser whose first bytes were recorded, as it was translated, at the time it lost, with a comment
+    /// that names both flows and their senders. Each network namespace is an interface, each recording a section.
+    #[command(after_long_help = "Exit codes: as of replay; 1 also when the new file exists already.")]
+    Export(ExportArgs),
+    /// Say whether a change helped, from the evidence before and after it
+    ///
+    /// Compares the rates of races, per new connection where both recordings counted those (at full detail), else per hour,
+    /// with 95 % intervals. The verdict is on races that dropped a packet: fixed, better, no change, worse, or not enough
+    /// data. What else differs between the two is told as well.
+    #[command(
+        after_long_help = "Exit codes: 0 compared, whatever the verdict; 1 failed, or one of them is no evidence; 2 \
+                                 wrong usage."
+    )]
+    Compare(CompareArgs),
     /// Make real races in namespaces of its own, trace them, and compare
     ///
     /// Builds pods, a node that masquerades, and an external host as network namespaces of its own; has the pods send at
@@ -266,6 +282,32 @@ pub(crate) enum ReportFormat {
     Html,
     /// For programs: one object
     Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// What record wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where to write the packets: a new file, readable by its owner alone
+    #[arg(long, value_name = "OUT")]
+    pub(crate) pcapng: PathBuf,
+    /// Exchange addresses and names for others, as record does
+    #[arg(long)]
+    pub(crate) redact: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompareArgs {
+    /// What record wrote before the change
+    #[arg(value_name = "BEFORE")]
+    pub(crate) before: PathBuf,
+    /// What it wrote after
+    #[arg(value_name = "AFTER")]
+    pub(crate) after: PathBuf,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// Which races to show; the summary counts all.

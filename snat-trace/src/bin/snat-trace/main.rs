@@ -2,6 +2,8 @@
 
 mod audit;
 mod cli;
+mod compare;
+mod export;
 mod lab;
 mod report;
 mod run;

@@ -3,7 +3,8 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use snat_trace::evidence::Redactor;
 use snat_trace::report::{Case, html, json, markdown, text};
 
 use crate::cli::{ReportArgs, ReportFormat};
@@ -11,9 +12,13 @@ use crate::run::for_each;
 
 /// Reads the evidence and prints what it comes to: a success, whatever that is.
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
+    let redactor = args.redact.then(Redactor::new).transpose().context("cannot make a key to redact with")?;
     let mut case = Case::default();
     let cut = for_each(&args.file, |item| {
-        case.add(item);
+        case.add(match &redactor {
+            Some(redactor) => redactor.item(item),
+            None => item,
+        });
         Ok(())
     })?;
     case.end(cut);

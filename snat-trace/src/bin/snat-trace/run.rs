@@ -1,5 +1,6 @@
 //! What each command does.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
@@ -20,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
-use crate::{audit, lab, report};
+use crate::{audit, compare, export, lab, report};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
@@ -36,6 +37,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             runtime()?.block_on(run_watch(&args.watch, Box::new(recorder)))
         }
         Command::Replay(args) => replay(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
@@ -101,12 +104,17 @@ pub(crate) fn for_each(path: &Path, mut take: impl FnMut(Item) -> Result<()>) ->
     for item in &mut evidence {
         take(item.with_context(|| name.to_string())?)?;
     }
-    match evidence.cut() {
+    say_how_it_ends(&name, evidence.cut());
+    Ok(evidence.cut())
+}
+
+/// A warning where evidence does not end as it should.
+pub(crate) fn say_how_it_ends(name: &impl Display, cut: Cut) {
+    match cut {
         Cut::No => {}
         Cut::NoSummary => tracing::warn!("{name} ends without a summary: its recording was killed, or goes on"),
         Cut::Torn => tracing::warn!("{name} is cut short or damaged: what stands behind the last line is not known"),
     }
-    Ok(evidence.cut())
 }
 
 /// The facts of this kernel once connection tracking is loaded, and NAT too when its hook is asked for.

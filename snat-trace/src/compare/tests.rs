@@ -1,0 +1,171 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::audit;
+use crate::evidence::{Existing, Limits, Recorder, read};
+use crate::output::json::JsonSink;
+use crate::output::{Sink as _, golden};
+use crate::race::event::{Class, Race, Verdict};
+use crate::race::time::KernelTime;
+use crate::summary::{Span, Summary};
+
+/// Seconds that a recording below watches.
+const WATCHED: u64 = 60;
+
+fn at(nanoseconds: u64) -> KernelTime {
+    KernelTime::from_record(nanoseconds).unwrap()
+}
+
+/// What a recording is to be.
+#[derive(Clone, Debug)]
+struct Recording {
+    /// Seconds after the start at which races are, in nanoseconds.
+    races: Vec<u64>,
+    connections: Option<u64>,
+    has_summary: bool,
+    kernel: &'static str,
+}
+
+/// So many races, one after the other at the same distance.
+fn evenly(count: u64, connections: u64) -> Recording {
+    let races = (0..count).map(|race| race * WATCHED * 1_000_000_000 / count.max(1)).collect();
+    Recording { races, connections: Some(connections), has_summary: true, kernel: "6.12.1-test" }
+}
+
+impl Recording {
+    /// As `record` would write it, after what is there, and read again.
+    fn write(&self, path: &std::path::Path) {
+        let shown = Box::new(JsonSink::new(std::io::sink()));
+        let home = |_| audit::tests::home();
+        let mut recorder = Recorder::open(path, Existing::Append, Limits::default(), false, home, shown).unwrap();
+        let mut session = golden::session();
+        session.kernel = self.kernel.to_owned();
+        recorder.session(&session).unwrap();
+        let race = golden::every_kind()[0].clone();
+        assert_eq!((race.class, race.verdict), (Class::SnatPortCollision, Some(Verdict::Dropped)));
+        for after in &self.races {
+            let race = Race { time: at(session.started.nanoseconds() + after), ..race.clone() };
+            recorder.race(&race, session.clock).unwrap();
+        }
+        if self.has_summary {
+            let ended = at(session.started.nanoseconds() + WATCHED * 1_000_000_000);
+            let count = self.races.len() as u64;
+            let (_, closed) = golden::summaries().into_iter().find(|(name, _)| *name == "closed").unwrap();
+            let summary = Summary {
+                span: Span { started: session.started, ended, clock: session.clock },
+                connections: self.connections,
+                dropped: count,
+                resolved: 0,
+                undecided: 0,
+                classes: vec![(Class::SnatPortCollision, count)],
+                ..closed
+            };
+            recorder.summary(&summary).unwrap();
+        }
+    }
+}
+
+fn side(recordings: &[Recording]) -> Side {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evidence");
+    recordings.iter().for_each(|recording| recording.write(&path));
+    Side::read(read(std::fs::File::open(path).unwrap())).unwrap()
+}
+
+fn compared(before: &[Recording], after: &[Recording]) -> Comparison {
+    Comparison::new(side(before), side(after))
+}
+
+fn json(comparison: &Comparison) -> Value {
+    let mut out = Vec::new();
+    comparison.write_json(&mut out).unwrap();
+    serde_json::from_slice(&out).unwrap()
+}
+
+#[test]
+fn verdicts_in_words() {
+    let before = [evenly(412, 10_000)];
+    let bursts = Recording { races: (0..412).map(|race| race / 103 * 14_000_000_000).collect(), ..evenly(412, 10_000) };
+    let killed = Recording { has_summary: false, ..evenly(412, 10_000) };
+    let other = Recording { kernel: "7.0.0-other\x1b[2J", ..evenly(3, 5012) };
+    let cases = [
+        ("fixed", compared(&before, &[evenly(0, 5012)])),
+        ("better, on another kernel", compared(&before, &[other])),
+        ("no change, in two recordings", compared(&before, &[evenly(200, 5012), evenly(190, 4990)])),
+        ("worse", compared(&[evenly(0, 5012)], &before)),
+        ("bursts", compared(&[bursts], &[evenly(0, 5012)])),
+        ("killed", compared(&[killed], &[evenly(0, 5012)])),
+        ("nothing", compared(&[evenly(0, 10)], &[evenly(0, 10)])),
+    ];
+    let text: Vec<String> = cases.iter().map(|(name, comparison)| format!("== {name}\n{comparison}")).collect();
+    let text = text.join("\n");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    insta::assert_snapshot!("text", text);
+    insta::assert_snapshot!("json", serde_json::to_string_pretty(&json(&cases[1].1)).unwrap());
+}
+
+#[test]
+fn several_recordings_are_one() {
+    let two = side(&[evenly(30, 1000), evenly(10, 500)]);
+    assert_eq!((two.races(Kind::Dropped), two.connections, two.recordings), (40, Some(1500), 2));
+    assert_eq!(two.watched, Duration::from_secs(2 * WATCHED));
+    // One that was killed has its races and the time to the last of them, and nobody knows its connections.
+    let killed = Recording { has_summary: false, ..evenly(30, 1000) };
+    let with_killed = side(&[killed, evenly(10, 500)]);
+    assert_eq!((with_killed.races(Kind::Dropped), with_killed.connections, with_killed.unfinished), (40, None, 1));
+    assert_eq!(with_killed.watched, Duration::from_secs(58 + WATCHED));
+}
+
+#[test]
+fn less_traffic_is_no_cure() {
+    let comparison = compared(&[evenly(400, 8000)], &[evenly(40, 800)]);
+    assert_ne!(comparison.judgement(), Judgement::Better);
+    let minimal = |races| Recording { connections: None, ..evenly(races, 0) };
+    let per_hour = compared(&[minimal(400)], &[minimal(40)]);
+    assert_eq!((json(&per_hour)["per"].as_str(), per_hour.judgement()), (Some("hour"), Judgement::Better));
+    assert!(json(&per_hour)["cautions"][0].as_str().unwrap().contains("changes with the traffic"));
+}
+
+/// 400 races in 4 instants are worth about four, and in 200 as many as those are.
+#[test]
+fn bursts_are_worth_what_they_are() {
+    let every = |distance: u64, size: u64| Recording {
+        races: (0..400).map(|race| race / size * distance * 1_000_000_000).collect(),
+        ..evenly(400, 8000)
+    };
+    let burst = |recording: Recording| side(&[recording]).burst(Kind::Dropped).unwrap();
+    assert!((85.0..115.0).contains(&burst(every(14, 100))), "{}", burst(every(14, 100)));
+    assert!((burst(evenly(400, 8000)) - 1.0).abs() < 1e-9);
+    let none = [evenly(0, 8000)];
+    assert_eq!(compared(&[every(14, 100)], &none).judgement(), Judgement::NotEnoughData);
+    assert_eq!(compared(&[evenly(400, 8000)], &none).judgement(), Judgement::Fixed);
+}
+
+#[test]
+fn a_moment_tells_nothing_of_bursts() {
+    let short =
+        Recording { has_summary: false, races: (0..400).map(|race| race * 10_000_000).collect(), ..evenly(0, 0) };
+    let comparison = compared(&[short], &[evenly(0, 100)]);
+    assert_eq!(comparison.judgement(), Judgement::NotEnoughData);
+    assert!(comparison.to_string().contains("record 10 s or more"), "{comparison}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// The same file on both sides never shows a change, and whatever there is can be printed.
+    #[test]
+    fn a_file_is_like_itself(
+        races in proptest::collection::vec(0..WATCHED * 1_000_000_000, 0..200), connections in proptest::option::of(0..10_000_u64),
+        has_summary: bool,
+    ) {
+        let recording = [Recording { races, connections, has_summary, kernel: "k" }];
+        let comparison = compared(&recording, &recording);
+        prop_assert!(matches!(comparison.judgement(), Judgement::NoChange | Judgement::NotEnoughData), "{}", comparison);
+        prop_assert!(comparison.differences().is_empty());
+        prop_assert!(json(&comparison)["cautions"].is_array());
+    }
+}

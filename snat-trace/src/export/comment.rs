@@ -1,0 +1,63 @@
+//! What is said of a packet beside it.
+
+use std::fmt::Write as _;
+
+use crate::output::escape;
+use crate::output::text::duration;
+use crate::race::event::{Flow, Race, Verdict};
+use crate::race::tuple::{Ends, Protocol};
+
+/// Text from outside is cut here, in characters.
+const LONGEST: usize = 256;
+
+/// A race in a few lines.
+pub(super) fn comment(race: &Race) -> String {
+    let Race { class, verdict, protocol, netns, zone, winner_zone, contested, overlap, winner, loser, .. } = race;
+    let verdict = verdict.map_or("verdict unknown", Verdict::name);
+    let netns = netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string());
+    let winners = if zone == winner_zone { String::new() } else { format!(", the winner's {winner_zone}") };
+    let mut text = format!("{class}, {verdict}; netns {netns}, conntrack zone {zone}{winners}");
+    // Writing to a string does not fail.
+    let _ = write!(text, "\ncontested: {protocol} {}", ends(contested.ends(), *protocol));
+    for (side, flow) in [("loser", loser), ("winner", winner)] {
+        let _ = write!(text, "\n{side}: {}, {}", ends(flow.original.ends(), *protocol), sender(flow));
+    }
+    if let Some(overlap) = overlap {
+        let _ = write!(text, "\noverlap: {}", duration(*overlap));
+    }
+    // Last, as it is long: the list of Wireshark shows the first 240 characters.
+    for (side, flow) in [("loser", loser), ("winner", winner)] {
+        let Some(owner) = &flow.owner else { continue };
+        if let Some(container) = &owner.container {
+            let _ = write!(text, "\n{side}'s container: {} {}", bounded(&container.runtime), bounded(&container.id));
+        }
+        if let Some(cgroup) = &owner.cgroup {
+            let _ = write!(text, "\n{side}'s cgroup: {}", bounded(cgroup));
+        }
+    }
+    text
+}
+
+fn sender(flow: &Flow) -> String {
+    let known = flow.owner.as_ref().map(|owner| format!("{}[{}]", bounded(&owner.comm), owner.pid));
+    known.unwrap_or_else(|| "sender unknown".to_owned())
+}
+
+/// ICMP has an id and no ports.
+fn ends(Ends { source, destination }: Ends, protocol: Protocol) -> String {
+    if protocol.is_icmp() {
+        format!("{} > {}, id {}", source.ip(), destination.ip(), source.port())
+    } else {
+        format!("{source} > {destination}")
+    }
+}
+
+/// Text from outside: nothing in it steers a terminal, and it has an end.
+pub(super) fn bounded(text: &str) -> String {
+    let end = text.char_indices().nth(LONGEST).map_or(text.len(), |(at, _)| at);
+    let mut bounded = escape(&text[..end]).into_owned();
+    if end < text.len() {
+        bounded.push('~');
+    }
+    bounded
+}
