@@ -280,7 +280,8 @@ fn sent_by(senders: Senders) -> Result<String> {
 fn syn_sent_again() -> Result<String> {
     let truth = run(&Setup { rounds: 3, ..Setup::new(Scenario::DuplicateFlowTcp) })?;
     let clashes = truth.resolved() + truth.insert_failed;
-    ensure!(clashes == 3, "{clashes} clashes");
+    // None where the kernel looks for an entry again when a queue lets a packet go.
+    ensure!(clashes == 3 || clashes == 0, "{clashes} clashes");
     Ok(format!("{}, {} sent on", text(&truth), truth.resolved()))
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::node::Node;
 use crate::output::{Lines, verdicts_are_the_kernels};
 use crate::places::{until, watching};
-use crate::scenario::{Numbers, Row, Scenario, brief, whole};
+use crate::scenario::{Numbers, Row, Scenario, Skip, brief, whole};
 
 /// Those of a full range are sure; of the others every run has some, as two CPUs will have it.
 pub const SCENARIOS: &[Scenario] = &[
@@ -84,11 +84,17 @@ fn clashes(detail: &str, scenario: &str, more: &[&str]) -> Result<Row> {
     bail!("no clash in {TRIES} runs")
 }
 
-/// A clash in every round, for each takes as long as TCP waits before it sends a SYN again.
+/// A clash in every round, of which there are few: each takes as long as TCP waits before it sends a SYN again.
 fn syn_sent_again(detail: &str) -> Result<Row> {
     let arguments = ["lab", "--detail", detail, "--scenario", "duplicate-flow-tcp", "--rounds", "6"];
     let lines = Lines::of(&arguments)?;
     let numbers = judge(&lines, detail, "duplicate-flow-tcp")?;
+    if numbers.seen == Some(0) {
+        // As counters and receiver say too (net/netfilter/nf_conntrack_core.c, `__nf_conntrack_update`).
+        return Err(Skip::because(
+            "this kernel looks for an entry again when a queue lets a packet go, so nothing clashes",
+        ));
+    }
     ensure!(numbers.seen == Some(6), "{:?} clashes in 6 rounds", numbers.seen);
     ensure!(lines.all("race").all(|race| race["protocol"] == "tcp"), "not TCP");
     let races = &lines.only("summary")?["races"];

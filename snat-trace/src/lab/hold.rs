@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -37,8 +38,8 @@ impl Held {
     }
 }
 
-/// Serves the queue until `stop` is closed at its other end.
-pub(super) fn serve(queue: &Queue, pods: usize, stop: BorrowedFd<'_>) -> io::Result<()> {
+/// Serves the queue until `stop` is closed at its other end; `released` are the rounds whose packets have gone all their way.
+pub(super) fn serve(queue: &Queue, pods: usize, released: &AtomicUsize, stop: BorrowedFd<'_>) -> io::Result<()> {
     let mut held = Held::new(pods);
     loop {
         let mut fds = [PollFd::new(queue, PollFlags::IN), PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::empty())];
@@ -50,6 +51,7 @@ pub(super) fn serve(queue: &Queue, pods: usize, stop: BorrowedFd<'_>) -> io::Res
             for id in held.take(packet) {
                 queue.accept(id)?;
             }
+            released.store(held.round, Ordering::Release);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -51,6 +52,7 @@ pub(super) struct Node {
     tid: u32,
     /// Closing it ends the thread; the thread's end closes its other end. `None` only while being dropped.
     life: Option<OwnedFd>,
+    released: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,6 +87,8 @@ impl Node {
         }
         let (holds, pods, senders) = (setup.holds(), setup.pods, setup.senders);
         let (report, ready) = mpsc::channel();
+        let released = Arc::new(AtomicUsize::new(0));
+        let rounds = Arc::clone(&released);
         let thread = thread::Builder::new().name("lab-node".to_owned()).spawn(move || {
             let begun = begin(&starts, &node, holds, senders);
             let (queue, begun) = match begun {
@@ -97,13 +101,18 @@ impl Node {
             }
             // Ending closes `other_end`, which the lab sees and names.
             let _ended = match queue {
-                Some(queue) => hold::serve(&queue, pods, other_end.as_fd()),
+                Some(queue) => hold::serve(&queue, pods, &rounds, other_end.as_fd()),
                 None => wait_for_close(&other_end),
             };
         });
         let thread = thread.doing("start the node's thread")?;
         let (tid, processes) = ready.recv().map_err(|_| LabError::Ended("node's thread"))??;
-        Ok((Self { tid, life: Some(life), thread: Some(thread) }, processes))
+        Ok((Self { tid, life: Some(life), released, thread: Some(thread) }, processes))
+    }
+
+    /// Of how many rounds the packets that were held have gone all their way.
+    pub(super) fn released(&self) -> usize {
+        self.released.load(Ordering::Acquire)
     }
 
     /// Its thread id.

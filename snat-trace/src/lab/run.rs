@@ -122,11 +122,10 @@ impl Lab {
                 if arrived == sent && !repeats {
                     return Ok(());
                 }
-                let counted = Stat::read(self.node.tid())?.since(before);
-                failed = counted.lost(self.setup.scenario.cause());
-                // The connection can come up before what was sent again has met it.
-                let met = !repeats || failed + counted.clash_resolve > 0;
-                if met && usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
+                // The connection can come up before what was sent again is let go.
+                let gone = !repeats || usize::try_from(round).is_ok_and(|round| self.node.released() > round);
+                failed = Stat::read(self.node.tid())?.since(before).lost(self.setup.scenario.cause());
+                if gone && usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
                     return Ok(());
                 }
             }
