@@ -135,8 +135,8 @@ fn report() -> Result<Row> {
     for format in ["json", "text", "markdown", "html"] {
         for (arguments, named) in [(vec!["--format", format], true), (vec!["--format", format, "--redact"], false)] {
             let made = made(&arguments)?;
-            for word in ["10.99.", "snat-trace-lab", "pod-1", "x0"] {
-                ensure!(made.contains(word) == named, "{word} in {arguments:?}: {made}");
+            for word in ["10.99.", "snat-trace-lab", "pod-1"] {
+                ensure!(made.contains(word) == named, "{word} {arguments:?}");
             }
         }
     }

@@ -93,11 +93,17 @@ fn account(case: &Case) -> String {
     }
     let accounts = || case.summaries().flat_map(|summary| &summary.accounts);
     let failed: u64 = accounts().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum();
-    match failed {
+    let outside: u64 = case.summaries().map(|summary| summary.outside).sum();
+    let all = match failed {
         0 => "The kernel counted no failed insert (insert_failed) in that time.".into(),
         1 => "The kernel counted one failed insert (insert_failed) in that time, and it is explained.".into(),
         _ => format!("The kernel counted {failed} failed inserts (insert_failed) in that time, and all are explained."),
+    };
+    if outside == 0 {
+        return all;
     }
+    let more = counted(outside, "race was", "races were");
+    format!("{all} {more} seen before its counters were first read, or after they last were.")
 }
 
 /// Where collisions come from.
