@@ -60,9 +60,13 @@ pub fn html(case: &Case) -> String {
             }
             Block::Command(command) => writeln!(out, "<pre>{}</pre>", escaped(&command)),
             Block::Chart(chart) | Block::Picture(chart) => {
-                let series = chart.series.iter().enumerate();
-                let series: String =
-                    series.map(|(number, what)| format!("<span class=\"k{number}\"></span>{what}")).collect();
+                // What there is none of needs no key.
+                let has_any = |&(number, _): &(usize, _)| {
+                    number == 0 || chart.bars.iter().any(|bar| bar.values.get(number).is_some_and(|&value| value > 0))
+                };
+                let series = chart.series.iter().enumerate().filter(has_any);
+                let key = |(number, what)| format!("<span class=\"k{number}\"></span>{what}");
+                let series: String = series.map(key).collect();
                 let marks = chart.marks.map(|what| format!("<span class=\"km\"></span>{what}")).unwrap_or_default();
                 writeln!(out, "{}<p class=\"key\">{series}{marks}</p>", chart.svg())
             }

@@ -9,6 +9,8 @@ use crate::output::wrap::{WIDTH, wrapped};
 
 /// Spaces between columns of a table.
 const GAP: usize = 2;
+/// Columns that names of values may take.
+const NAMES: usize = 40;
 /// In front of what stands below something.
 const INDENT: usize = 2;
 
@@ -46,7 +48,7 @@ fn print(out: &mut String, block: &Block) -> fmt::Result {
     }
 }
 
-/// In columns where they fit, else each row as a block of its own.
+/// In columns where they fit, if need be with values in several lines; else each row as a block of its own.
 fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) -> fmt::Result {
     let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| escape(cell)).collect()).collect();
     let width = |column: usize| {
@@ -64,6 +66,15 @@ fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) -> fmt::Result {
                 line.push_str(&" ".repeat(GAP));
             }
             writeln!(out, "{}", line.trim_end())
+        });
+    }
+    if let [names, _] = widths[..]
+        && names <= NAMES
+    {
+        return rows.iter().try_for_each(|row| {
+            let [name, value] = &row[..] else { return Ok(()) };
+            write!(out, "{:INDENT$}{name:names$}{:GAP$}", "", "")?;
+            wrapped(out, value, INDENT + names + GAP)
         });
     }
     let label = head.iter().map(|head| head.chars().count()).max().unwrap_or(0) + GAP;
