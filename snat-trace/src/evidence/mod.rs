@@ -20,4 +20,6 @@ pub use restore::{NotKnown, clock};
 pub use rules::{LookAt, Rules};
 
 #[cfg(test)]
+mod real;
+#[cfg(test)]
 mod tests;

@@ -53,13 +53,9 @@ fn lost(case: &Case) -> String {
     };
     let connections = counted(dropped, "connection lost its first packet", "connections lost their first packet");
     let rate = case.connections().filter(|&all| all > 0).map(|all| {
-        format!(
-            ", {} in a thousand of {}",
-            per_thousand(dropped, all),
-            counted(all, "new connection", "new connections")
-        )
+        format!(" That is {} of every 1000 new connections (there were {all}).", per_thousand(dropped, all))
     });
-    format!("{connections}{what}{}.", rate.unwrap_or_default())
+    format!("{connections}{what}.{}", rate.unwrap_or_default())
 }
 
 /// So many of so many, in a thousand.
