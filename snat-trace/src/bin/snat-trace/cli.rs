@@ -1,15 +1,19 @@
 //! The command line.
 
+mod evidence;
+mod lab;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use snat_trace::evidence::{Existing, Limits};
 use snat_trace::kernel::{Detail, Request};
-use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Senders, Setup, Translation, Zones};
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, Prefix};
 use snat_trace::race::tuple::Protocol;
+
+pub(crate) use evidence::{CompareArgs, ExportArgs, RecordArgs, ReplayArgs, ReportArgs, ReportFormat};
+pub(crate) use lab::LabArgs;
 
 /// Names both flows, processes and containers of every SNAT port race on this node
 ///
@@ -211,105 +215,6 @@ pub(crate) struct WatchArgs {
     pub(crate) filter: FilterArgs,
 }
 
-#[derive(Args, Debug)]
-pub(crate) struct RecordArgs {
-    /// Where to write the evidence: a new file
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
-    /// Add to a file that is there, after a crash for example
-    #[arg(long)]
-    append: bool,
-    /// Exchange addresses and names in the file for others, equal ones for equal ones and private for private
-    ///
-    /// The key is never written, so nothing can be turned back. Ports, times, process ids and inode numbers stay; of a
-    /// packet, its content goes. What is printed here is as ever.
-    #[arg(long)]
-    pub(crate) redact: bool,
-    /// Begin another file when this one has so many bytes; those before are FILE.1, the youngest, to FILE.N
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..))]
-    rotate_size: Option<u64>,
-    /// Begin another file when this one is so old
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    rotate_age: Option<Duration>,
-    /// How many files to keep beside the one that is written; older ones are removed
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(..1000))]
-    keep: u32,
-    #[command(flatten)]
-    pub(crate) watch: WatchArgs,
-}
-
-impl RecordArgs {
-    pub(crate) fn existing(&self) -> Existing {
-        if self.append { Existing::Append } else { Existing::Refuse }
-    }
-
-    pub(crate) fn limits(&self) -> Limits {
-        Limits { size: self.rotate_size, age: self.rotate_age, keep: self.keep }
-    }
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ReplayArgs {
-    /// What record wrote
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    #[command(flatten)]
-    pub(crate) show: ShowArgs,
-    #[command(flatten)]
-    pub(crate) filter: FilterArgs,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ReportArgs {
-    /// What record wrote
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    /// As what
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: ReportFormat,
-    /// Exchange addresses and names for others, as record --redact does
-    #[arg(long)]
-    pub(crate) redact: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ReportFormat {
-    /// In 80 columns
-    Text,
-    /// For an issue of a tracker
-    Markdown,
-    /// One file with pictures, for light, dark and paper
-    Html,
-    /// For programs: one object
-    Json,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ExportArgs {
-    /// What record wrote
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
-    /// Where to write the packets: a new file, readable by its owner alone
-    #[arg(long, value_name = "OUT")]
-    pub(crate) pcapng: PathBuf,
-    /// Exchange addresses and names for others, as record does
-    #[arg(long)]
-    pub(crate) redact: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct CompareArgs {
-    /// What record wrote before the change
-    #[arg(value_name = "BEFORE")]
-    pub(crate) before: PathBuf,
-    /// What it wrote after
-    #[arg(value_name = "AFTER")]
-    pub(crate) after: PathBuf,
-    /// How to print
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
-}
-
 /// Which races to show; the summary counts all.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Filters (what is shown; the summary counts everything)")]
@@ -367,71 +272,6 @@ pub(crate) struct AuditArgs {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct LabArgs {
-    #[command(flatten)]
-    pub(crate) trace: TraceArgs,
-    /// What each pod sends
-    #[arg(long, value_name = "NAME", default_value = "snat-udp")]
-    pub(crate) scenario: Scenario,
-    /// Over IPv6 instead of IPv4
-    #[arg(long)]
-    pub(crate) ipv6: bool,
-    /// How the node's rule translates
-    #[arg(long, value_name = "HOW", default_value = "masquerade")]
-    pub(crate) nat: Translation,
-    /// Which tool makes that rule; races are forced by an nft chain in any case
-    #[arg(long, value_name = "TOOL", default_value = "nft")]
-    pub(crate) rules: RuleTool,
-    /// Give all pods one address and each a conntrack zone
-    #[arg(long, value_name = "DIRECTION")]
-    pub(crate) zones: Option<Zones>,
-    /// Translate every packet twice, in two namespaces in a row, and race in one of them
-    #[arg(long, value_name = "WHERE")]
-    pub(crate) double_nat: Option<DoubleNat>,
-    /// Who sends
-    #[arg(long, value_name = "WHO", default_value = "processes")]
-    pub(crate) senders: Senders,
-    /// How many pods, 2 to 8; all but one lose in each forced round
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub(crate) pods: usize,
-    /// How many rounds, each with a new source port
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(crate) rounds: u32,
-    /// Force nothing: let the CPUs race as they happen to
-    #[arg(long, conflicts_with = "control")]
-    pub(crate) natural: bool,
-    /// Take away one thing without which there is no race
-    #[arg(long, value_name = "WHAT")]
-    pub(crate) control: Option<Control>,
-    /// Show the fix: let the node's rule say fully-random
-    #[arg(long)]
-    pub(crate) random_fully: bool,
-}
-
-impl LabArgs {
-    pub(crate) fn to_setup(&self) -> Setup {
-        let mode = match self.control {
-            Some(control) => Mode::Control(control),
-            None if self.natural => Mode::Natural,
-            None => Mode::Forced,
-        };
-        Setup {
-            family: if self.ipv6 { Family::V6 } else { Family::V4 },
-            pods: self.pods,
-            rounds: self.rounds,
-            mode,
-            random_fully: self.random_fully,
-            translation: self.nat,
-            rules: self.rules,
-            zones: self.zones,
-            double_nat: self.double_nat,
-            senders: self.senders,
-            ..Setup::new(self.scenario)
-        }
-    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
