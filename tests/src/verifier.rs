@@ -18,7 +18,7 @@ const BUDGETS: [(Detail, &str, u32); 25] = [
     (Detail::Minimal, "verdict", 107),
     (Detail::Full, "clash", 5815),
     (Detail::Full, "verdict", 107),
-    (Detail::Full, "allocation", 136),
+    (Detail::Full, "allocation", 157),
     (Detail::Full, "insertion", 18),
     (Detail::Full, "insertion_at_confirm", 30),
     (Detail::Full, "owner_tcp", 10300),

@@ -43,6 +43,14 @@ pub struct Look {
     pub(super) not_read: Vec<String>,
 }
 
+impl Look {
+    /// How many entries the connection tracking table of the first namespace has, and how many it may have.
+    #[must_use]
+    pub fn entries(&self) -> Option<(u64, u64)> {
+        self.namespaces.first()?.entries
+    }
+}
+
 /// One network namespace.
 #[derive(Clone, Debug)]
 pub(super) struct Namespace {

@@ -74,9 +74,10 @@ impl Recorder {
 
     /// Rules that were read, with the wall times of `session`.
     fn write_rules<'r>(&mut self, all: impl IntoIterator<Item = &'r Rules>, clock: WallClock) -> io::Result<()> {
-        for Rules { time, netns, audit } in all {
-            let redacted = self.redactor.as_ref().map(|redactor| redactor.audit(audit));
-            let record = RulesRecord::new(Time::of(clock, *time), *netns, redacted.as_ref().unwrap_or(audit));
+        for rules in all {
+            let redacted = self.redactor.as_ref().map(|redactor| redactor.rules(rules));
+            let rules = redacted.as_ref().unwrap_or(rules);
+            let record = RulesRecord::new(Time::of(clock, rules.time), rules);
             self.file.line(&Line::Rules(Box::new(record)))?;
         }
         Ok(())

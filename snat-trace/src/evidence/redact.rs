@@ -20,7 +20,6 @@ use siphasher::sip::SipHasher24;
 
 use super::node::NodeRecord;
 use super::reader::Item;
-use super::rules::Rules;
 use crate::owner::{Container, Owner};
 use crate::race::event::{Flow, Race};
 use crate::race::failure::Failure;
@@ -98,7 +97,7 @@ impl Redactor {
             Item::Node(node) => Item::Node(Box::new(self.node(*node))),
             Item::Race(race) => Item::Race(Box::new(self.race(&race))),
             Item::Failure(failure) => Item::Failure(Box::new(self.failure(&failure))),
-            Item::Rules(rules) => Item::Rules(Box::new(Rules { audit: self.audit(&rules.audit), ..*rules })),
+            Item::Rules(rules) => Item::Rules(Box::new(self.rules(&rules))),
             // Numbers, and names of modules and counters.
             Item::Sample(_) | Item::Summary(_) => item,
         }

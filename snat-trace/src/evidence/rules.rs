@@ -25,6 +25,8 @@ pub struct Rules {
     pub time: KernelTime,
     /// Where.
     pub netns: NetnsInum,
+    /// How many entries its connection tracking table had, and how many it may have.
+    pub entries: Option<(u64, u64)>,
     /// The rules, judged.
     pub audit: Audit,
 }
@@ -49,8 +51,9 @@ impl Reading {
         let (answer, read) = mpsc::channel();
         thread::Builder::new().name("rules".into()).spawn(move || {
             for netns in asked {
-                let audit = Audit::new(&look_at(netns));
-                if answer.send(Rules { time: KernelTime::now(), netns, audit }).is_err() {
+                let look = look_at(netns);
+                let (time, entries, audit) = (KernelTime::now(), look.entries(), Audit::new(&look));
+                if answer.send(Rules { time, netns, entries, audit }).is_err() {
                     break;
                 }
             }

@@ -284,7 +284,8 @@ fn rules_are_those_that_were_read() {
     assert_eq!(found.len(), involved.len());
     let expected = Audit::new(&audit::tests::home());
     assert!(expected.findings.len() > 5 && expected.rules.len() > 5);
-    assert!(found.iter().all(|rules| rules.audit == expected));
+    let entries = audit::tests::home().entries();
+    assert!(entries.is_some() && found.iter().all(|rules| rules.audit == expected && rules.entries == entries));
 
     let path = folder.path().join("redacted");
     let [(sink, _), _] = sinks();

@@ -9,7 +9,7 @@ use super::series::{Timeline, overlaps};
 use super::verdict::{changes, counted, name, place, short, verdict};
 use crate::audit::Choice;
 use crate::counters::account::Account;
-use crate::evidence::{Cut, clock};
+use crate::evidence::{Cut, Rules, clock};
 use crate::output::text::{list, watched};
 use crate::probe::HookState;
 use crate::race::event::{Race, Verdict};
@@ -239,6 +239,12 @@ fn rules(case: &Case, blocks: &mut Vec<Block>) {
         }
     }
     rows.truncate(ROWS * 5);
+    let full = |rules: &Rules| {
+        let (entries, most) = rules.entries?;
+        Some(format!("The table of netns {} had {entries} of at most {most} entries then.", rules.netns.0))
+    };
+    let full: BTreeSet<_> = case.rules.iter().filter_map(full).collect();
+    blocks.extend(full.into_iter().map(Paragraph));
     blocks.push(Table { head: vec!["races", "place", "target", "random", "packets", "rule"], rows });
     let unknown: u64 = case.by_rule.iter().filter(|(rule, _)| rule.is_none()).map(|(_, count)| count).sum();
     if unknown > 0 {

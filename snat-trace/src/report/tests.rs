@@ -20,7 +20,8 @@ fn items(summary: Option<Summary>) -> Vec<Item> {
     items.extend(golden::failures().into_iter().map(|failure| Item::Failure(Box::new(failure))));
     let netns: BTreeSet<_> = golden::every_kind().iter().filter_map(|race| race.netns).collect();
     for netns in netns {
-        let rules = Rules { time: golden::session().started, netns, audit: Audit::new(&audit::tests::home()) };
+        let entries = Some((250, 262_144));
+        let rules = Rules { time: golden::session().started, netns, entries, audit: Audit::new(&audit::tests::home()) };
         items.push(Item::Rules(Box::new(rules)));
     }
     items.extend(summary.map(|summary| Item::Summary(Box::new(summary))));
@@ -86,7 +87,7 @@ fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     assert!(able.len() > 1);
     let said = |rules: Vec<audit::RuleShown>, summary: Option<Summary>| {
         let audit = Audit { rules, ..home.clone() };
-        let read = Rules { time: race.time, netns: NetnsInum(7), audit };
+        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, audit };
         let mut items = vec![
             Item::Session(Box::new(golden::session())),
             Item::Race(Box::new(race.clone())),

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::super::rules::Rules;
 use super::Redactor;
 use crate::audit::{Audit, Finding, Kind, RuleShown};
 
@@ -25,8 +26,9 @@ fn is_known(word: &str) -> bool {
 
 impl Redactor {
     /// The rules of a network namespace.
-    pub(in crate::evidence) fn audit(&self, audit: &Audit) -> Audit {
-        Audit {
+    pub(in crate::evidence) fn rules(&self, rules: &Rules) -> Rules {
+        let audit = &rules.audit;
+        let audit = Audit {
             findings: audit.findings.iter().map(|finding| self.finding(finding)).collect(),
             rules: audit.rules.iter().map(|rule| self.rule(rule)).collect(),
             namespaces: audit.namespaces,
@@ -36,7 +38,8 @@ impl Redactor {
                 .iter()
                 .map(|_| "something, for a reason that is left out here".to_owned())
                 .collect(),
-        }
+        };
+        Rules { audit, ..*rules }
     }
 
     fn rule(&self, rule: &RuleShown) -> RuleShown {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::audit::{Audit, Finding, RuleShown};
 use crate::counters::account::Account;
 use crate::counters::figures::Tally;
+use crate::evidence::Rules;
 use crate::evidence::node::NodeRecord;
 use crate::owner::Owner;
 use crate::probe::{AttachedHook, HookState};
@@ -354,6 +355,11 @@ impl SampleRecord {
 pub(crate) struct RulesRecord<'a> {
     pub(crate) time: Time,
     pub(crate) netns: u32,
+    /// Of the connection tracking table, and how many there may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) entries: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_entries: Option<u64>,
     pub(crate) rules: Cow<'a, [RuleShown]>,
     pub(crate) findings: Cow<'a, [Finding]>,
     /// What could not be read, and why.
@@ -361,9 +367,19 @@ pub(crate) struct RulesRecord<'a> {
 }
 
 impl<'a> RulesRecord<'a> {
-    pub(crate) fn new(time: Time, netns: NetnsInum, audit: &'a Audit) -> Self {
+    pub(crate) fn new(time: Time, rules: &'a Rules) -> Self {
+        let Rules { time: _, netns, entries, audit } = rules;
         let Audit { findings, rules, namespaces: _, not_read } = audit;
-        Self { time, netns: netns.0, rules: rules.into(), findings: findings.into(), not_read: not_read.into() }
+        let (entries, max_entries) = entries.unzip();
+        Self {
+            time,
+            netns: netns.0,
+            entries,
+            max_entries,
+            rules: rules.into(),
+            findings: findings.into(),
+            not_read: not_read.into(),
+        }
     }
 }
 
