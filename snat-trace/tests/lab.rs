@@ -80,6 +80,7 @@ type Case = fn() -> Result<String>;
 const CASES: &[(&str, Case)] = &[
     ("natural-udp", || natural(Scenario::SnatUdp, 2000)),
     ("natural-tcp", || natural(Scenario::SnatTcp, 500)),
+    ("natural-address-reuse", || natural(Scenario::AddressReuse, 1000)),
     ("natural-udp-eight-pods", || quiet_or_not(MAX_PODS, 200, Mode::Natural, false).map(|truth| text(&truth))),
     ("natural-icmp", || natural_with(&Setup::new(Scenario::SnatIcmp))),
     ("natural-sctp", || natural_with(&Setup::new(Scenario::SnatSctp))),

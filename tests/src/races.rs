@@ -18,6 +18,13 @@ pub const SCENARIOS: &[Scenario] = &[
     brief("forced tcp, minimal", || exactly(100, "minimal", &["--scenario", "snat-tcp", "--rounds", "100"])),
     brief("forced udp, 8 pods, full", || of(320, 280, &["--pods", "8", "--rounds", "40"])),
     brief("forced udp, 8 pods, minimal", || exactly(280, "minimal", &["--pods", "8", "--rounds", "40"])),
+    brief("addresses reused in the lab, full", || {
+        exactly(200, "full", &["--scenario", "address-reuse", "--rounds", "200"])
+    }),
+    whole("addresses reused in the lab, minimal", || {
+        exactly(200, "minimal", &["--scenario", "address-reuse", "--rounds", "200"])
+    }),
+    whole("addresses reused in the lab, natural", || some("full", &["--scenario", "address-reuse", "--rounds", "500"])),
     whole("natural udp, full", || some("full", &["--rounds", "200"])),
     whole("natural udp, minimal", || some("minimal", &["--rounds", "200"])),
     whole("natural tcp, full", || some("full", &["--scenario", "snat-tcp", "--rounds", "60"])),

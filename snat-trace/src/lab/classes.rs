@@ -16,7 +16,9 @@ impl Scenario {
     /// Why its packets lose.
     pub(super) fn cause(self) -> Cause {
         let class = match self {
-            Self::SnatUdp | Self::SnatTcp | Self::SnatIcmp | Self::SnatSctp => Class::SnatPortCollision,
+            Self::SnatUdp | Self::SnatTcp | Self::SnatIcmp | Self::SnatSctp | Self::AddressReuse => {
+                Class::SnatPortCollision
+            }
             Self::Exhaustion => Class::PortExhaustion,
             Self::FixedPort => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
@@ -37,6 +39,11 @@ impl Scenario {
     /// Whether a packet is sent only when the one before has arrived or lost: then none races.
     pub(super) fn in_turn(self) -> bool {
         self.ports().is_some() || self.cause().class().is_none()
+    }
+
+    /// Whether the lab itself puts entries into the node's table or removes them.
+    pub(super) fn changes_table(self) -> bool {
+        self == Self::AddressReuse || self.cause().class().is_none()
     }
 
     /// What the node's table is filled with before the first round.

@@ -96,7 +96,7 @@ impl Lab {
         // Known before anything is started.
         let filling =
             setup.scenario.filling().map(|filling| Ok((filling, filling.entries(&topology.node)?))).transpose()?;
-        let table = setup.scenario.cause().class().is_none().then(|| Table::of(&topology.node)).transpose()?;
+        let table = setup.scenario.changes_table().then(|| Table::of(&topology.node)).transpose()?;
         let receiver = Receiver::start(setup, &topology.external)?;
         let (node, pods) = Node::start(setup, &topology, &setup.cpus(&allowed))?;
         let (cgroups, without_cgroups) = match Cgroups::new(pods.len()) {

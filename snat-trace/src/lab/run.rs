@@ -65,6 +65,9 @@ impl Lab {
             if let (Some(table), Scenario::Ctnetlink) = (&self.table, self.setup.scenario) {
                 refused.extend(self.insert_again(table, &log)?);
             }
+            if let (Some(table), Scenario::AddressReuse) = (&self.table, self.setup.scenario) {
+                table.clear()?;
+            }
             lost += log.close(Stat::read(self.node.tid())?.since(round_before));
             progress(Progress { rounds: round + 1, lost });
             if self.setup.scenario.transport().retransmits() {

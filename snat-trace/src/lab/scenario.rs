@@ -13,6 +13,8 @@ pub enum Scenario {
     SnatIcmp,
     /// An INIT chunk per pod and round
     SnatSctp,
+    /// A datagram per pod and round, and each round's entries are removed: the next ones lie where they lay
+    AddressReuse,
     /// A datagram per pod and round, one after the other, through a rule of 16 ports: when they are taken, all lose
     Exhaustion,
     /// The same through a rule of one port: all lose but the first
@@ -44,6 +46,7 @@ impl Scenario {
             Self::SnatTcp => "snat-tcp",
             Self::SnatIcmp => "snat-icmp",
             Self::SnatSctp => "snat-sctp",
+            Self::AddressReuse => "address-reuse",
             Self::Exhaustion => "exhaustion",
             Self::FixedPort => "fixed-port",
             Self::DuplicateFlow => "duplicate-flow",
@@ -60,6 +63,7 @@ impl Scenario {
     pub(super) fn transport(self) -> Transport {
         match self {
             Self::SnatUdp
+            | Self::AddressReuse
             | Self::Exhaustion
             | Self::FixedPort
             | Self::DuplicateFlow

@@ -98,9 +98,14 @@ impl Table {
         Ok(Self { ctnetlink, next: 0 })
     }
 
+    /// Removes what is there.
+    pub(super) fn clear(&self) -> Result<(), LabError> {
+        self.ctnetlink.remove(CT_DELETE, &header(Ipv4Addr::UNSPECIFIED.into())).map_err(failed)
+    }
+
     /// Removes what is there and puts `entries` others in.
     pub(super) fn fill(&mut self, filling: Filling, entries: u32) -> Result<(), LabError> {
-        self.ctnetlink.remove(CT_DELETE, &header(Ipv4Addr::UNSPECIFIED.into())).map_err(failed)?;
+        self.clear()?;
         self.add(filling, entries)
     }
 

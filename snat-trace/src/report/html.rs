@@ -19,7 +19,6 @@ const HEAD: &str = r#"<!DOCTYPE html>
 <style>
 :root { color-scheme: light dark; --text: #1d2129; --soft: #5c6573; --page: #ffffff; --rule: #d6dae0; --code: #f3f4f6; --one: #b3261e; --two: #4a7fb5; --mark: #1d2129; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e7eb; --soft: #9aa3af; --page: #16181c; --rule: #3a3f47; --code: #22262c; --one: #f2776f; --two: #7fb0e0; --mark: #e4e7eb; } }
-@media print { :root { color-scheme: light; --text: #000; --soft: #444; --page: #fff; --rule: #bbb; --code: #f3f3f3; --one: #b3261e; --two: #4a7fb5; --mark: #000; } h2, svg, tr { break-inside: avoid; } h2 { break-after: avoid; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--rule); padding-bottom: .2rem; }
 .verdict { font-size: 1.1rem; } .verdict:first-of-type { font-weight: 600; }
@@ -31,6 +30,7 @@ svg { width: 100%; height: auto; } .grid { stroke: var(--rule); stroke-width: 1;
 .bar0 { fill: var(--one); } .bar1 { fill: var(--two); } .mark { stroke: var(--mark); stroke-width: 2; }
 .key { color: var(--soft); font-size: .9rem; } .key span { display: inline-block; width: .8rem; height: .8rem; margin: 0 .35rem 0 1rem; vertical-align: -.05rem; }
 .key .k0 { background: var(--one); } .key .k1 { background: var(--two); } .key .km { background: var(--mark); height: .15rem; vertical-align: .25rem; }
+@media print { :root { color-scheme: light; --text: #000; --soft: #444; --page: #fff; --rule: #bbb; --code: #f3f3f3; --one: #b3261e; --two: #4a7fb5; --mark: #000; } h2, svg, tr { break-inside: avoid; } h2 { break-after: avoid; } .key { break-before: avoid; } table { font-size: .7rem; } }
 footer { color: var(--soft); font-size: .85rem; margin-top: 3rem; }
 </style>
 </head>

@@ -1,7 +1,7 @@
 //! Evidence as a document to attach to a bug report: the verdict in plain words, what to change, then what it stands on.
 //!
-//! [`Case`] adds up what a file says, [`verdict`] puts it into words, [`document`] into sections; text, markdown and html
-//! print the same sections. All of it is pure.
+//! [`Case`] adds up what a file says, `verdict` puts it into words, `document` into sections; text, markdown and html print the
+//! same sections. All of it is pure.
 
 mod case;
 mod chart;
