@@ -48,6 +48,9 @@ const TRAFFIC: [&str; 20] = [
     "--rounds 10 --senders outside",
 ];
 
+/// Races that this has at least: one for each loser of a forced round, and for each packet too many for the rules of few ports.
+const FORCED: u64 = 178;
+
 /// Rounds of a lab of which the number of races is known: more than fit the disk below, and several small files, however well
 /// they are compressed.
 const ROUNDS: u64 = 400;
@@ -98,7 +101,8 @@ fn replay(arguments: &[&str]) -> Result<Row> {
     ensure!(again.stdout == shown, "what is replayed is not what was shown:\n{}", differing(&shown, &again.stdout));
     let lines = Lines::parse(&replayed(&file, &["--format", "json"])?)?;
     let (races, bytes) = (lines.races(), fs::metadata(&file)?.len());
-    ensure!(races >= 200, "{races} races");
+    // So many are forced; how many come by themselves nobody knows.
+    ensure!(races >= FORCED, "{races} races");
     Ok(Row::said(format!("{races} races in {bytes} bytes")))
 }
 
