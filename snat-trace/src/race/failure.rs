@@ -112,7 +112,7 @@ pub fn judge(record: &FailureRecord) -> Result<Failure, Undecodable> {
     let mut flow = flow(fact).ok_or(unknown)?;
     flow.inserted = None;
     flow.cpu = flow.cpu.or(Some(record.header.cpu));
-    let errno = i32::try_from(-record.returned).ok().filter(|&errno| errno > 0);
+    let errno = record.returned.checked_neg().and_then(|errno| i32::try_from(errno).ok()).filter(|&errno| errno > 0);
     let (reason, counted) = match record.function {
         function::CONFIRM => refused_at_confirm(record),
         function::ALLOCATE => not_allocated(record),
