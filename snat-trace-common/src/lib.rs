@@ -13,7 +13,7 @@ mod record;
 pub use counters::Counter;
 pub use offsets::{ABSENT, Need, OFFSETS, Offset};
 pub use record::{
-    Allocation, COMM_LEN, Call, ClashRecord, Deciding, FailureRecord, FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN,
-    RecordHeader, Tuple, TupleDirection, VerdictRecord, failure_flags, flow_flags, function, kind, owner_flags,
-    record_flags,
+    ARGUMENTS_LEN, Allocation, COMM_LEN, COMPONENT_LEN, Call, CgroupKey, ClashRecord, Deciding, FailureRecord,
+    FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN, PathFact, ProcessFact, ProcessKey, RecordHeader, Tuple,
+    TupleDirection, VerdictRecord, failure_flags, flow_flags, function, kind, owner_flags, record_flags,
 };

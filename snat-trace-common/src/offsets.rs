@@ -9,9 +9,10 @@ pub const ABSENT: u16 = u16::MAX;
 pub struct Offset {
     /// Name of the global in the object.
     pub symbol: &'static str,
-    /// Kernel structure.
+    /// Kernel structure, or enumeration.
     pub structure: &'static str,
-    /// Path of the field, dots between nested members; empty for the size of the structure.
+    /// Path of the field, dots between nested members; empty for the size of the structure. A field that was renamed has
+    /// its names in a row, `|` between them. Of an enumeration the enumerator, whose value is meant.
     pub field: &'static str,
     /// What it means that a kernel does not have it.
     pub need: Need,
@@ -24,6 +25,10 @@ pub enum Need {
     Required,
     /// It was compiled out by the configuration, and something is not reported.
     Optional,
+    /// Without any of these what senders run is not recorded, and is looked for in `/proc` while they are there.
+    Processes,
+    /// Without any of these the paths of cgroups that were removed are not known, nor those of version 1 afterwards.
+    Cgroups,
     /// The kernel does not work that way, and that is worth knowing.
     Telling,
 }
@@ -60,6 +65,40 @@ macro_rules! for_each_offset {
             FLOWI4_SADDR = "flowi4"."saddr", Required;
             FLOWI4_DADDR = "flowi4"."daddr", Required;
             TASK_FLAGS = "task_struct"."flags", Required;
+            TASK_LEADER = "task_struct"."group_leader", Processes;
+            TASK_START = "task_struct"."start_boottime", Processes;
+            TASK_EXEC_ID = "task_struct"."self_exec_id", Processes;
+            TASK_MM = "task_struct"."mm", Processes;
+            TASK_PID = "task_struct"."thread_pid", Processes;
+            TASK_CSS_SET = "task_struct"."cgroups", Cgroups;
+            PID_LEVEL = "pid"."level", Processes;
+            PID_NUMBERS = "pid"."numbers", Processes;
+            UPID_SIZE = "upid"."", Processes;
+            UPID_NR = "upid"."nr", Processes;
+            MM_ARG_START = "mm_struct"."arg_start", Processes;
+            MM_ARG_END = "mm_struct"."arg_end", Processes;
+            MM_EXE_FILE = "mm_struct"."exe_file", Processes;
+            FILE_MNT = "file"."f_path.mnt", Processes;
+            FILE_DENTRY = "file"."f_path.dentry", Processes;
+            DENTRY_PARENT = "dentry"."d_parent", Processes;
+            DENTRY_NAME = "dentry"."d_name.name", Processes;
+            VFSMOUNT_ROOT = "vfsmount"."mnt_root", Processes;
+            MOUNT_MNT = "mount"."mnt", Processes;
+            MOUNT_PARENT = "mount"."mnt_parent", Processes;
+            MOUNT_MOUNTPOINT = "mount"."mnt_mountpoint", Processes;
+            CSS_SET_SUBSYS = "css_set"."subsys", Cgroups;
+            CONTROLLER_PIDS = "cgroup_subsys_id"."pids_cgrp_id", Telling;
+            CONTROLLER_MEMORY = "cgroup_subsys_id"."memory_cgrp_id", Telling;
+            CONTROLLER_CPU = "cgroup_subsys_id"."cpu_cgrp_id", Telling;
+            CONTROLLER_DEVICES = "cgroup_subsys_id"."devices_cgrp_id", Telling;
+            CSS_CGROUP = "cgroup_subsys_state"."cgroup", Cgroups;
+            CGROUP_KN = "cgroup"."kn", Cgroups;
+            CGROUP_ROOT = "cgroup"."root", Cgroups;
+            CGROUP_ROOT_HIERARCHY = "cgroup_root"."hierarchy_id", Cgroups;
+            KERNFS_ID = "kernfs_node"."id", Cgroups;
+            KERNFS_NAME = "kernfs_node"."name", Cgroups;
+            KERNFS_PRIV = "kernfs_node"."priv", Cgroups;
+            KERNFS_PARENT = "kernfs_node"."parent|__parent", Cgroups;
             NF_CONN_EXT = "nf_conn"."ext", Optional;
             NF_CT_EXT_GEN_ID = "nf_ct_ext"."gen_id", Telling;
             STAT_CHAINTOOLONG = "ip_conntrack_stat"."chaintoolong", Telling;

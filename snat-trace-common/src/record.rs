@@ -6,6 +6,12 @@ pub const COMM_LEN: usize = 16;
 /// Bytes of the loser's packet kept in a record, from the network header on.
 pub const PACKET_LEN: usize = 128;
 
+/// Bytes of a command line kept.
+pub const ARGUMENTS_LEN: usize = 256;
+
+/// Bytes of a path's component, the final NUL included (include/uapi/linux/limits.h, `NAME_MAX`).
+pub const COMPONENT_LEN: usize = 256;
+
 /// Which of the two hash entries of a connection, the kernel's `enum ip_conntrack_dir`.
 pub type TupleDirection = u8;
 
@@ -88,6 +94,10 @@ pub struct OwnerFact {
     pub taker: u64,
     /// Id of the task's cgroup in the unified hierarchy (`bpf_get_current_cgroup_id`).
     pub cgroup_id: u64,
+    /// Id of its cgroup in the hierarchy of version 1 that the loader chose; 0 when it chose none.
+    pub legacy_cgroup_id: u64,
+    /// See [`ProcessKey::start_ns`].
+    pub start_ns: u64,
     /// Process id in the root pid namespace.
     pub tgid: u32,
     /// Thread id in the root pid namespace.
@@ -96,8 +106,64 @@ pub struct OwnerFact {
     pub netns: u32,
     /// [`owner_flags`] bits.
     pub flags: u32,
+    /// See [`ProcessKey::exec_id`].
+    pub exec_id: u32,
+    /// Real user id in the root user namespace (`bpf_get_current_uid_gid`).
+    pub uid: u32,
     /// `task_struct.comm`, NUL-terminated.
     pub comm: [u8; COMM_LEN],
+}
+
+/// One program that a process runs: a later process may have the same id, and the same process may execute another
+/// program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct ProcessKey {
+    /// When the process started, in nanoseconds of `CLOCK_BOOTTIME` (`task_struct.start_boottime` of the leader of its
+    /// threads); 0 when unknown.
+    pub start_ns: u64,
+    /// Process id in the root pid namespace.
+    pub tgid: u32,
+    /// How many programs it and those it came from have executed (`task_struct.self_exec_id`, the lower half).
+    pub exec_id: u32,
+}
+
+/// What a process runs, recorded when it sends for the first time: the value of a map by [`ProcessKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ProcessFact {
+    /// Process id in the innermost pid namespace it is in; 0 when unknown.
+    pub own_pid: u32,
+    /// Bytes of the command line, of which `arguments` has the first; 0 when unknown.
+    pub arguments_len: u32,
+    /// The program's file, as seen from the root of the mount namespace it is in (`mm_struct.exe_file`).
+    pub executable: PathFact,
+    /// The command line as the process has it, a NUL behind each argument (`mm_struct.arg_start`).
+    pub arguments: [u8; ARGUMENTS_LEN],
+}
+
+/// A path as the kernel has it: its components from the last to the first, a NUL behind each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PathFact {
+    /// How many bytes of `components` are meant.
+    pub len: u32,
+    /// Whether the first component is among them.
+    pub whole: u32,
+    /// No component is longer than [`COMPONENT_LEN`], and none begins behind the first half.
+    pub components: [u8; 2 * COMPONENT_LEN],
+}
+
+/// A cgroup of any hierarchy: each hierarchy has ids of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct CgroupKey {
+    /// `kernfs_node.id`.
+    pub id: u64,
+    /// `cgroup_root.hierarchy_id`, 0 for the unified hierarchy.
+    pub hierarchy: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Bits of [`OwnerFact::flags`].
@@ -334,7 +400,10 @@ const _: () = {
     assert!(offset_of!(Tuple, protonum) == 38 && offset_of!(Tuple, dir) == 39);
     assert!(size_of::<NatRange>() == 8);
     assert!(size_of::<Allocation>() == 40 + 8 + 8 + 8 + 8);
-    assert!(size_of::<OwnerFact>() == 6 * 8 + 4 * 4 + COMM_LEN);
+    assert!(size_of::<OwnerFact>() == 8 * 8 + 6 * 4 + COMM_LEN);
+    assert!(size_of::<ProcessKey>() == 16 && size_of::<CgroupKey>() == 16);
+    assert!(size_of::<PathFact>() == 8 + 2 * COMPONENT_LEN);
+    assert!(size_of::<ProcessFact>() == 8 + size_of::<PathFact>() + ARGUMENTS_LEN);
     assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
     assert!(size_of::<RecordHeader>() == 16);
     assert!(size_of::<ClashRecord>() == 16 + 24 + 2 * size_of::<FlowFact>() + PACKET_LEN);

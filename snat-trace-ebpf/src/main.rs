@@ -11,6 +11,7 @@
 )]
 
 mod allocation;
+mod cgroup;
 mod check_insert;
 mod clash;
 mod confirm;
@@ -21,6 +22,8 @@ mod insertion;
 mod maps;
 mod owner;
 mod packet;
+mod path;
+mod process;
 mod read;
 mod table;
 mod verdict;

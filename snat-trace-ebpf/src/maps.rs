@@ -4,7 +4,10 @@ use aya_ebpf::{
     btf_maps::{LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use snat_trace_common::{Allocation, Call, ClashRecord, Counter, Deciding, Frame, OwnerFact, Tuple};
+use snat_trace_common::{
+    Allocation, Call, CgroupKey, ClashRecord, Counter, Deciding, Frame, OwnerFact, PathFact, ProcessFact, ProcessKey,
+    Tuple,
+};
 
 /// Sizes here are least sizes: the loader sets those the user asked for.
 const RING_BYTES: usize = 4096;
@@ -22,6 +25,22 @@ pub(crate) static ALLOCATIONS: LruHashMap<u64, Allocation, ENTRIES> = LruHashMap
 /// Senders by original tuple.
 #[btf_map]
 pub(crate) static OWNERS: LruHashMap<Tuple, OwnerFact, ENTRIES> = LruHashMap::new();
+
+/// What the senders run.
+#[btf_map]
+pub(crate) static PROCESSES: LruHashMap<ProcessKey, ProcessFact, ENTRIES> = LruHashMap::new();
+
+/// Where one is put together: a kprobe program is neither preempted nor does it nest, so it has its CPU's for itself.
+#[btf_map]
+pub(crate) static PROCESS: PerCpuArray<ProcessFact, 1> = PerCpuArray::new();
+
+/// Paths of cgroups that were removed, or that somebody tried to remove.
+#[btf_map]
+pub(crate) static REMOVED_CGROUPS: LruHashMap<CgroupKey, PathFact, ENTRIES> = LruHashMap::new();
+
+/// As [`PROCESS`].
+#[btf_map]
+pub(crate) static REMOVED_CGROUP: PerCpuArray<PathFact, 1> = PerCpuArray::new();
 
 /// Clashes between the entry and the return of `nf_ct_resolve_clash`: seldom more than one per CPU. One whose return was
 /// missed stays until it is the least recently used.

@@ -3,20 +3,21 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         bpf_ktime_get_ns,
     },
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{ABSENT, Counter, OwnerFact, Tuple, owner_flags};
+use snat_trace_common::{ABSENT, Counter, OwnerFact, ProcessKey, Tuple, owner_flags};
 
 use crate::{
     maps::{OWNERS, count},
     packet::{AF_INET, AF_INET6, TCP, ipv4_address, ipv4_tuple, ipv6_tuple, network_header, ports, transport_header},
+    process,
     read::{
         Address, FLOWI4_DADDR, FLOWI4_PROTO, FLOWI4_SADDR, SK_BUFF_SK, SOCK_DADDR, SOCK_DADDR6, SOCK_DPORT,
-        SOCK_FAMILY, SOCK_NET, SOCK_SADDR, SOCK_SADDR6, SOCK_SPORT, SOCK_WRITE_QUEUE, TASK_FLAGS, Unreadable, netns_at,
+        SOCK_FAMILY, SOCK_NET, SOCK_SADDR, SOCK_SADDR6, SOCK_SPORT, SOCK_WRITE_QUEUE, Unreadable, netns_at,
     },
 };
 
@@ -106,6 +107,17 @@ fn flags_of(tuple: &Tuple) -> u32 {
     if tuple.protonum == TCP { owner_flags::RAW_SYN } else { 0 }
 }
 
+/// Who sends, and from where.
+struct Now {
+    /// Process and thread id in one number.
+    task: u64,
+    /// What the process runs.
+    process: ProcessKey,
+    /// Inode number of the socket's network namespace.
+    netns: u32,
+    time_ns: u64,
+}
+
 /// Keeps the sender of a tuple, and when the one before it sent last.
 ///
 /// There is no lock, and two may send one tuple at once. A sender that finds the tuple in other hands puts its name into
@@ -116,28 +128,40 @@ fn flags_of(tuple: &Tuple) -> u32 {
 #[expect(clippy::needless_borrows_for_generic_args, reason = "copies of the owner would not fit on the stack")]
 #[inline(always)]
 fn keep(tuple: &Tuple, sk: Address, flags: u32) {
-    // SAFETY: the helpers take no argument and touch no memory.
-    let (task, now) = (bpf_get_current_pid_tgid(), unsafe { bpf_ktime_get_ns() });
-    let netns = netns_of(sk).unwrap_or(0);
+    let current = process::current();
+    let task = bpf_get_current_pid_tgid();
+    let now = Now {
+        task,
+        // Two numbers of 32 bits in one of 64.
+        process: process::key_of(current, (task >> 32) as u32),
+        netns: netns_of(sk).unwrap_or(0),
+        // SAFETY: the helper takes no argument and touches no memory.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    process::note(current, &now.process);
     let known = OWNERS.get_ptr_mut(tuple);
     if let Some(known) = known
-        && sent_again(known, task, netns, now)
+        && sent_again(known, &now)
     {
         return;
     }
     let owner = &mut OwnerFact {
-        sent_ns: now,
+        sent_ns: now.time_ns,
         before_ns: 0,
         elsewhere_ns: 0,
         sends: 1,
         taker: 0,
         // SAFETY: the helper takes no argument and touches no memory.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        // Two numbers of 32 bits in one of 64.
-        tgid: (task >> 32) as u32,
+        legacy_cgroup_id: process::legacy_cgroup_id(current),
+        start_ns: now.process.start_ns,
+        tgid: now.process.tgid,
         tid: task as u32,
-        netns,
-        flags: if is_kernel_thread() { flags | owner_flags::KERNEL_THREAD } else { flags },
+        netns: now.netns,
+        flags: if process::is_kernel_thread(current) { flags | owner_flags::KERNEL_THREAD } else { flags },
+        exec_id: now.process.exec_id,
+        // The group's id is in the upper half.
+        uid: bpf_get_current_uid_gid() as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
     // Two CPUs may send one tuple at once: whoever comes second must find the first.
@@ -150,18 +174,18 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         count(Counter::OwnerNotKept);
         return;
     };
-    if sent_again(known, task, netns, now) {
+    if sent_again(known, &now) {
         return;
     }
     // SAFETY: the pointer is into a map value, which stays the map's memory for as long as this program runs. Other CPUs
     // may write to it; all of it is integers and bytes, which can be read in any state.
     let known = unsafe { &mut *known };
     let here = known.netns == owner.netns;
-    let own = here && known.tgid == owner.tgid;
+    let own = here && known.tgid == owner.tgid && known.start_ns == owner.start_ns;
     store(&mut known.taker, task);
     let sent_before = load(&known.sent_ns);
     (owner.before_ns, owner.elsewhere_ns) = match (own, here) {
-        (true, _) => (now, now),
+        (true, _) => (now.time_ns, now.time_ns),
         (false, true) => (sent_before, known.elsewhere_ns),
         // What was sent elsewhere than in the namespace before may have been sent in this one.
         (false, false) => (known.elsewhere_ns, sent_before),
@@ -175,30 +199,34 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         if let Some(current) = OWNERS.get_ptr_mut(tuple) {
             // SAFETY: as above.
             let current = unsafe { &mut *current };
-            store(&mut current.before_ns, now);
-            store(&mut current.elsewhere_ns, now);
+            store(&mut current.before_ns, now.time_ns);
+            store(&mut current.elsewhere_ns, now.time_ns);
         }
     }
 }
 
 /// Brings the record of a sender that sends again up to date; `false` when it is another's, or being taken over.
 #[inline(always)]
-fn sent_again(known: *mut OwnerFact, task: u64, netns: u32, now: u64) -> bool {
+fn sent_again(known: *mut OwnerFact, now: &Now) -> bool {
     // SAFETY: as in `keep`.
     let known = unsafe { &mut *known };
-    // Two numbers of 32 bits in one of 64.
-    if known.tgid != (task >> 32) as u32 || known.netns != netns {
+    if known.tgid != now.process.tgid || known.start_ns != now.process.start_ns || known.netns != now.netns {
         return false;
     }
-    if known.tid != task as u32 {
+    // The lower of two numbers.
+    let tid = now.task as u32;
+    if known.tid != tid {
         known.flags |= owner_flags::SEVERAL_THREADS;
     }
     known.sends += 1;
     // SAFETY: the helper takes no argument and touches no memory.
     known.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    known.tid = task as u32;
+    known.tid = tid;
+    known.exec_id = now.process.exec_id;
+    // The upper half is the group's.
+    known.uid = bpf_get_current_uid_gid() as u32;
     known.comm = bpf_get_current_comm().unwrap_or_default();
-    store(&mut known.sent_ns, now);
+    store(&mut known.sent_ns, now.time_ns);
     load(&known.taker) == 0
 }
 
@@ -214,18 +242,6 @@ fn load(value: &u64) -> u64 {
 fn store(to: &mut u64, value: u64) {
     // SAFETY: a reference can be written to; an aligned integer is written whole.
     unsafe { core::ptr::from_mut(to).write_volatile(value) }
-}
-
-/// Whether the current task is a thread of the kernel: `PF_KTHREAD` (include/linux/sched.h).
-///
-/// It connects and sends for others: MPTCP's subflows, NFS, and io_uring's poller before Linux 5.12, which made that a
-/// thread of the process itself.
-#[inline(always)]
-fn is_kernel_thread() -> bool {
-    const PF_KTHREAD: u32 = 0x0020_0000;
-    // SAFETY: the helper takes no argument and touches no memory.
-    let task = Address::new(unsafe { bpf_get_current_task() });
-    task.field(&TASK_FLAGS).read::<u32>().is_ok_and(|flags| flags & PF_KTHREAD != 0)
 }
 
 /// Network namespace of a socket.

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut wanted = Wanted::new();
     for offset in OFFSETS {
         let paths = wanted.entry(offset.structure).or_default();
-        paths.extend((!offset.field.is_empty()).then(|| offset.field.to_owned()));
+        paths.extend(offset.field.split('|').filter(|field| !field.is_empty()).map(str::to_owned));
     }
     for (structure, fields) in LAYOUT {
         wanted.entry(structure).or_default().extend(fields.iter().map(|&field| field.to_owned()));
@@ -262,12 +262,12 @@ impl Writer {
     fn add(&mut self, source: &Source, wanted: &Wanted, name: &str) -> Result<()> {
         let mut found = false;
         for (id, raw) in (1..).zip(&source.types) {
-            if raw.kind() == kind::STRUCT && source.name(raw.name)? == name {
+            if matches!(raw.kind(), kind::STRUCT | kind::ENUM) && source.name(raw.name)? == name {
                 self.copy(source, wanted, id, BTreeSet::new())?;
                 found = true;
             }
         }
-        ensure!(found, "there is no struct {name}");
+        ensure!(found, "there is no struct or enum {name}");
         Ok(())
     }
 
@@ -279,7 +279,7 @@ impl Writer {
         }
         let raw = source.get(id)?;
         let name = source.name(raw.name)?;
-        let aggregate = matches!(raw.kind(), kind::STRUCT | kind::UNION);
+        let aggregate = matches!(raw.kind(), kind::STRUCT | kind::UNION | kind::ENUM);
         if aggregate && let Some(more) = wanted.get(name) {
             paths.extend(more.iter().cloned());
         }
@@ -302,7 +302,19 @@ impl Writer {
                 words[1] = self.copy(source, wanted, index, BTreeSet::new())?;
             }
             kind::PTR => size_or_type = 0,
-            kind::ENUM | kind::ENUM64 => {
+            kind::ENUM => {
+                let mut kept = Vec::new();
+                for enumerator in raw.words.chunks_exact(2) {
+                    let [name, value] = *enumerator else { continue };
+                    let name = source.name(name)?;
+                    if paths.contains(name) {
+                        kept.extend([self.string(name)?, value]);
+                    }
+                }
+                info = info & !0xffff | u32::try_from(kept.len() / 2)?;
+                words = kept;
+            }
+            kind::ENUM64 => {
                 info &= !0xffff;
                 words.clear();
             }

@@ -52,6 +52,7 @@ pub(super) fn session(record: SessionRecord<'_>) -> Result<Session, NotKnown> {
         request: Request {
             detail: named("level of detail", &Detail::ALL, Detail::name, &record.options.detail)?,
             failures: record.options.failures,
+            commands: !record.options.no_cmdline,
         },
         hooks: record.hooks.into_iter().map(hook).collect::<Result<_, _>>()?,
     })

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::btf::{Offsets, OffsetsError};
 use super::capability::Capabilities;
+use super::cgroups::Hierarchies;
 use super::hooks::{CONNTRACK_MODULE, HOOKS, Hook, NAT_MODULE};
 use super::symbols::Symbols;
 
@@ -34,6 +35,8 @@ pub struct KernelFacts {
     pub symbols: Symbols,
     /// Where the fields are, or why that cannot be known.
     pub offsets: Result<Offsets, OffsetsError>,
+    /// Where cgroups are.
+    pub cgroups: Hierarchies,
 }
 
 /// Whether this kernel takes kprobes.
@@ -143,6 +146,10 @@ impl KernelFacts {
             nat: NAT.presence(&symbols, &modules),
             conntrack_netlink: CONNTRACK_NETLINK.presence(&symbols, &modules),
             offsets: Offsets::read(&root.join("sys/kernel/btf")),
+            cgroups: Hierarchies::parse(
+                optional(root, "proc/self/mountinfo")?.unwrap_or_default().as_bytes(),
+                &optional(root, "proc/self/cgroup")?.unwrap_or_default(),
+            ),
             symbols,
             release,
         })

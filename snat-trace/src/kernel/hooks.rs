@@ -38,12 +38,14 @@ pub struct Request {
     pub detail: Detail,
     /// Whether those on failures that are no clash too.
     pub failures: bool,
+    /// Whether executables and command lines of senders are noted.
+    pub commands: bool,
 }
 
 impl From<Detail> for Request {
-    /// Races alone.
+    /// Races alone, with all that is known of their senders.
     fn from(detail: Detail) -> Self {
-        Self { detail, failures: false }
+        Self { detail, failures: false, commands: true }
     }
 }
 
@@ -66,6 +68,8 @@ pub enum Role {
     OwnerRaw,
     /// Who sent a datagram or an ICMP request over IPv6, or anything else from a raw socket.
     OwnerIpv6,
+    /// Cgroups that are removed.
+    CgroupRemoval,
     /// Entries refused when they should go into the table.
     FailureConfirm,
     /// Packets that are given no entry.
@@ -78,7 +82,7 @@ pub enum Role {
 
 impl Role {
     /// Every role, in the order of a session.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Clash,
         Self::Verdict,
         Self::Allocation,
@@ -87,6 +91,7 @@ impl Role {
         Self::OwnerIpv4,
         Self::OwnerRaw,
         Self::OwnerIpv6,
+        Self::CgroupRemoval,
         Self::FailureConfirm,
         Self::FailureTable,
         Self::FailureEviction,
@@ -105,6 +110,7 @@ impl Role {
             Self::OwnerIpv4 => "owner-ipv4",
             Self::OwnerRaw => "owner-raw",
             Self::OwnerIpv6 => "owner-ipv6",
+            Self::CgroupRemoval => "cgroup",
             Self::FailureConfirm => "fail-confirm",
             Self::FailureTable => "fail-table",
             Self::FailureEviction => "fail-eviction",
@@ -303,6 +309,14 @@ pub(super) const HOOKS: &[Hook] = &[
         preferred: Candidate::entry("ip6_send_skb", "owner_ipv6"),
         fallback: None,
         cost: "owners of UDP and ICMP flows over IPv6 are looked up after the clash, so a process that has ended is not named",
+    },
+    Hook {
+        role: Role::CgroupRemoval,
+        part_of: PartOf::Full,
+        home: Home::Image,
+        preferred: Candidate::entry("cgroup_rmdir", "cgroup_removed"),
+        fallback: None,
+        cost: "cgroups and containers that are gone when a race is named have no name",
     },
     // Ends before begins: they are attached in this order, so that no begin lacks its end.
     Hook::of_failures(Role::FailureConfirm, Candidate::end("__nf_conntrack_confirm", "confirm_ends"), NO_CONFIRM),

@@ -5,6 +5,7 @@
 
 mod btf;
 mod capability;
+mod cgroups;
 mod doctor;
 mod facts;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod uevents;
 
 pub use btf::{Offsets, OffsetsError};
 pub use capability::{Capabilities, Capability, Missing};
+pub use cgroups::{Hierarchies, Legacy, LegacyController};
 pub use doctor::Report;
 pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
 pub(crate) use hooks::CLASH_PROGRAM;

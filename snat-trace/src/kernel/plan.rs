@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::btf::{Offsets, OffsetsError};
 use super::capability::{Capability, Missing};
+use super::cgroups::LegacyController;
 use super::facts::{KernelFacts, Kprobes, Lockdown, Presence};
 use super::hooks::{CONNTRACK_MODULE, Candidate, HOOKS, Home, Hook, Mechanism, NAT_MODULE, Request, Role};
 use super::symbols::Location;
@@ -23,6 +24,8 @@ pub struct Plan {
     pub offsets: Offsets,
     /// Address of the generation of conntrack extensions, where this kernel has one and shows it.
     pub ext_generation: Option<u64>,
+    /// By which hierarchy of version 1 containers are told apart, where there is one.
+    pub legacy: Option<LegacyController>,
 }
 
 /// One BPF program and the function it is attached to.
@@ -199,6 +202,7 @@ pub fn plan(facts: &KernelFacts, request: impl Into<Request>) -> Result<Plan, Ca
         missing_capabilities,
         offsets,
         ext_generation: facts.symbols.variable(),
+        legacy: facts.cgroups.legacy.as_ref().map(|legacy| legacy.controller),
     };
     for surveyed in survey(facts, request) {
         match surveyed {
@@ -287,6 +291,7 @@ mod tests {
                     (Role::OwnerIpv4, "owner_ipv4", "ip_send_skb", None),
                     (Role::OwnerRaw, "owner_raw", "ip_push_pending_frames", None),
                     (Role::OwnerIpv6, "owner_ipv6", "ip6_send_skb", None),
+                    (Role::CgroupRemoval, "cgroup_removed", "cgroup_rmdir", None),
                 ],
                 "{series}"
             );
@@ -304,7 +309,7 @@ mod tests {
         for series in SERIES {
             let facts = Root::new(series).facts();
             for detail in [Detail::Minimal, Detail::Full] {
-                let (races, both) = (plan(&facts, detail), plan(&facts, Request { detail, failures: true }));
+                let (races, both) = (plan(&facts, detail), plan(&facts, Request { failures: true, ..detail.into() }));
                 let (races, both) = (races.unwrap(), both.unwrap());
                 assert_eq!(both.missing, [], "{series}");
                 assert_eq!(hooks(&both)[..races.hooks.len()], hooks(&races), "{series}");
@@ -350,6 +355,7 @@ mod tests {
             ("ip_send_skb", Role::OwnerIpv4, no_symbol("ip_send_skb")),
             ("ip_push_pending_frames", Role::OwnerRaw, no_symbol("ip_push_pending_frames")),
             ("ip6_send_skb", Role::OwnerIpv6, no_symbol("ip6_send_skb")),
+            ("cgroup_rmdir", Role::CgroupRemoval, no_symbol("cgroup_rmdir")),
         ] {
             for series in SERIES {
                 let root = Root::new(series);
@@ -359,7 +365,7 @@ mod tests {
                     plan.missing.iter().map(|missing| (missing.role, missing.reason.clone())).collect();
                 assert_eq!(missing, [(role, reason.clone())], "{gone} on {series}");
                 assert_eq!(plan.missing[0].tried, [gone]);
-                assert_eq!(plan.hooks.len(), 7);
+                assert_eq!(plan.hooks.len(), 8);
             }
         }
     }
@@ -399,7 +405,7 @@ mod tests {
         root.unload("nf_nat");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing[0].reason, MissingReason::NotLoaded { module: "nf_nat" });
-        assert_eq!(plan.hooks.len(), 7);
+        assert_eq!(plan.hooks.len(), 8);
     }
 
     #[test]
@@ -409,7 +415,7 @@ mod tests {
         root.write("proc/self/status", b"CapEff:\t000000c000001000\n");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing_capabilities, [Capability::SysAdmin, Capability::SysPtrace]);
-        assert_eq!(plan.hooks.len(), 8);
+        assert_eq!(plan.hooks.len(), 9);
     }
 
     /// Each makes the kernel worse than the one before; the first thing to be seen to is always the one named.

@@ -3,8 +3,10 @@
 use aya::programs::KProbe;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 
+use snat_trace_common::Need;
+
 use super::error::{ProbeError, reason};
-use crate::kernel::{Detail, Offsets, Request, programs};
+use crate::kernel::{Detail, LegacyController, Offsets, Request, programs};
 
 /// The object `build.rs` made.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-trace-ebpf"));
@@ -14,7 +16,8 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-tr
 pub struct Sizes {
     /// Bytes of the ring buffer; rounded up to a power of two of pages.
     pub ring_bytes: u32,
-    /// Entries and senders remembered; the least recently used goes first.
+    /// Entries and senders remembered; the least recently used goes first. A sixteenth of it are the processes and the
+    /// removed cgroups that are.
     pub flows: u32,
 }
 
@@ -27,26 +30,34 @@ impl Default for Sizes {
 /// Calls in flight, with room for returns that are missed: some for every CPU.
 const CALLS: u32 = 4096;
 
-/// Makes the maps. No program is loaded yet. `ext_generation` is an address, if it is known.
-pub(super) fn load(
-    offsets: &Offsets,
-    request: Request,
-    ext_generation: Option<u64>,
-    sizes: Sizes,
-) -> Result<Ebpf, ProbeError> {
+/// What is different from kernel to kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Differences<'a> {
+    pub(super) offsets: &'a Offsets,
+    /// An address, if it is known.
+    pub(super) ext_generation: Option<u64>,
+    pub(super) legacy: Option<LegacyController>,
+}
+
+/// Makes the maps. No program is loaded yet.
+pub(super) fn load(kernel: Differences<'_>, request: Request, sizes: Sizes) -> Result<Ebpf, ProbeError> {
+    let Differences { offsets, ext_generation, legacy } = kernel;
     // Before Linux 5.11 maps count against this limit; from then on a refusal is harmless.
     let unlimited = rustix::process::Rlimit { current: None, maximum: None };
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 
-    let flows = match request.detail {
-        Detail::Minimal => 1,
-        Detail::Full => sizes.flows,
+    let (flows, few) = match request.detail {
+        Detail::Minimal => (1, 1),
+        Detail::Full => (sizes.flows, (sizes.flows / 16).max(1)),
     };
     let full = u8::from(request.detail == Detail::Full);
     let (failures, calls) = if request.failures { (1_u8, CALLS) } else { (0, 1) };
     let ext_generation = ext_generation.unwrap_or(0);
+    let has = |need| u8::from(offsets.has_all(need));
+    let (processes, cgroups, commands) = (has(Need::Processes), has(Need::Cgroups), u8::from(request.commands));
+    let legacy = legacy.map_or(0, |controller| controller as u8);
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
@@ -54,11 +65,17 @@ pub(super) fn load(
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("ALLOCATIONS", flows)
         .map_max_entries("OWNERS", flows)
+        .map_max_entries("PROCESSES", few)
+        .map_max_entries("REMOVED_CGROUPS", few)
         .map_max_entries("CALLS", calls)
         .map_max_entries("CLASHED", calls)
         .map_max_entries("FOUND_FULL", calls)
         .override_global("FULL", &full, true)
         .override_global("FAILURES", &failures, true)
+        .override_global("PROCESS_FACTS", &processes, true)
+        .override_global("CGROUP_FACTS", &cgroups, true)
+        .override_global("COMMANDS", &commands, true)
+        .override_global("LEGACY_CONTROLLER", &legacy, true)
         .override_global("EXT_GENID", &ext_generation, true);
     for (offset, value) in offsets.iter() {
         loader.override_global(offset.symbol, value, true);
@@ -93,8 +110,9 @@ pub fn verified_instructions(
     offsets: &Offsets,
     request: Request,
 ) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
-    // An address, so that no branch is dead.
-    let mut object = load(offsets, request, Some(1), Sizes::default())?;
+    // An address and a controller, so that no branch is dead.
+    let kernel = Differences { offsets, ext_generation: Some(1), legacy: Some(LegacyController::Pids) };
+    let mut object = load(kernel, request, Sizes::default())?;
     programs(request)
         .map(|program| {
             let info = verify(&mut object, program)?

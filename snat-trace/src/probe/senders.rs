@@ -1,18 +1,22 @@
-//! The senders the programs remember, by original tuple.
+//! What the programs remember of senders: who sent a tuple, what they run, and the cgroups that are gone.
 
 use std::fmt;
 
 use aya::maps::{HashMap, Map, MapData};
-use snat_trace_common::{OwnerFact, Tuple};
+use snat_trace_common::{CgroupKey, OwnerFact, PathFact, ProcessFact, ProcessKey, Tuple};
 
 use super::error::ProbeError;
-use crate::race::decode::decode_owner;
+use crate::race::decode::{Plain, bytes_of, decode_value};
 
-type Key = [u8; size_of::<Tuple>()];
-type Value = [u8; size_of::<OwnerFact>()];
+/// A map whose keys and values are plain.
+type Bytes<const KEY: usize, const VALUE: usize> = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
 
-/// Reads the map. It stays readable when the programs are gone.
-pub struct Senders(HashMap<MapData, Key, Value>);
+/// Reads the maps. They stay readable when the programs are gone.
+pub struct Senders {
+    owners: Bytes<{ size_of::<Tuple>() }, { size_of::<OwnerFact>() }>,
+    processes: Bytes<{ size_of::<ProcessKey>() }, { size_of::<ProcessFact>() }>,
+    removed_cgroups: Bytes<{ size_of::<CgroupKey>() }, { size_of::<PathFact>() }>,
+}
 
 impl fmt::Debug for Senders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,46 +25,41 @@ impl fmt::Debug for Senders {
 }
 
 impl Senders {
-    pub(super) fn new(map: Map) -> Result<Self, ProbeError> {
-        HashMap::try_from(map).map(Self).map_err(|error| ProbeError::Map { name: "OWNERS", error: Box::new(error) })
+    /// Of the maps that `take` takes out of the object by their names.
+    pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<Map, ProbeError>) -> Result<Self, ProbeError> {
+        Ok(Self {
+            owners: open("OWNERS", &mut take)?,
+            processes: open("PROCESSES", &mut take)?,
+            removed_cgroups: open("REMOVED_CGROUPS", &mut take)?,
+        })
     }
 
     /// Who sent this tuple last, if that is remembered.
     #[must_use]
     pub fn of(&self, original: &Tuple) -> Option<OwnerFact> {
-        decode_owner(&self.0.get(&key(original), 0).ok()?)
+        get(&self.owners, original)
+    }
+
+    /// What a process runs, if that is remembered.
+    #[must_use]
+    pub fn process(&self, key: &ProcessKey) -> Option<ProcessFact> {
+        get(&self.processes, key)
+    }
+
+    /// The path of a cgroup that was removed, if that is remembered.
+    #[must_use]
+    pub fn removed_cgroup(&self, key: &CgroupKey) -> Option<PathFact> {
+        get(&self.removed_cgroups, key)
     }
 }
 
-/// The bytes of a tuple, which has no padding.
-fn key(tuple: &Tuple) -> Key {
-    let Tuple { src, src_port_be, l3num, dst, dst_port_be, protonum, dir } = *tuple;
-    let mut key = [0; size_of::<Tuple>()];
-    let parts: [&[u8]; 6] =
-        [&src, &src_port_be.to_ne_bytes(), &l3num.to_ne_bytes(), &dst, &dst_port_be.to_ne_bytes(), &[protonum, dir]];
-    for (to, from) in key.iter_mut().zip(parts.concat()) {
-        *to = from;
-    }
-    key
+fn open<const KEY: usize, const VALUE: usize>(
+    name: &'static str,
+    take: &mut impl FnMut(&'static str) -> Result<Map, ProbeError>,
+) -> Result<Bytes<KEY, VALUE>, ProbeError> {
+    HashMap::try_from(take(name)?).map_err(|error| ProbeError::Map { name, error: Box::new(error) })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_the_tuple_as_it_lies_in_memory() {
-        let tuple = Tuple {
-            src: *b"abcdefghijklmnop",
-            src_port_be: 0x0102,
-            l3num: 10,
-            dst: *b"ABCDEFGHIJKLMNOP",
-            dst_port_be: 0x0304,
-            protonum: 17,
-            dir: 1,
-        };
-        // SAFETY: both are 40 bytes, without padding.
-        let bytes: Key = unsafe { std::mem::transmute(tuple) };
-        assert_eq!(key(&tuple), bytes);
-    }
+fn get<K: Plain, V: Plain, const KEY: usize, const VALUE: usize>(map: &Bytes<KEY, VALUE>, key: &K) -> Option<V> {
+    decode_value(&map.get(bytes_of(key).first_chunk()?, 0).ok()?)
 }

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use super::attach::{AttachedHook, attach};
 use super::error::ProbeError;
 use super::losses::KernelCounts;
-use super::object::{Sizes, detach, load};
+use super::object::{Differences, Sizes, detach, load};
 use super::senders::Senders;
 use crate::kernel::{CLASH_PROGRAM, Plan};
 
@@ -45,9 +45,12 @@ impl Tracer {
     ///
     /// When the clash hook cannot be attached. Any other hook that cannot is told by [`Self::hooks`].
     pub fn attach(plan: &Plan, sizes: Sizes) -> Result<Self, ProbeError> {
-        let mut object = load(&plan.offsets, plan.request, plan.ext_generation, sizes)?;
+        let Plan { offsets, ext_generation, legacy, request, .. } = plan;
+        let kernel = Differences { offsets, ext_generation: *ext_generation, legacy: *legacy };
+        let mut object = load(kernel, *request, sizes)?;
         let mut take = |name| object.take_map(name).ok_or(ProbeError::NotInObject { kind: "map", name });
-        let (ring, counters, senders) = (take("RING")?, take("COUNTERS")?, Senders::new(take("OWNERS")?)?);
+        let (ring, counters) = (take("RING")?, take("COUNTERS")?);
+        let senders = Senders::new(take)?;
         let map_error = |name| move |error| ProbeError::Map { name, error: Box::new(error) };
         let ring = RingBuf::try_from(ring).map_err(map_error("RING"))?;
         let counters = PerCpuArray::try_from(counters).map_err(map_error("COUNTERS"))?;

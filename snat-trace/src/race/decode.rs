@@ -1,6 +1,9 @@
 //! From the bytes of the ring to a record.
 
-use snat_trace_common::{ClashRecord, FailureRecord, OwnerFact, RecordHeader, VerdictRecord, kind};
+use snat_trace_common::{
+    CgroupKey, ClashRecord, FailureRecord, OwnerFact, PathFact, ProcessFact, ProcessKey, RecordHeader, Tuple,
+    VerdictRecord, kind,
+};
 
 /// What the ring brings.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -68,18 +71,23 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Undecodable> {
     }
 }
 
-/// Decodes a value of the map of senders.
-#[must_use]
-pub fn decode_owner(bytes: &[u8; size_of::<OwnerFact>()]) -> Option<OwnerFact> {
+/// Decodes a value of a map.
+pub(crate) fn decode_value<T: Plain>(bytes: &[u8]) -> Option<T> {
     read(bytes)
 }
 
-/// What a record consists of.
+/// The bytes of a record, or of a map's key.
+pub(crate) fn bytes_of<T: Plain>(record: &T) -> &[u8] {
+    // SAFETY: it is initialised bytes without padding.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of::<T>()) }
+}
+
+/// What a record consists of, and a map's keys and values.
 ///
 /// # Safety
 ///
-/// Every bit pattern is a value of the type.
-unsafe trait Plain: Copy {}
+/// Every bit pattern is a value of the type, and it has no padding.
+pub(crate) unsafe trait Plain: Copy {}
 // SAFETY: integers only.
 unsafe impl Plain for RecordHeader {}
 // SAFETY: integers only.
@@ -90,6 +98,16 @@ unsafe impl Plain for VerdictRecord {}
 unsafe impl Plain for OwnerFact {}
 // SAFETY: integers only.
 unsafe impl Plain for FailureRecord {}
+// SAFETY: integers only.
+unsafe impl Plain for Tuple {}
+// SAFETY: integers only.
+unsafe impl Plain for ProcessKey {}
+// SAFETY: integers only.
+unsafe impl Plain for ProcessFact {}
+// SAFETY: integers only.
+unsafe impl Plain for CgroupKey {}
+// SAFETY: integers only.
+unsafe impl Plain for PathFact {}
 
 fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are enough bytes, they need not be aligned, and every bit pattern is a `T`.
@@ -115,20 +133,15 @@ mod tests {
     use crate::race::time::WallClock;
     use crate::race::verdict::{decided, tests::verdict_on};
 
-    fn bytes_of(record: &impl Plain) -> Vec<u8> {
-        // SAFETY: a record is initialised bytes without padding.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of_val(record)) }.to_vec()
-    }
-
     /// One record of each kind, as the kernel would write it.
     fn of_each_kind() -> [(Vec<u8>, Record); 3] {
         let clash = clash();
         let verdict = verdict_on(&clash);
         let failure = refused();
         [
-            (bytes_of(&clash), Record::Clash(Box::new(clash))),
-            (bytes_of(&verdict), Record::Verdict(verdict)),
-            (bytes_of(&failure), Record::Failure(Box::new(failure))),
+            (bytes_of(&clash).to_vec(), Record::Clash(Box::new(clash))),
+            (bytes_of(&verdict).to_vec(), Record::Verdict(verdict)),
+            (bytes_of(&failure).to_vec(), Record::Failure(Box::new(failure))),
         ]
     }
 
@@ -158,7 +171,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_named() {
-        let mut bytes = bytes_of(&clash());
+        let mut bytes = bytes_of(&clash()).to_vec();
         bytes[..2].copy_from_slice(&999_u16.to_ne_bytes());
         assert_eq!(decode(&bytes), Err(Undecodable::UnknownKind { kind: 999 }));
     }

@@ -175,6 +175,9 @@ pub(crate) struct TraceArgs {
     /// return of two functions for every new connection, one of them where flows race.
     #[arg(long)]
     pub(crate) failures: bool,
+    /// Leave out what senders run: executables and command lines, which may hold secrets. They are not read then
+    #[arg(long)]
+    pub(crate) no_cmdline: bool,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
     /// Size of the kernel's ring buffer, rounded up to a power of two of pages; more is needed when the summary says
@@ -188,7 +191,7 @@ pub(crate) struct TraceArgs {
 
 impl TraceArgs {
     pub(crate) fn request(self) -> Request {
-        Request { detail: self.detail, failures: self.failures }
+        Request { failures: self.failures, commands: !self.no_cmdline, ..self.detail.into() }
     }
 }
 

@@ -1,11 +1,11 @@
-//! Structures in BTF, and where their fields are.
+//! Structures in BTF, and where their fields are; and the values of enumerations.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 
-use btf_rs::{Backend, Btf, BtfType, Member, Struct, Type};
+use btf_rs::{Backend, Btf, BtfType, Enum, Member, Struct, Type};
 use rustix::fs::{MemfdFlags, memfd_create};
 use snat_trace_common::ABSENT;
 
@@ -19,12 +19,17 @@ pub(super) struct Structures {
     by_name: BTreeMap<&'static str, Found>,
 }
 
-/// The structures of one name. A name may stand for several, which should be the same (a module's type information
-/// may repeat those of the kernel image).
-#[derive(Default)]
+/// The structures and enumerations of one name. A name may stand for several, which should be the same (a module's type
+/// information may repeat those of the kernel image).
 struct Found {
-    structures: Vec<Struct>,
+    types: Vec<Named>,
     in_module: bool,
+}
+
+/// What has fields or enumerators.
+enum Named {
+    Structure(Struct),
+    Enumeration(Enum),
 }
 
 impl Structures {
@@ -41,14 +46,14 @@ impl Structures {
             .map_err(|error| OffsetsError::Invalid { file, error: error.to_string() })?;
         let mut by_name = BTreeMap::new();
         for name in names {
-            by_name.entry(name).or_insert_with(|| Found { structures: structures(&base, name), in_module: false });
+            by_name.entry(name).or_insert_with(|| Found { types: named(&base, name), in_module: false });
         }
         Ok(Self { base, module: None, by_name })
     }
 
     /// Whether every name has a structure.
     pub(super) fn complete(&self) -> bool {
-        self.by_name.values().all(|found| !found.structures.is_empty())
+        self.by_name.values().all(|found| !found.types.is_empty())
     }
 
     /// Looks for those that are not in the kernel image in the BTF of `nf_conntrack`.
@@ -56,22 +61,34 @@ impl Structures {
         let invalid = |error| OffsetsError::Invalid { file: CONNTRACK_MODULE, error };
         check_sections(bytes).map_err(|error| invalid(error.to_owned()))?;
         let module = Btf::from_split_bytes(bytes, &self.base).map_err(|error| invalid(error.to_string()))?;
-        for (name, found) in self.by_name.iter_mut().filter(|(_, found)| found.structures.is_empty()) {
-            *found = Found { structures: structures(&module, name), in_module: true };
+        for (name, found) in self.by_name.iter_mut().filter(|(_, found)| found.types.is_empty()) {
+            *found = Found { types: named(&module, name), in_module: true };
         }
         self.module = Some(module);
         Ok(())
     }
 
-    /// Where the field is, in bytes, or the structure's size when `field` is empty.
+    /// Where the field is, in bytes, or the structure's size when `field` is empty; the value of an enumerator. Of several
+    /// names for a field, `|` between them, the first that there is.
     pub(super) fn offset(&self, structure: &'static str, field: &'static str) -> Result<Option<u16>, OffsetsError> {
+        for name in field.split('|') {
+            if let Some(offset) = self.offset_of(structure, name)? {
+                return Ok(Some(offset));
+            }
+        }
+        Ok(None)
+    }
+
+    fn offset_of(&self, structure: &'static str, field: &'static str) -> Result<Option<u16>, OffsetsError> {
         let Some(found) = self.by_name.get(structure) else { return Ok(None) };
         let btf = if found.in_module { self.module.as_ref().unwrap_or(&self.base) } else { &self.base };
         let mut result = None;
-        for candidate in &found.structures {
-            let Some(bytes) =
-                field_offset(btf, candidate, field).map_err(|NotBytes| OffsetsError::NotBytes { structure, field })?
-            else {
+        for candidate in &found.types {
+            let value = match candidate {
+                Named::Structure(structure) => field_offset(btf, structure, field),
+                Named::Enumeration(enumeration) => Ok(enumerator(btf, enumeration, field)),
+            };
+            let Some(bytes) = value.map_err(|NotBytes| OffsetsError::NotBytes { structure, field })? else {
                 continue;
             };
             if result.is_some_and(|other| other != bytes) {
@@ -112,16 +129,24 @@ fn copy_in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Structures of this name in `btf`; a function or variable may have the same name.
-fn structures(btf: &Btf, name: &str) -> Vec<Struct> {
+/// Structures and enumerations of this name in `btf`; a function or variable may have the same name.
+fn named(btf: &Btf, name: &str) -> Vec<Named> {
     let types = btf.resolve_types_by_name(name).unwrap_or_default();
     types
         .into_iter()
         .filter_map(|found| match found {
-            Type::Struct(structure) => Some(structure),
+            Type::Struct(structure) => Some(Named::Structure(structure)),
+            Type::Enum(enumeration) => Some(Named::Enumeration(enumeration)),
             _ => None,
         })
         .collect()
+}
+
+/// The value of an enumerator, if it fits where an offset does.
+fn enumerator(btf: &Btf, enumeration: &Enum, name: &str) -> Option<u16> {
+    let member =
+        enumeration.members.iter().find(|&member| btf.resolve_name(member).is_ok_and(|known| known == name))?;
+    u16::try_from(member.val()).ok().filter(|&value| value != ABSENT)
 }
 
 /// The offset is no whole number of bytes that fits.

@@ -111,6 +111,9 @@ pub(crate) struct OptionsRecord<'a> {
     #[serde(borrow)]
     pub(crate) detail: Cow<'a, str>,
     pub(crate) failures: bool,
+    /// Executables and command lines of senders were not to be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) no_cmdline: bool,
 }
 
 impl<'a> SessionRecord<'a> {
@@ -123,7 +126,11 @@ impl<'a> SessionRecord<'a> {
             machine: session.machine.as_str().into(),
             boot_id: session.boot_id.as_deref().map(Cow::from),
             hooks: session.hooks.iter().map(HookRecord::new).collect(),
-            options: OptionsRecord { detail: session.request.detail.name().into(), failures: session.request.failures },
+            options: OptionsRecord {
+                detail: session.request.detail.name().into(),
+                failures: session.request.failures,
+                no_cmdline: !session.request.commands,
+            },
         }
     }
 }

@@ -1,0 +1,159 @@
+//! What a sender runs: noted once for each program of each process, so that one that has ended meanwhile is named too.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_current_task, generated::bpf_probe_read_user},
+};
+use snat_trace_common::{ABSENT, ARGUMENTS_LEN, PathFact, ProcessKey};
+
+use crate::{
+    cgroup::CGROUP_FACTS,
+    maps::{PROCESS, PROCESSES},
+    path,
+    read::{
+        Address, CGROUP_KN, CONTROLLER_CPU, CONTROLLER_DEVICES, CONTROLLER_MEMORY, CONTROLLER_PIDS, CSS_CGROUP,
+        CSS_SET_SUBSYS, DENTRY_NAME, DENTRY_PARENT, FILE_DENTRY, FILE_MNT, KERNFS_ID, MM_ARG_END, MM_ARG_START,
+        MM_EXE_FILE, MOUNT_MNT, MOUNT_MOUNTPOINT, MOUNT_PARENT, PID_LEVEL, PID_NUMBERS, TASK_CSS_SET, TASK_EXEC_ID,
+        TASK_FLAGS, TASK_LEADER, TASK_MM, TASK_PID, TASK_START, UPID_NR, UPID_SIZE, Unreadable, VFSMOUNT_ROOT,
+    },
+};
+
+/// Whether this kernel has every field that is read here, but for those of cgroups.
+#[unsafe(no_mangle)]
+static PROCESS_FACTS: Global<u8> = Global::new(0);
+
+/// Whether command lines and executables may be read.
+#[unsafe(no_mangle)]
+static COMMANDS: Global<u8> = Global::new(0);
+
+/// Which hierarchy of version 1 tells containers apart: 0 none, else that of a controller, in the order of
+/// [`legacy_cgroup_id`].
+#[unsafe(no_mangle)]
+static LEGACY_CONTROLLER: Global<u8> = Global::new(0);
+
+/// How many steps lead from a program's file to the root: its directories, and mounts between them.
+const DEEPEST: usize = 32;
+
+/// The current task.
+#[inline(always)]
+pub(crate) fn current() -> Address {
+    // SAFETY: the helper takes no argument and touches no memory.
+    Address::new(unsafe { bpf_get_current_task() })
+}
+
+/// Whether a task is a thread of the kernel: `PF_KTHREAD` (include/linux/sched.h).
+///
+/// It connects and sends for others: MPTCP's subflows, NFS, and io_uring's poller before Linux 5.12, which made that a
+/// thread of the process itself.
+#[inline(always)]
+pub(crate) fn is_kernel_thread(task: Address) -> bool {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    task.field(&TASK_FLAGS).read::<u32>().is_ok_and(|flags| flags & PF_KTHREAD != 0)
+}
+
+/// The program a task runs; a start of 0 when it cannot be read.
+#[inline(always)]
+pub(crate) fn key_of(task: Address, tgid: u32) -> ProcessKey {
+    if PROCESS_FACTS.load() == 0 {
+        return ProcessKey { start_ns: 0, tgid, exec_id: 0 };
+    }
+    let start = || task.field(&TASK_LEADER).follow()?.field(&TASK_START).read::<u64>();
+    let exec_id = task.field(&TASK_EXEC_ID).read::<u32>();
+    ProcessKey { start_ns: start().unwrap_or(0), tgid, exec_id: exec_id.unwrap_or(0) }
+}
+
+/// Id of a task's cgroup in the chosen hierarchy of version 1; 0 when there is none.
+#[inline(always)]
+pub(crate) fn legacy_cgroup_id(task: Address) -> u64 {
+    let controller = match LEGACY_CONTROLLER.load() {
+        1 => CONTROLLER_PIDS.load(),
+        2 => CONTROLLER_MEMORY.load(),
+        3 => CONTROLLER_CPU.load(),
+        4 => CONTROLLER_DEVICES.load(),
+        _ => ABSENT,
+    };
+    if controller == ABSENT || CGROUP_FACTS.load() == 0 {
+        return 0;
+    }
+    let id = || {
+        let states = task.field(&TASK_CSS_SET).follow()?.field(&CSS_SET_SUBSYS);
+        let state = states.plus(u64::from(controller) * size_of::<u64>() as u64).follow()?;
+        state.field(&CSS_CGROUP).follow()?.field(&CGROUP_KN).follow()?.field(&KERNFS_ID).read::<u64>()
+    };
+    id().unwrap_or(0)
+}
+
+/// Notes what the current task runs, if that is not known yet. What cannot be read is absent.
+#[inline(always)]
+pub(crate) fn note(task: Address, key: &ProcessKey) {
+    if key.start_ns == 0 || PROCESSES.get_ptr(key).is_some() {
+        return;
+    }
+    let Some(fact) = PROCESS.get_ptr_mut(0) else { return };
+    // SAFETY: the slot is this CPU's own, see `PROCESS`.
+    let fact = unsafe { &mut *fact };
+    fact.own_pid = own_pid(task).unwrap_or(0);
+    path::begin(&mut fact.executable);
+    fact.arguments_len = 0;
+    if COMMANDS.load() != 0
+        && let Ok(memory) = task.field(&TASK_MM).follow()
+        && memory.as_key() != 0
+    {
+        // A path that is not whole says so itself.
+        let _ = fill_executable(&mut fact.executable, memory);
+        fact.arguments_len = fill_arguments(&mut fact.arguments, memory).unwrap_or(0);
+    }
+    // What is not noted is looked for in /proc, while it is there.
+    let _ = PROCESSES.insert(key, &*fact, BPF_NOEXIST.into());
+}
+
+/// Process id in the innermost pid namespace (include/linux/pid.h, `struct pid`).
+#[inline(always)]
+fn own_pid(task: Address) -> Result<u32, Unreadable> {
+    let pid = task.field(&TASK_LEADER).follow()?.field(&TASK_PID).follow()?;
+    let level = pid.field(&PID_LEVEL).read::<u32>()?;
+    pid.field(&PID_NUMBERS).plus(u64::from(level) * u64::from(UPID_SIZE.load())).field(&UPID_NR).read()
+}
+
+/// The program's file, up through directories and mounts (fs/d_path.c, `prepend_path`).
+#[inline(always)]
+fn fill_executable(to: &mut PathFact, memory: Address) -> Result<(), Unreadable> {
+    let file = memory.field(&MM_EXE_FILE).follow()?;
+    let mut mount = file.field(&FILE_MNT).follow()?.plus(u64::from(MOUNT_MNT.load()).wrapping_neg());
+    let mut dentry = file.field(&FILE_DENTRY).follow()?;
+    for _ in 0..DEEPEST {
+        let parent = dentry.field(&DENTRY_PARENT).follow()?;
+        let root = mount.field(&MOUNT_MNT).field(&VFSMOUNT_ROOT).follow()?;
+        if dentry.as_key() == root.as_key() || dentry.as_key() == parent.as_key() {
+            let below = mount.field(&MOUNT_PARENT).follow()?;
+            if below.as_key() == mount.as_key() {
+                to.whole = 1;
+                break;
+            }
+            dentry = mount.field(&MOUNT_MOUNTPOINT).follow()?;
+            mount = below;
+        } else {
+            if !path::add(to, dentry.field(&DENTRY_NAME).follow()?)? {
+                break;
+            }
+            dentry = parent;
+        }
+    }
+    Ok(())
+}
+
+/// The first bytes of the command line, and how many it has. Fails where its page is not in memory.
+#[inline(always)]
+fn fill_arguments(to: &mut [u8; ARGUMENTS_LEN], memory: Address) -> Result<u32, Unreadable> {
+    let (start, end) = (memory.field(&MM_ARG_START).read::<u64>()?, memory.field(&MM_ARG_END).read::<u64>()?);
+    let len = end.wrapping_sub(start);
+    if len == 0 || len > u64::from(u32::MAX) {
+        return Err(Unreadable);
+    }
+    // At most 256 from here on.
+    let part = if len > ARGUMENTS_LEN as u64 { ARGUMENTS_LEN as u32 } else { len as u32 };
+    // SAFETY: the helper writes at most `part` bytes, which `to` has, and checks the address it reads.
+    let failed = unsafe { bpf_probe_read_user(to.as_mut_ptr().cast(), part, Address::new(start).as_ptr()) };
+    if failed == 0 { Ok(len as u32) } else { Err(Unreadable) }
+}
