@@ -6,7 +6,6 @@ mod place;
 mod rights;
 mod sender;
 mod stage;
-mod uring;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;

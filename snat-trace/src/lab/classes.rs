@@ -16,11 +16,15 @@ impl Scenario {
     /// Why its packets lose.
     pub(super) fn cause(self) -> Cause {
         let class = match self {
-            Self::SnatUdp | Self::SnatTcp | Self::SnatIcmp | Self::SnatSctp | Self::AddressReuse => {
-                Class::SnatPortCollision
-            }
+            Self::SnatUdp
+            | Self::SnatTcp
+            | Self::SnatTcpAgain
+            | Self::SnatIcmp
+            | Self::SnatSctp
+            | Self::AddressReuse
+            | Self::Namespaces => Class::SnatPortCollision,
             Self::Exhaustion => Class::PortExhaustion,
-            Self::FixedPort => Class::FixedPort,
+            Self::FixedPort | Self::Storm => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
             Self::CrossedFlow => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
@@ -60,14 +64,35 @@ impl Scenario {
     pub(super) fn ports(self) -> Option<RangeInclusive<u16>> {
         match self {
             Self::Exhaustion => Some(60_000..=60_015),
-            Self::FixedPort => Some(60_000..=60_000),
+            Self::FixedPort | Self::Storm => Some(60_000..=60_000),
             _ => None,
         }
+    }
+
+    /// Whether a lab is one of several, each gone when the next is made.
+    pub(super) fn comes_and_goes(self) -> bool {
+        self == Self::Namespaces
+    }
+
+    /// Whether more may happen than can be told, as long as what is not told is counted as lost.
+    #[must_use]
+    pub fn may_be_too_much(self) -> bool {
+        self == Self::Storm
     }
 
     /// Whether the second packet of a round is the first, sent again.
     pub(super) fn repeats(self) -> bool {
         self == Self::DuplicateFlowTcp
+    }
+
+    /// Whether first packets never come to the node, so that those race which the kernel sends again.
+    pub(super) fn races_again(self) -> bool {
+        self == Self::SnatTcpAgain
+    }
+
+    /// How often the kernel is to send a packet of each pod again.
+    pub(super) fn meant_again(self) -> u32 {
+        u32::from(self.repeats() || self.races_again())
     }
 
     /// Whether both packets of a round leave by one socket: from two threads of one process, or one after the other.
@@ -126,6 +151,10 @@ impl Setup {
             Role::Crossed
         } else if self.senders == Senders::ShortLived {
             Role::ShortLived
+        } else if self.senders == Senders::KernelThread {
+            Role::Ring
+        } else if self.scenario.races_again() {
+            Role::Persistent
         } else {
             Role::Plain
         }

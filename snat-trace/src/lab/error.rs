@@ -34,6 +34,15 @@ pub enum LabError {
         "this kernel's connection tracking knows no SCTP (CONFIG_NF_CT_PROTO_SCTP), so nothing races for its ports"
     )]
     NoSctp,
+    /// The node's links cannot be set so.
+    #[error("the lab cannot have packets taken in that way: {0}")]
+    Links(&'static str),
+    /// No thread of the kernel sends for anybody.
+    #[error("no thread of this kernel sends for a process (io_uring with a poller: {reason}): use other --senders")]
+    NoPoller {
+        /// What refused it.
+        reason: io::Error,
+    },
     /// The node's table cannot be filled, and what would have to be set is the whole node's.
     #[error("the lab cannot have its own connection tracking table that full: {0}")]
     Table(String),

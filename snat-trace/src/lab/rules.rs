@@ -50,6 +50,9 @@ impl Rules {
         } else {
             iptables.extend(translate.map(|rule| rule.iptables(setup)));
         }
+        if setup.scenario.races_again() {
+            chains.push_str(&lose_first(setup));
+        }
         if setup.holds() {
             chains.push_str(&hold_chain(setup));
         }
@@ -198,6 +201,27 @@ fn hold_chain(setup: &Setup) -> String {
         "  chain hold {{\n    type filter hook postrouting priority 200; policy accept;\n    \
          oifname {OUTSIDE} ct state new {ttl} {first}-{last} queue num {QUEUE}\n  }}\n",
         ttl = ttl(setup.family)
+    )
+}
+
+/// Before connection tracking (priority -200), takes each flow's first SYN away, and the mark from every one that follows the
+/// second: the flow has lost then.
+fn lose_first(setup: &Setup) -> String {
+    let (source, hops) = match setup.family {
+        Family::V4 => ("ip saddr", "ip ttl"),
+        Family::V6 => ("ip6 saddr", "ip6 hoplimit"),
+    };
+    let set = |name| format!("  set {name} {{\n    typeof {source} . tcp sport\n    flags dynamic\n  }}\n");
+    let syn = "tcp flags & (syn | ack) == syn";
+    let flow = format!("{{ {source} . tcp sport }}");
+    format!(
+        "{}{}  chain lost {{\n    type filter hook prerouting priority -300; policy accept;\n    \
+         {syn} {source} . tcp sport @again {hops} set {} accept\n    \
+         {syn} {source} . tcp sport @once add @again {flow} accept\n    \
+         {syn} add @once {flow} drop\n  }}\n",
+        set("once"),
+        set("again"),
+        retry_ttl(setup) + 1,
     )
 }
 

@@ -9,16 +9,22 @@ pub enum Scenario {
     SnatUdp,
     /// A connection per pod and round
     SnatTcp,
+    /// The same, and each connection's first SYN is lost before the node looks at it: those race that are sent again
+    SnatTcpAgain,
     /// An echo request per pod and round, its id in the place of a port
     SnatIcmp,
     /// An INIT chunk per pod and round
     SnatSctp,
     /// A datagram per pod and round, and each round's entries are removed: the next ones lie where they lay
     AddressReuse,
+    /// A datagram per pod and round, and every fourth round the whole lab is gone, and another made
+    Namespaces,
     /// A datagram per pod and round, one after the other, through a rule of 16 ports: when they are taken, all lose
     Exhaustion,
     /// The same through a rule of one port: all lose but the first
     FixedPort,
+    /// The same as fast as pods can send: what tracing does not tell of it, it must count as lost
+    Storm,
     /// Two datagrams at once by one socket, from two threads
     DuplicateFlow,
     /// The same, and the node sends every other new flow to a second backend
@@ -44,11 +50,14 @@ impl Scenario {
         match self {
             Self::SnatUdp => "snat-udp",
             Self::SnatTcp => "snat-tcp",
+            Self::SnatTcpAgain => "snat-tcp-again",
             Self::SnatIcmp => "snat-icmp",
             Self::SnatSctp => "snat-sctp",
             Self::AddressReuse => "address-reuse",
+            Self::Namespaces => "namespaces",
             Self::Exhaustion => "exhaustion",
             Self::FixedPort => "fixed-port",
+            Self::Storm => "storm",
             Self::DuplicateFlow => "duplicate-flow",
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
             Self::DuplicateFlowTcp => "duplicate-flow-tcp",
@@ -64,8 +73,10 @@ impl Scenario {
         match self {
             Self::SnatUdp
             | Self::AddressReuse
+            | Self::Namespaces
             | Self::Exhaustion
             | Self::FixedPort
+            | Self::Storm
             | Self::DuplicateFlow
             | Self::DuplicateFlowDnat
             | Self::CrossedFlow
@@ -73,7 +84,7 @@ impl Scenario {
             | Self::EarlyDrop
             | Self::ChainTooLong
             | Self::Ctnetlink => Transport::Udp,
-            Self::SnatTcp | Self::DuplicateFlowTcp => Transport::Tcp,
+            Self::SnatTcp | Self::SnatTcpAgain | Self::DuplicateFlowTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,
             Self::SnatSctp => Transport::Sctp,
         }

@@ -6,6 +6,7 @@ use rustix::thread::CpuSet;
 
 use super::addresses::{Family, pod_network, stranger};
 use super::error::LabError;
+use super::links::Links;
 use super::rules::RETRY_PORTS;
 use super::scenario::Scenario;
 use super::senders::Senders;
@@ -90,6 +91,8 @@ pub struct Setup {
     pub pods: usize,
     /// How many rounds; at most [`Setup::max_rounds`].
     pub rounds: u32,
+    /// The number of the first of them, of all labs of one run.
+    pub first_round: u32,
     /// How races come about.
     pub mode: Mode,
     /// Whether the node's rule says `fully-random`.
@@ -104,6 +107,8 @@ pub struct Setup {
     pub double_nat: Option<DoubleNat>,
     /// Who sends.
     pub senders: Senders,
+    /// How the node takes in what they send.
+    pub links: Links,
 }
 
 impl Setup {
@@ -115,6 +120,7 @@ impl Setup {
             family: Family::V4,
             pods: 2,
             rounds: 20,
+            first_round: 0,
             mode: Mode::Forced,
             random_fully: false,
             translation: Translation::Masquerade,
@@ -122,6 +128,7 @@ impl Setup {
             zones: None,
             double_nat: None,
             senders: Senders::Processes,
+            links: Links::Plain,
         }
     }
 
@@ -219,7 +226,7 @@ impl Setup {
     /// A pod's source port in a round.
     pub(super) fn port(&self, round: u32, pod: usize) -> u16 {
         let own = self.ports_per_round();
-        let offset = round * own + if own > 1 { u32::try_from(pod).unwrap_or(0) } else { 0 };
+        let offset = (self.first_round + round) * own + if own > 1 { u32::try_from(pod).unwrap_or(0) } else { 0 };
         FIRST_PORT + u16::try_from(offset).unwrap_or(0)
     }
 
@@ -247,7 +254,8 @@ impl Setup {
             return refuse("pods are in zones or translated twice, not both");
         }
         self.check_class()?;
-        self.check_senders()
+        self.check_senders()?;
+        self.check_links()
     }
 
     /// The CPU of each pod's sender.

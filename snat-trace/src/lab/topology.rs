@@ -21,6 +21,7 @@ use std::thread;
 
 use super::addresses::Family;
 use super::error::LabError;
+use super::links;
 use super::netns::Netns;
 use super::rules::{Rules, masquerade};
 use super::setup::Setup;
@@ -73,6 +74,7 @@ impl Topology {
             })?;
         }
         topology.wire(setup, &tools)?;
+        links::set(setup, &topology.node)?;
         Ok(topology)
     }
 

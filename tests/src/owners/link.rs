@@ -27,7 +27,7 @@ struct Station {
 unsafe impl SocketAddrArg for Station {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
         const LENGTH: SocketAddrLen = 20;
-        const { assert!(size_of::<Station>() == LENGTH as usize) };
+        const { assert!(size_of::<Self>() == LENGTH as usize) };
         f(std::ptr::from_ref(self).cast(), LENGTH)
     }
 }

@@ -19,8 +19,9 @@ use rustix::net::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
+use snat_trace::lab::Ring;
 
-use super::{churn, link, rights, uring};
+use super::{churn, link, rights};
 
 /// How often a sender of many sends.
 const MANY: usize = 40;
@@ -98,7 +99,7 @@ pub fn main(words: &[String]) -> Result<()> {
         }
         "uring" => {
             let socket = flow.open()?;
-            uring::send(socket.as_fd(), b"ring")?;
+            Ring::new()?.send(socket.as_fd(), b"ring")?;
             flow.report_thread(false)?;
             hold()
         }
