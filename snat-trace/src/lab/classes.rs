@@ -22,7 +22,8 @@ impl Scenario {
             | Self::SnatIcmp
             | Self::SnatSctp
             | Self::AddressReuse
-            | Self::Namespaces => Class::SnatPortCollision,
+            | Self::Namespaces
+            | Self::NatUnloaded => Class::SnatPortCollision,
             Self::Exhaustion => Class::PortExhaustion,
             Self::FixedPort | Self::Storm => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
@@ -72,6 +73,11 @@ impl Scenario {
     /// Whether a lab is one of several, each gone when the next is made.
     pub(super) fn comes_and_goes(self) -> bool {
         self == Self::Namespaces
+    }
+
+    /// The module of the node that goes in the end, where one does.
+    pub(super) fn unloads(self) -> Option<&'static str> {
+        (self == Self::NatUnloaded).then_some("nf_nat")
     }
 
     /// Whether more may happen than can be told, as long as what is not told is counted as lost.

@@ -69,6 +69,11 @@ pub enum Difference {
         /// What is wrong.
         what: String,
     },
+    /// A module went, and the watch does not say so, or has an account that closes.
+    ModuleNotMissed {
+        /// Its name.
+        module: String,
+    },
     /// Those of all labs do.
     Accounts {
         /// What is wrong.
@@ -393,6 +398,7 @@ impl fmt::Display for Difference {
                 write!(f, "{flow}: {} is {expected}, not {seen}", what.name())
             }
             Self::Account { netns, what } => write!(f, "the account of network namespace {netns} {what}"),
+            Self::ModuleNotMissed { module } => write!(f, "{module} was unloaded, and the summary makes nothing of it"),
             Self::Accounts { what } => write!(f, "the accounts {what}"),
             Self::Unexpected { race } => write!(f, "a race that was none: {race}"),
             Self::Wrong { round, loser, what, expected, seen } => {

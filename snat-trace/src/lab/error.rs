@@ -37,6 +37,15 @@ pub enum LabError {
     /// The node's links cannot be set so.
     #[error("the lab cannot have packets taken in that way: {0}")]
     Links(&'static str),
+    /// Somebody else needs what the lab would take away.
+    #[error("the lab leaves the node as it is: {0}")]
+    NodeInUse(String),
+    /// What the lab took away is not there again.
+    #[error("the lab could not load the module {module} again, which it had unloaded: run `modprobe {module}`")]
+    NotPutBack {
+        /// Its name.
+        module: String,
+    },
     /// No thread of the kernel sends for anybody.
     #[error("no thread of this kernel sends for a process (io_uring with a poller: {reason}): use other --senders")]
     NoPoller {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use super::Lab;
 use super::compare::{Comparison, Difference, compare};
 use super::error::LabError;
 use super::run::Progress;
 use super::setup::Setup;
 use super::truth::Truth;
+use super::{Lab, modules};
 use crate::counters::account::Account;
 use crate::kernel::Detail;
 use crate::race::event::{NetnsInum, Race};
@@ -29,6 +29,12 @@ pub struct Life {
 }
 
 impl Setup {
+    /// Whether the first lab's node is gone before the watch ends.
+    #[must_use]
+    pub fn goes(&self) -> bool {
+        self.scenario.comes_and_goes() || self.unloads().is_some()
+    }
+
     /// The lab to begin with: of all rounds, or where labs come and go of the first few.
     #[must_use]
     pub fn first_life(&self) -> Self {
@@ -43,7 +49,7 @@ impl Setup {
 }
 
 /// Runs a lab that was built as the [first](Setup::first_life) of a setup, and those that come after it. Each is gone before
-/// the next is made; the last stays.
+/// the next is made; the last stays, but where a module goes that its rules need. Then it is waited for `stop`.
 ///
 /// # Errors
 /// As [`Lab::build`] and [`Lab::run`].
@@ -67,6 +73,10 @@ pub fn run_lives(
         lost += truth.packets_lost();
         begun += own.rounds;
         lives.push(Life { netns: running.node_inum(), truth, setup: own });
+    }
+    if let Some(module) = setup.unloads() {
+        drop(lab.take());
+        modules::unload_and_load(module, stop)?;
     }
     Ok(lives)
 }

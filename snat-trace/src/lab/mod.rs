@@ -17,6 +17,7 @@ mod judge;
 mod links;
 mod lives;
 mod log;
+mod modules;
 mod netns;
 mod node;
 mod once;
@@ -100,6 +101,7 @@ impl Lab {
         raise_file_limit();
         let allowed = sched_getaffinity(None).doing("read the CPUs it may use")?;
         setup.check_poller()?;
+        setup.check_modules()?;
         let topology = Topology::build(setup)?;
         // Known before anything is started.
         let filling =

@@ -33,6 +33,8 @@ pub enum Scenario {
     DuplicateFlowTcp,
     /// A pod and the external host send to each other at once, and nothing is translated
     CrossedFlow,
+    /// A datagram per pod and round, and in the end nf_nat is unloaded on the whole node, and loaded again
+    NatUnloaded,
     /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
     TableFull,
     /// No race: the same with entries that go when room is needed; hardly any loses
@@ -62,6 +64,7 @@ impl Scenario {
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
             Self::DuplicateFlowTcp => "duplicate-flow-tcp",
             Self::CrossedFlow => "crossed-flow",
+            Self::NatUnloaded => "nat-unloaded",
             Self::TableFull => "table-full",
             Self::EarlyDrop => "early-drop",
             Self::ChainTooLong => "chain-too-long",
@@ -80,6 +83,7 @@ impl Scenario {
             | Self::DuplicateFlow
             | Self::DuplicateFlowDnat
             | Self::CrossedFlow
+            | Self::NatUnloaded
             | Self::TableFull
             | Self::EarlyDrop
             | Self::ChainTooLong

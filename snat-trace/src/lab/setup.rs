@@ -109,6 +109,8 @@ pub struct Setup {
     pub senders: Senders,
     /// How the node takes in what they send.
     pub links: Links,
+    /// Whether the whole node may be changed for a while.
+    pub change_node: bool,
 }
 
 impl Setup {
@@ -129,6 +131,7 @@ impl Setup {
             double_nat: None,
             senders: Senders::Processes,
             links: Links::Plain,
+            change_node: false,
         }
     }
 
@@ -255,7 +258,8 @@ impl Setup {
         }
         self.check_class()?;
         self.check_senders()?;
-        self.check_links()
+        self.check_links()?;
+        self.check_node()
     }
 
     /// The CPU of each pod's sender.

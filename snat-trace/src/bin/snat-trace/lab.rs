@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snat_trace::kernel::{KernelFacts, plan};
+use snat_trace::kernel::{Detail, KernelFacts, plan};
 use snat_trace::lab::{Comparison, Lab, LabError, Life, Progress, Setup, compare_lives, run_lives};
 use snat_trace::output::Sink;
 use snat_trace::race::event::{NetnsInum, Race};
@@ -29,6 +29,10 @@ use crate::run::{sink, sizes, stopped};
 pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let setup = args.to_setup();
     setup.check()?;
+    if setup.unloads().is_some() && args.trace.detail == Detail::Minimal {
+        let why = "at minimal detail there is no hook in nf_nat, so that nothing is missed when it goes".to_owned();
+        return Err(LabError::Setup(why).into());
+    }
     let facts = KernelFacts::gather(Path::new("/"))?;
     // Before anything is built: can it be traced at all?
     plan(&facts, args.trace.detail)?;
@@ -46,7 +50,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     }
 
     // One that is to go away nobody may hold, and those that come are not known yet.
-    let (stays, netns) = (setup.first_life().rounds == setup.rounds, lab.node_inum());
+    let (stays, netns) = (!setup.goes(), lab.node_inum());
     let node = stays.then(|| lab.node_netns().try_clone_to_owned()).transpose();
     let node: Option<OwnedFd> = node.context("cannot keep the node's namespace")?;
     let filter = Filter { netns: stays.then_some(netns), ..Filter::default() };
@@ -92,6 +96,9 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let mut comparison = compare_lives(&lives, &races, failures, args.trace.detail, &summary);
     if setup.scenario.may_be_too_much() {
         comparison = comparison.with_lost(summary.lost());
+    }
+    if let Some(module) = setup.unloads() {
+        comparison = comparison.without_module(module, &summary);
     }
     let untold_drops: u64 = lives.iter().map(|life| life.truth.untold_drops(args.trace.failures)).sum();
     let account = |untold_drops| match comparison.counted_as_lost {

@@ -35,6 +35,9 @@ pub(crate) struct LabArgs {
     /// How the node takes in what pods send
     #[arg(long, value_name = "HOW", default_value = "plain")]
     pub(crate) links: Links,
+    /// Let a scenario change the whole node for a while, if nobody else uses what it changes
+    #[arg(long)]
+    pub(crate) change_node: bool,
     /// How many pods, 2 to 8; all but one lose in each forced round
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) pods: usize,
@@ -71,6 +74,7 @@ impl LabArgs {
             double_nat: self.double_nat,
             senders: self.senders,
             links: self.links,
+            change_node: self.change_node,
             ..Setup::new(self.scenario)
         }
     }
