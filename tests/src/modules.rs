@@ -133,20 +133,24 @@ fn nat_unloaded() -> Result<Row> {
     unload_under("nf_nat", || load(None))
 }
 
-/// The lab does it by itself, if it may and nobody else needs it, and puts everything back.
-fn lab_unloads() -> Result<Row> {
+/// A `PATH` with a modprobe, which the guest's kernel must not find.
+pub(crate) fn with_modprobe() -> Result<String> {
     const MODPROBE: &str = "/tmp/modprobe/modprobe";
 
-    load(None)?;
-    // The guest's kernel has none to call.
     fs::create_dir_all("/tmp/modprobe")?;
     fs::write(
         MODPROBE,
-        "#!/bin/sh\nfor file in /mods/*.ko; do\n\
-         [ \"$(basename $file .ko | tr - _)\" = \"$1\" ] && exec insmod $file\ndone\nexit 1\n",
+        "#!/bin/sh\nfor file in /mods/$1.ko /mods/$(echo $1 | tr _ -).ko; do\n\
+         [ -e $file ] && exec insmod $file\ndone\nexit 1\n",
     )?;
     fs::set_permissions(MODPROBE, fs::Permissions::from_mode(0o755))?;
-    let path = format!("/tmp/modprobe:{}", std::env::var("PATH")?);
+    Ok(format!("/tmp/modprobe:{}", std::env::var("PATH")?))
+}
+
+/// The lab does it by itself, if it may and nobody else needs it, and puts everything back.
+fn lab_unloads() -> Result<Row> {
+    load(None)?;
+    let path = with_modprobe()?;
     let lab = |more: &[&str]| {
         let arguments = ["lab", "--scenario", "nat-unloaded", "--format", "json"];
         Command::new(SNAT_TRACE).env("PATH", &path).args(arguments).args(more).output()
@@ -181,7 +185,7 @@ fn lab_unloads() -> Result<Row> {
 }
 
 /// The modules there are.
-fn loaded() -> Result<BTreeSet<String>> {
+pub(crate) fn loaded() -> Result<BTreeSet<String>> {
     let modules = fs::read_to_string("/proc/modules")?;
     Ok(modules.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect())
 }

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::error::LabError;
+use super::helper::HELPER;
 use super::pod::Role;
 use super::scenario::Scenario;
 use super::senders::Senders;
@@ -30,6 +31,7 @@ impl Scenario {
             Self::CrossedFlow => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
             Self::ChainTooLong => return Cause::Failure(Reason::ChainTooLong),
+            Self::Dying => return Cause::Failure(Reason::Dying),
             Self::Ctnetlink => return Cause::Failure(Reason::Ctnetlink),
         };
         let in_range = self.ports().map(|ports| u32::from(*ports.end()) - u32::from(*ports.start()) + 1);
@@ -48,7 +50,7 @@ impl Scenario {
 
     /// Whether the lab itself puts entries into the node's table or removes them.
     pub(super) fn changes_table(self) -> bool {
-        self == Self::AddressReuse || self.cause().class().is_none()
+        self == Self::AddressReuse || self.cause().class().is_none() && !self.dies()
     }
 
     /// What the node's table is filled with before the first round.
@@ -78,6 +80,22 @@ impl Scenario {
     /// The module of the node that goes in the end, where one does.
     pub(super) fn unloads(self) -> Option<&'static str> {
         (self == Self::NatUnloaded).then_some("nf_nat")
+    }
+
+    /// Whether entries are to die on their way into the table.
+    #[must_use]
+    pub fn dies(self) -> bool {
+        self == Self::Dying
+    }
+
+    /// The module of the whole node that is unloaded and loaded again.
+    pub(super) fn changes_node(self) -> Option<&'static str> {
+        if self.dies() { Some(HELPER) } else { self.unloads() }
+    }
+
+    /// Whether nobody waits for a round to end before the next begins.
+    pub(super) fn pours(self) -> bool {
+        self.may_be_too_much() || self.dies()
     }
 
     /// Whether more may happen than can be told, as long as what is not told is counted as lost.

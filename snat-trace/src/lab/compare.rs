@@ -69,6 +69,8 @@ pub enum Difference {
         /// What is wrong.
         what: String,
     },
+    /// Nothing happened that was to happen.
+    NothingDied,
     /// A module went, and the watch does not say so, or has an account that closes.
     ModuleNotMissed {
         /// Its name.
@@ -286,6 +288,9 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
             check(sides.judge_owners(truth, named, race, [What::LoserCgroup, What::WinnerCgroup], wrong_cgroup), right);
         }
     }
+    if truth.cause.is_rare() && comparison.packets_lost == 0 {
+        comparison.differences.push(Difference::NothingDied);
+    }
     comparison.differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
     if let Some(failures) = failures {
         let (told, differences) = compare_failures(truth, failures, named);
@@ -399,6 +404,7 @@ impl fmt::Display for Difference {
             }
             Self::Account { netns, what } => write!(f, "the account of network namespace {netns} {what}"),
             Self::ModuleNotMissed { module } => write!(f, "{module} was unloaded, and the summary makes nothing of it"),
+            Self::NothingDied => f.write_str("no entry died on its way into the table: try it with more --rounds"),
             Self::Accounts { what } => write!(f, "the accounts {what}"),
             Self::Unexpected { race } => write!(f, "a race that was none: {race}"),
             Self::Wrong { round, loser, what, expected, seen } => {

@@ -46,6 +46,9 @@ pub enum LabError {
         /// Its name.
         module: String,
     },
+    /// The kernel does not touch entries on their way into the table.
+    #[error("on this kernel nothing dies on its way into the table: it leaves alone what is not there yet")]
+    NothingDies,
     /// No thread of the kernel sends for anybody.
     #[error("no thread of this kernel sends for a process (io_uring with a poller: {reason}): use other --senders")]
     NoPoller {

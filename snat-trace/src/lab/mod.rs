@@ -12,6 +12,7 @@ mod classes;
 mod compare;
 mod error;
 mod failed;
+mod helper;
 mod hold;
 mod judge;
 mod links;

@@ -17,6 +17,7 @@ use rustix::system::delete_module;
 use super::Family;
 use super::compare::{Comparison, Difference};
 use super::error::{Doing, LabError};
+use super::helper::reason;
 use super::run::{DEADLINE, LOOK};
 use super::setup::{Setup, refuse};
 use super::tools::find_in;
@@ -35,11 +36,11 @@ impl Setup {
 
     /// Whether the node may be changed, where the scenario does that.
     pub(super) fn check_node(&self) -> Result<(), LabError> {
-        match (self.unloads(), self.change_node) {
-            (Some(_), false) => refuse(
-                "this scenario unloads nf_nat, which is the whole node's, and loads it again: it does with --change-node, \
-                 if nobody else uses it",
-            ),
+        match (self.scenario.changes_node(), self.change_node) {
+            (Some(module), false) => Err(LabError::Setup(format!(
+                "this scenario unloads {module}, which is the whole node's, and loads it again: it does with --change-node, \
+                 if nobody else uses it"
+            ))),
             (None, true) => refuse("this scenario leaves the node as it is: leave out --change-node"),
             _ => Ok(()),
         }
@@ -47,7 +48,10 @@ impl Setup {
 
     /// Whether anything stands against it, before anything is done.
     pub(super) fn check_modules(&self) -> Result<(), LabError> {
-        let Some(module) = self.unloads() else { return Ok(()) };
+        let Some(module) = self.scenario.changes_node() else { return Ok(()) };
+        if self.scenario.dies() {
+            reason()?;
+        }
         modprobe()?;
         nobody_uses(module)
     }
@@ -58,11 +62,11 @@ fn directory(module: &str) -> PathBuf {
     Path::new("/sys/module").join(module)
 }
 
-fn is_loaded(module: &str) -> bool {
+pub(super) fn is_loaded(module: &str) -> bool {
     directory(module).join("initstate").exists()
 }
 
-fn modprobe() -> Result<PathBuf, LabError> {
+pub(super) fn modprobe() -> Result<PathBuf, LabError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     find_in(&path, "modprobe").ok_or(LabError::MissingTool { tool: "modprobe", package: "kmod" })
 }

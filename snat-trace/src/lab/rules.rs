@@ -14,6 +14,8 @@ use super::wiring::OUTSIDE;
 
 /// Rules a packet of a crossed flow must pass: some tens of microseconds' worth.
 const SLOW_RULES: usize = 1000;
+/// Those of a packet whose entry is to die on the way: it is to be on it most of the time.
+const LONG_RULES: usize = 5000;
 
 /// The hold chain's queue.
 pub(super) const QUEUE: u16 = 0;
@@ -59,8 +61,8 @@ impl Rules {
         if setup.scenario == Scenario::DuplicateFlowDnat {
             chains.push_str(&backend_chain(setup));
         }
-        if setup.scenario.is_crossed() {
-            chains.push_str(&slow_chain());
+        if setup.scenario.is_crossed() || setup.scenario.dies() {
+            chains.push_str(&slow_chain(if setup.scenario.dies() { LONG_RULES } else { SLOW_RULES }));
         }
         let nft = if chains.is_empty() { String::new() } else { table(family, &chains) };
         Self { nft, iptables, tool, family }
@@ -177,9 +179,9 @@ fn backend_chain(setup: &Setup) -> String {
 }
 
 /// Takes its time over packets whose flow is not in the table yet, so that two which come by ways of different length
-/// meet there.
-fn slow_chain() -> String {
-    let rules = "    ct state new udp sport 1\n".repeat(SLOW_RULES);
+/// meet there, or something happens meanwhile.
+fn slow_chain(rules: usize) -> String {
+    let rules = "    ct state new udp sport 1\n".repeat(rules);
     format!("  chain slow {{\n    type filter hook forward priority 0; policy accept;\n{rules}  }}\n")
 }
 

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::{Doing, LabError};
+use super::helper::{Helper, reason};
 use super::log::Log;
 use super::senders::{Senders, outer_tid};
 use super::stat::Stat;
 use super::table::{Table, turned};
-use super::truth::Truth;
+use super::truth::{Cause, Truth};
 use super::wire::{Order, hear_now, tell};
 use super::{Control, Lab, Mode, Scenario};
 use crate::race::tuple::{Ends, OriginalTuple};
@@ -45,9 +46,11 @@ impl Lab {
         let mut refused = Vec::new();
         let mut barrier = 0;
         let mut lost = 0;
-        let paced = if self.setup.scenario.may_be_too_much() { 0 } else { self.setup.rounds };
+        let paced = if self.setup.scenario.pours() { 0 } else { self.setup.rounds };
         if paced == 0 {
+            let helper = self.setup.scenario.dies().then(Helper::start).transpose()?;
             self.storm(&mut log, stop, &mut progress)?;
+            helper.map_or(Ok(()), Helper::end)?;
         }
         for round in 0..paced {
             if let (Some(table), Scenario::EarlyDrop) = (&mut self.table, self.setup.scenario) {
@@ -84,7 +87,8 @@ impl Lab {
         // Nothing more may come, but what has come is heard.
         self.hear(&mut log, Duration::ZERO)?;
         let counted = Stat::read(self.node.tid())?.since(before);
-        Ok(Truth { refused, ..self.truth(&log, counted) })
+        let truth = Truth { refused, ..self.truth(&log, counted) };
+        Ok(if self.setup.scenario.dies() { Truth { cause: Cause::Failure(reason()?), ..truth } } else { truth })
     }
 
     /// Orders a group of pods to send; `before` counts how often pods have come to the barrier so far.

@@ -41,6 +41,9 @@ pub enum Scenario {
     EarlyDrop,
     /// No race: the same in a table with too few buckets, which are a setting of the whole node; many lose
     ChainTooLong,
+    /// No race: datagrams as fast as pods can send, while a helper of connection tracking is unloaded and loaded on the whole
+    /// node, which kills entries that are on their way into the table
+    Dying,
     /// No race: what is there already is to be made once more through ctnetlink, and refused
     Ctnetlink,
 }
@@ -68,6 +71,7 @@ impl Scenario {
             Self::TableFull => "table-full",
             Self::EarlyDrop => "early-drop",
             Self::ChainTooLong => "chain-too-long",
+            Self::Dying => "dying",
             Self::Ctnetlink => "ctnetlink",
         }
     }
@@ -87,6 +91,7 @@ impl Scenario {
             | Self::TableFull
             | Self::EarlyDrop
             | Self::ChainTooLong
+            | Self::Dying
             | Self::Ctnetlink => Transport::Udp,
             Self::SnatTcp | Self::SnatTcpAgain | Self::DuplicateFlowTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,

@@ -92,7 +92,7 @@ impl Setup {
             (_, Senders::KernelThread) => Naming::Perhaps,
             // Of so many some are forgotten.
             _ if self.scenario.may_be_too_much() => Naming::Perhaps,
-            (Transport::Udp | Transport::Tcp, _) if self.goes() => Naming::IfRecorded,
+            (Transport::Udp | Transport::Tcp, _) if self.goes() || self.scenario.dies() => Naming::IfRecorded,
             (Transport::Udp | Transport::Tcp, Senders::ShortLived) => Naming::IfRecorded,
             (Transport::Udp | Transport::Tcp, _) => Naming::Always,
             _ => Naming::Perhaps,

@@ -144,6 +144,8 @@ impl Setup {
 
     fn ports_per_round(&self) -> u32 {
         match self.mode {
+            // Else they would race.
+            _ if self.scenario.dies() => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
             Mode::Control(Control::DifferentPorts) => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
             _ => 1,
         }

@@ -33,6 +33,10 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
         let why = "at minimal detail there is no hook in nf_nat, so that nothing is missed when it goes".to_owned();
         return Err(LabError::Setup(why).into());
     }
+    if setup.scenario.dies() && !args.trace.failures {
+        let why = "what dies on its way into the table is told by --failures alone: give that too".to_owned();
+        return Err(LabError::Setup(why).into());
+    }
     let facts = KernelFacts::gather(Path::new("/"))?;
     // Before anything is built: can it be traced at all?
     plan(&facts, args.trace.detail)?;
