@@ -3,6 +3,7 @@
 //! A program of its own rather than the usual harness, because a lab's pods are further processes of the same program.
 //! Arguments that are no options select cases by a part of their name. Needs root, `ip` and `nft`.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
@@ -15,8 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use snat_trace::kernel::Detail;
 use snat_trace::lab::{
-    Control, DoubleNat, Family, Lab, LabError, MAX_PODS, Mode, RuleTool, Scenario, Senders, Setup, Translation, Truth,
-    Zones, compare, lab_cgroups, pod_main,
+    Control, DoubleNat, Family, Lab, LabError, Links, MAX_PODS, Mode, RuleTool, Scenario, Senders, Setup, Translation,
+    Truth, Zones, compare, lab_cgroups, pod_main, run_lives,
 };
 
 fn main() -> ExitCode {
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
                     | LabError::NoQueue { .. }
                     | LabError::NoIpv6
                     | LabError::NoSctp
+                    | LabError::NoPoller { .. }
+                    | LabError::Links(_)
                     | LabError::Table(_)
             )
         });
@@ -118,6 +121,12 @@ const CASES: &[(&str, Case)] = &[
     ("ctnetlink", ctnetlink),
     ("senders-short-lived", || sent_by(Senders::ShortLived)),
     ("senders-pid-namespace", || sent_by(Senders::PidNamespace)),
+    ("senders-kernel-thread", || sent_by(Senders::KernelThread)),
+    ("links-rps", || natural_with(&Setup { links: Links::Rps, ..Setup::new(Scenario::SnatUdp) })),
+    ("links-gro", || natural_with(&Setup { links: Links::Gro, ..Setup::new(Scenario::SnatUdp) })),
+    ("a-first-syn-that-is-lost", first_syn_lost),
+    ("labs-that-come-and-go", lives),
+    ("storm", storm),
     ("senders-host", || sent_by(Senders::Host)),
     ("senders-outside", || sent_by(Senders::Outside)),
     ("pods-are-where-the-truth-says", whereabouts),
@@ -274,6 +283,38 @@ fn sent_by(senders: Senders) -> Result<String> {
     let truth = run(&Setup { senders, mode: Mode::Natural, rounds: 300, ..Setup::new(Scenario::SnatUdp) })?;
     let by_itself = truth.rounds.iter().flat_map(|round| &round.flows).filter(|flow| flow.sender.is_some()).count();
     ensure!(by_itself == if senders == Senders::ShortLived { 600 } else { 0 }, "{by_itself} packets with a process");
+    Ok(text(&truth))
+}
+
+/// Every connection comes up by a SYN that was sent again, once at least, which takes a second.
+fn first_syn_lost() -> Result<String> {
+    let setup = Setup { rounds: 2, mode: Mode::Natural, ..Setup::new(Scenario::SnatTcpAgain) };
+    let began = Instant::now();
+    let truth = run(&setup)?;
+    ensure!(began.elapsed() >= Duration::from_secs(2), "two rounds in {:?}", began.elapsed());
+    ensure!(truth.rounds.iter().flat_map(|round| &round.flows).all(|flow| flow.arrived_as.is_some()), "{truth:?}");
+    Ok(text(&truth))
+}
+
+/// Each has rounds and ports of its own, and all but the last is gone.
+fn lives() -> Result<String> {
+    let setup = Setup { rounds: 10, mode: Mode::Natural, ..Setup::new(Scenario::Namespaces) };
+    let mut lab = Some(Lab::build(&setup.first_life())?);
+    let lives = run_lives(&mut lab, &setup, &AtomicBool::new(false), |_| {})?;
+    let numbers: Vec<u32> = lives.iter().flat_map(|life| &life.truth.rounds).map(|round| round.number).collect();
+    ensure!(lives.len() == 3 && numbers == (0..10).collect::<Vec<_>>(), "{numbers:?}");
+    let ports = lives.iter().flat_map(|life| &life.truth.rounds).flat_map(|round| &round.flows);
+    let ports: HashSet<u16> = ports.map(|flow| flow.original.ends().source.port()).collect();
+    ensure!(ports.len() == 10, "{ports:?}");
+    let last = lab.context("the last is gone")?;
+    ensure!(lives.last().is_some_and(|life| life.netns == last.node_inum()), "the last is another");
+    Ok(format!("{} labs", lives.len()))
+}
+
+/// One packet gets the port.
+fn storm() -> Result<String> {
+    let truth = run(&Setup { rounds: 2000, pods: 8, ..Setup::new(Scenario::Storm) })?;
+    ensure!(truth.packets_lost() == 15_999, "{} lost", truth.packets_lost());
     Ok(text(&truth))
 }
 

@@ -11,6 +11,8 @@ pub mod evidence;
 pub mod failures;
 pub mod fallback;
 pub mod kfree_skb;
+pub mod links;
+pub mod lives;
 pub mod load;
 pub mod loading;
 pub mod modules;
@@ -44,6 +46,8 @@ pub const GROUPS: &[&[Scenario]] = &[
     compared::SCENARIOS,
     owners::SCENARIOS,
     senders::SCENARIOS,
+    links::SCENARIOS,
+    lives::SCENARIOS,
     load::SCENARIOS,
     churn::SCENARIOS,
     audit::SCENARIOS,

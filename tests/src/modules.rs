@@ -1,6 +1,8 @@
 //! Modules that come and go while we watch. They lie in `/mods`, in the order of `/mods/order`.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::node::command;
-use crate::output::{Lines, Running};
+use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::{nothing_attached, until, watching};
 use crate::scenario::{Numbers, Row, Scenario, unloaded};
 use crate::storm::Storm;
@@ -19,6 +21,7 @@ pub const SCENARIOS: &[Scenario] = &[
     unloaded("modules unloaded", all_unloaded),
     unloaded("modules loaded again at once", loaded_again),
     unloaded("nf_nat alone unloaded", nat_unloaded),
+    unloaded("lab, nf_nat unloaded", lab_unloads),
     unloaded("nf_nat loaded late", nat_late),
 ];
 
@@ -128,6 +131,63 @@ fn loaded_again() -> Result<Row> {
 /// The clash hook alone is left, which is not enough.
 fn nat_unloaded() -> Result<Row> {
     unload_under("nf_nat", || load(None))
+}
+
+/// A `PATH` with a modprobe, which the guest's kernel must not find.
+pub(crate) fn with_modprobe() -> Result<String> {
+    const MODPROBE: &str = "/tmp/modprobe/modprobe";
+
+    fs::create_dir_all("/tmp/modprobe")?;
+    fs::write(
+        MODPROBE,
+        "#!/bin/sh\nfor file in /mods/$1.ko /mods/$(echo $1 | tr _ -).ko; do\n\
+         [ -e $file ] && exec insmod $file\ndone\nexit 1\n",
+    )?;
+    fs::set_permissions(MODPROBE, fs::Permissions::from_mode(0o755))?;
+    Ok(format!("/tmp/modprobe:{}", std::env::var("PATH")?))
+}
+
+/// The lab does it by itself, if it may and nobody else needs it, and puts everything back.
+fn lab_unloads() -> Result<Row> {
+    load(None)?;
+    let path = with_modprobe()?;
+    let lab = |more: &[&str]| {
+        let arguments = ["lab", "--scenario", "nat-unloaded", "--format", "json"];
+        Command::new(SNAT_TRACE).env("PATH", &path).args(arguments).args(more).output()
+    };
+    let refused = |output: &Output, code: i32, why: &str| -> Result<()> {
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(code) && error.contains(why), "{}: {error}", output.status);
+        ensure!(error.lines().count() == 1 && output.stdout.is_empty(), "more than one sentence: {error}");
+        Ok(())
+    };
+    refused(&lab(&[])?, 2, "--change-node")?;
+    refused(&lab(&["--change-node", "--detail", "minimal"])?, 2, "no hook in nf_nat")?;
+    let storm = Storm::new()?;
+    refused(&lab(&["--change-node"])?, 1, "rules of others need the module")?;
+    drop(storm);
+    let before: BTreeSet<_> = loaded()?;
+    // Namespaces are taken down in the kernel's own time.
+    let references = || fs::read_to_string("/sys/module/nft_chain_nat/refcnt");
+    until("nobody's rules", || references().is_ok_and(|count| count.trim() == "0"))?;
+    let output = lab(&["--change-node"])?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {error}", output.status);
+    let lines = Lines::parse(&output)?;
+    let (lab, summary) = (lines.only("lab")?, lines.only("summary")?);
+    ensure!(lab["ok"] == true && lines.races() == 20 && lab["packets_lost"] == 20, "{lab}");
+    let gone = summary["hooks_gone"].as_array().context("hooks_gone is no list")?;
+    ensure!(gone == &["nf_nat"] && summary["closes"] == false, "{summary}");
+    let after = loaded()?;
+    ensure!(before == after, "not as before: {:?}", before.symmetric_difference(&after).collect::<Vec<_>>());
+    nothing_attached()?;
+    Ok(Row { text: String::new(), numbers: lines.numbers()? })
+}
+
+/// The modules there are.
+pub(crate) fn loaded() -> Result<BTreeSet<String>> {
+    let modules = fs::read_to_string("/proc/modules")?;
+    Ok(modules.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect())
 }
 
 /// Without nf_nat a watch says what it will not know, and what comes of it later is as little as it said.

@@ -1,17 +1,18 @@
 //! The owner of a flow is right or absent, never wrong: traffic of many kinds, each sender of which says who it is.
 
 mod churn;
+mod link;
 mod place;
+mod rights;
 mod sender;
 mod stage;
-mod uring;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
 
-pub use sender::{inherited, main as sender_main};
+pub use sender::{handed, inherited, main as sender_main};
 
 use crate::scenario::{Row, Scenario, brief, whole};
 use stage::Expected::{Absent, Named, Right};
@@ -39,6 +40,10 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("owners: tunnel, minimal", || tunnel("minimal")),
     whole("owners: subflows, full", || subflows("full")),
     whole("owners: subflows, minimal", || subflows("minimal")),
+    brief("owners: handed over, full", || handed_over("full")),
+    whole("owners: handed over, minimal", || handed_over("minimal")),
+    brief("owners: packet sockets, full", || packets("full")),
+    whole("owners: packet sockets, minimal", || packets("minimal")),
     whole("owners: churn", churn::churn),
 ];
 
@@ -86,6 +91,35 @@ fn processes(detail: &str) -> Result<Row> {
     }
     // Before Linux 5.12 the poller is a thread of the kernel, which is not named; the process that holds the socket may be.
     stage.pair(("uring", "udp", Right), ("plain", "udp", Named))?;
+    stage.finish()
+}
+
+/// A socket made by one process and handed through a Unix socket to another, which sends: it is the sender's, not the maker's,
+/// whether the maker has it still or not.
+fn handed_over(detail: &str) -> Result<Row> {
+    let mut stage = Stage::new(detail)?;
+    let by_record = stage.by_detail(Named, Right);
+    for socket in ["udp", "udp-open", "tcp"] {
+        for way in ["handed", "shared"] {
+            stage.pair((way, socket, by_record), ("plain", socket, Named))?;
+        }
+    }
+    stage.finish()
+}
+
+/// Packets made down to their IP header, from a packet socket, which no hook for senders sees. Another process has a socket of
+/// UDP with the very port they say they come from.
+fn packets(detail: &str) -> Result<Row> {
+    let mut stage = Stage::new(detail)?;
+    for pod in ["p0", "p1"] {
+        let to = stage.outside();
+        stage.first("udp", to)?;
+        let from = SocketAddr::new(if pod == "p0" { P0 } else { P1 }, stage.port());
+        let elsewhere = stage.outside();
+        let open = |way, to| Sender { pod, way, socket: "udp-open", from, to, seen_as: from, expected: Named };
+        stage.hold(&open("plain", elsewhere))?;
+        stage.lose(&Sender { socket: "packet", expected: Absent, ..open("plain", to) })?;
+    }
     stage.finish()
 }
 

@@ -153,7 +153,8 @@ pub fn two_labs() -> Result<Row> {
     for lab in labs {
         let output = lab.wait()?;
         let races = Lines::parse(&output)?.races();
-        ensure!(output.status.success() && races == 100, "{races} races, {}", output.status);
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && races == 100, "{races} races, {}: {error}", output.status);
     }
     Ok(Row::said("100 races each"))
 }

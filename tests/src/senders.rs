@@ -2,10 +2,12 @@
 //! must be the one.
 
 use std::collections::HashSet;
+use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::output::Lines;
+use crate::output::{Lines, SNAT_TRACE};
 use crate::races::{exactly, some};
 use crate::scenario::{Numbers, Row, Scenario, brief, whole};
 
@@ -22,6 +24,12 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("senders: of the node, tcp ipv6", || {
         exactly(20, "full", &["--senders", "host", "--scenario", "snat-tcp", "--ipv6"])
     }),
+    brief("senders: kernel threads, full", || kernel_threads("full", &[])),
+    whole("senders: kernel threads, minimal", || kernel_threads("minimal", &[])),
+    whole("senders: kernel threads, ipv6", || kernel_threads("full", &["--ipv6"])),
+    brief("senders: SYN sent again, full", || sent_again("full", &[])),
+    whole("senders: SYN sent again, minimal", || sent_again("minimal", &[])),
+    whole("senders: SYN sent again, ipv6, rps", || sent_again("full", &["--ipv6", "--links", "rps"])),
     brief("senders: outside, full", || outside("full")),
     whole("senders: outside, minimal", || outside("minimal")),
 ];
@@ -50,6 +58,34 @@ fn short_lived(detail: &str, scenario: &str) -> Result<Row> {
         }
     }
     Ok(Row { text: format!("{} processes", pids.len()), numbers: lines.numbers()? })
+}
+
+/// A thread of the kernel's, or one of the pod's that it did not start, sends each packet. Whoever is named has the socket; a
+/// kernel that was told to do without such threads says so.
+fn kernel_threads(detail: &str, more: &[&str]) -> Result<Row> {
+    const ROUNDS: u64 = 20;
+
+    let arguments = [&["lab", "--senders", "kernel-thread", "--detail", detail], more].concat();
+    let lines = Lines::of(&arguments)?;
+    let (lab, summary) = (lines.only("lab")?, lines.only("summary")?);
+    ensure!(lab["ok"] == true && lines.races() == ROUNDS, "{} races: {lab}", lines.races());
+    ensure!(summary["closes"] == true && lines.lost_in_all()? == 0, "{summary}");
+    let disabled = "/proc/sys/kernel/io_uring_disabled";
+    if fs::exists(disabled)? {
+        fs::write(disabled, "2")?;
+        let refused = Command::new(SNAT_TRACE).args(&arguments).output();
+        fs::write(disabled, "0")?;
+        let refused = refused?;
+        let error = String::from_utf8_lossy(&refused.stderr);
+        ensure!(refused.status.code() == Some(1) && error.lines().count() == 1, "{}: {error}", refused.status);
+        ensure!(error.contains("no thread of this kernel sends"), "said: {error}");
+    }
+    Ok(Row { text: String::new(), numbers: lines.numbers()? })
+}
+
+/// Whatever races was sent by a timer of the kernel's, a second after its process asked for it.
+fn sent_again(detail: &str, more: &[&str]) -> Result<Row> {
+    exactly(5, detail, &[&["--scenario", "snat-tcp-again", "--rounds", "5"], more].concat())
 }
 
 /// Nobody here has sent it, though the packets come from processes of this machine.

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::error::LabError;
+use super::helper::HELPER;
 use super::pod::Role;
 use super::scenario::Scenario;
 use super::senders::Senders;
@@ -16,15 +17,21 @@ impl Scenario {
     /// Why its packets lose.
     pub(super) fn cause(self) -> Cause {
         let class = match self {
-            Self::SnatUdp | Self::SnatTcp | Self::SnatIcmp | Self::SnatSctp | Self::AddressReuse => {
-                Class::SnatPortCollision
-            }
+            Self::SnatUdp
+            | Self::SnatTcp
+            | Self::SnatTcpAgain
+            | Self::SnatIcmp
+            | Self::SnatSctp
+            | Self::AddressReuse
+            | Self::Namespaces
+            | Self::NatUnloaded => Class::SnatPortCollision,
             Self::Exhaustion => Class::PortExhaustion,
-            Self::FixedPort => Class::FixedPort,
+            Self::FixedPort | Self::Storm => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
             Self::CrossedFlow => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
             Self::ChainTooLong => return Cause::Failure(Reason::ChainTooLong),
+            Self::Dying => return Cause::Failure(Reason::Dying),
             Self::Ctnetlink => return Cause::Failure(Reason::Ctnetlink),
         };
         let in_range = self.ports().map(|ports| u32::from(*ports.end()) - u32::from(*ports.start()) + 1);
@@ -43,7 +50,7 @@ impl Scenario {
 
     /// Whether the lab itself puts entries into the node's table or removes them.
     pub(super) fn changes_table(self) -> bool {
-        self == Self::AddressReuse || self.cause().class().is_none()
+        self == Self::AddressReuse || self.cause().class().is_none() && !self.dies()
     }
 
     /// What the node's table is filled with before the first round.
@@ -60,14 +67,56 @@ impl Scenario {
     pub(super) fn ports(self) -> Option<RangeInclusive<u16>> {
         match self {
             Self::Exhaustion => Some(60_000..=60_015),
-            Self::FixedPort => Some(60_000..=60_000),
+            Self::FixedPort | Self::Storm => Some(60_000..=60_000),
             _ => None,
         }
+    }
+
+    /// Whether a lab is one of several, each gone when the next is made.
+    pub(super) fn comes_and_goes(self) -> bool {
+        self == Self::Namespaces
+    }
+
+    /// The module of the node that goes in the end, where one does.
+    pub(super) fn unloads(self) -> Option<&'static str> {
+        (self == Self::NatUnloaded).then_some("nf_nat")
+    }
+
+    /// Whether entries are to die on their way into the table.
+    #[must_use]
+    pub fn dies(self) -> bool {
+        self == Self::Dying
+    }
+
+    /// The module of the whole node that is unloaded and loaded again.
+    pub(super) fn changes_node(self) -> Option<&'static str> {
+        if self.dies() { Some(HELPER) } else { self.unloads() }
+    }
+
+    /// Whether nobody waits for a round to end before the next begins.
+    pub(super) fn pours(self) -> bool {
+        self.may_be_too_much() || self.dies()
+    }
+
+    /// Whether more may happen than can be told, as long as what is not told is counted as lost.
+    #[must_use]
+    pub fn may_be_too_much(self) -> bool {
+        self == Self::Storm
     }
 
     /// Whether the second packet of a round is the first, sent again.
     pub(super) fn repeats(self) -> bool {
         self == Self::DuplicateFlowTcp
+    }
+
+    /// Whether first packets never come to the node, so that those race which the kernel sends again.
+    pub(super) fn races_again(self) -> bool {
+        self == Self::SnatTcpAgain
+    }
+
+    /// How often the kernel is to send a packet of each pod again.
+    pub(super) fn meant_again(self) -> u32 {
+        u32::from(self.repeats() || self.races_again())
     }
 
     /// Whether both packets of a round leave by one socket: from two threads of one process, or one after the other.
@@ -126,6 +175,10 @@ impl Setup {
             Role::Crossed
         } else if self.senders == Senders::ShortLived {
             Role::ShortLived
+        } else if self.senders == Senders::KernelThread {
+            Role::Ring
+        } else if self.scenario.races_again() {
+            Role::Persistent
         } else {
             Role::Plain
         }

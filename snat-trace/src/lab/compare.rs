@@ -62,6 +62,25 @@ pub enum Difference {
         /// What the failure says.
         seen: String,
     },
+    /// The account of a network namespace of several labs says what cannot be.
+    Account {
+        /// Its inode number.
+        netns: u32,
+        /// What is wrong.
+        what: String,
+    },
+    /// Nothing happened that was to happen.
+    NothingDied,
+    /// A module went, and the watch does not say so, or has an account that closes.
+    ModuleNotMissed {
+        /// Its name.
+        module: String,
+    },
+    /// Those of all labs do.
+    Accounts {
+        /// What is wrong.
+        what: String,
+    },
     /// A race that is right about who lost, and wrong about something else.
     Wrong {
         /// The round.
@@ -124,8 +143,11 @@ impl What {
 }
 
 /// The outcome.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct Comparison {
+    /// How many labs there were one after another, if more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labs: Option<usize>,
     /// Rounds run.
     pub rounds: usize,
     /// Whether packets lose to others, so that each is a race; else none may be seen.
@@ -144,6 +166,9 @@ pub struct Comparison {
     pub resolved: u64,
     /// Races that name a packet that lost.
     pub seen: usize,
+    /// Races that are not told and that the tracer counts as lost, where there may be such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted_as_lost: Option<u64>,
     /// Those whose class is right.
     pub classes_right: usize,
     /// Those with both original tuples, the contested tuple, protocol and verdict right.
@@ -174,9 +199,21 @@ impl Comparison {
         let raced = if self.races { self.insert_failed + self.resolved } else { 0 };
         self.differences.is_empty()
             && u64::try_from(self.packets_lost).is_ok_and(|lost| lost == self.counted_lost)
-            && u64::try_from(self.seen).is_ok_and(|seen| seen == raced)
+            && u64::try_from(self.seen).is_ok_and(|seen| seen + self.counted_as_lost.unwrap_or(0) == raced)
             // Else nothing of what was to happen did.
             && self.evicted != Some(0)
+    }
+
+    /// Takes races that are not told for those the tracer says it lost, if it says so of all of them and of no more.
+    #[must_use]
+    pub fn with_lost(mut self, lost: u64) -> Self {
+        let untold = |difference: &Difference| matches!(difference, Difference::Missing { .. });
+        let missing = self.differences.iter().filter(|difference| untold(difference)).count();
+        if u64::try_from(missing).is_ok_and(|missing| missing == lost) {
+            self.differences.retain(|difference| !untold(difference));
+        }
+        self.counted_as_lost = Some(lost);
+        self
     }
 }
 
@@ -189,6 +226,8 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
     let ports = truth.cause.in_range().filter(|_| detail == Detail::Full);
     let cgroups_known = truth.pods.iter().all(|pod| pod.cgroup.is_some());
     let mut comparison = Comparison {
+        labs: None,
+        counted_as_lost: None,
         rounds: truth.rounds.len(),
         packets_lost: truth.packets_lost(),
         insert_failed: truth.insert_failed,
@@ -248,6 +287,9 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
         if let Some(right) = &mut comparison.cgroups_right {
             check(sides.judge_owners(truth, named, race, [What::LoserCgroup, What::WinnerCgroup], wrong_cgroup), right);
         }
+    }
+    if truth.cause.is_rare() && comparison.packets_lost == 0 {
+        comparison.differences.push(Difference::NothingDied);
     }
     comparison.differences.extend(left.rest().map(|race| Difference::Unexpected { race: describe(race) }));
     if let Some(failures) = failures {
@@ -312,6 +354,7 @@ impl fmt::Display for Comparison {
         let absent = if self.named || absent == 0 { "" } else { "  (of the others a sender is not known)" };
         let cgroups_right = self.cgroups_right.map_or_else(|| "-".to_owned(), |right| right.to_string());
         let lines = [
+            ("labs", self.labs.map(|labs| labs.to_string())),
             ("rounds", Some(self.rounds.to_string())),
             ("packets lost", Some(self.packets_lost.to_string())),
             ("insert_failed", Some(self.insert_failed.to_string())),
@@ -324,6 +367,7 @@ impl fmt::Display for Comparison {
             ("  ports in use right", self.ports_right.map(|right| right.to_string())),
             (processes, raced.then(|| format!("{:>8}{absent}", self.pids_right))),
             ("  both cgroups right", (raced && !self.nobody).then_some(cgroups_right)),
+            ("counted as lost", self.counted_as_lost.map(|lost| lost.to_string())),
             ("failures seen", self.failures.map(|failures| failures.seen.to_string())),
             ("  reason and sender right", self.failures.map(|failures| failures.right.to_string())),
             ("differences", Some(self.differences.len().to_string())),
@@ -358,6 +402,10 @@ impl fmt::Display for Difference {
             Self::Misjudged { flow, what, expected, seen } => {
                 write!(f, "{flow}: {} is {expected}, not {seen}", what.name())
             }
+            Self::Account { netns, what } => write!(f, "the account of network namespace {netns} {what}"),
+            Self::ModuleNotMissed { module } => write!(f, "{module} was unloaded, and the summary makes nothing of it"),
+            Self::NothingDied => f.write_str("no entry died on its way into the table: try it with more --rounds"),
+            Self::Accounts { what } => write!(f, "the accounts {what}"),
             Self::Unexpected { race } => write!(f, "a race that was none: {race}"),
             Self::Wrong { round, loser, what, expected, seen } => {
                 write!(f, "round {round}, pod {loser} lost: {} is {expected}, not {seen}", what.name())

@@ -340,3 +340,14 @@ fn a_packet_can_have_a_process_of_its_own() {
     assert_eq!(whats(&compare(&truth, &races, None, Detail::Full))[0], What::LoserPid);
     assert!(compare(&truth, &races, None, Detail::Minimal).ok());
 }
+
+#[test]
+fn races_counted_as_lost_are_not_missing_and_no_more_than_those() {
+    let one_missing = || compare(&truth(), &[race(0, 1, 0)], None, Detail::Full);
+    assert!(!one_missing().ok() && one_missing().with_lost(1).ok());
+    for lost in [0, 2] {
+        assert!(!one_missing().with_lost(lost).ok());
+    }
+    let all = compare(&truth(), &[race(0, 1, 0), race(2, 0, 1)], None, Detail::Full);
+    assert!(all.clone().with_lost(0).ok() && !all.with_lost(1).ok());
+}

@@ -34,6 +34,27 @@ pub enum LabError {
         "this kernel's connection tracking knows no SCTP (CONFIG_NF_CT_PROTO_SCTP), so nothing races for its ports"
     )]
     NoSctp,
+    /// The node's links cannot be set so.
+    #[error("the lab cannot have packets taken in that way: {0}")]
+    Links(&'static str),
+    /// Somebody else needs what the lab would take away.
+    #[error("the lab leaves the node as it is: {0}")]
+    NodeInUse(String),
+    /// What the lab took away is not there again.
+    #[error("the lab could not load the module {module} again, which it had unloaded: run `modprobe {module}`")]
+    NotPutBack {
+        /// Its name.
+        module: String,
+    },
+    /// The kernel does not touch entries on their way into the table.
+    #[error("on this kernel nothing dies on its way into the table: it leaves alone what is not there yet")]
+    NothingDies,
+    /// No thread of the kernel sends for anybody.
+    #[error("no thread of this kernel sends for a process (io_uring with a poller: {reason}): use other --senders")]
+    NoPoller {
+        /// What refused it.
+        reason: io::Error,
+    },
     /// The node's table cannot be filled, and what would have to be set is the whole node's.
     #[error("the lab cannot have its own connection tracking table that full: {0}")]
     Table(String),

@@ -59,6 +59,8 @@ pub(super) struct Log {
     closed: usize,
     /// Flows of closed rounds that have not arrived: lost for good (UDP), or waiting for a retransmission (TCP).
     pub(super) missing: usize,
+    /// Flows whose pods have not said that they sent.
+    pub(super) unsent: usize,
 }
 
 impl Log {
@@ -72,6 +74,7 @@ impl Log {
             resolved: Vec::new(),
             closed: 0,
             missing: 0,
+            unsent: 0,
         }
     }
 
@@ -90,6 +93,7 @@ impl Log {
                 dropped: false,
             }
         };
+        self.unsent += self.setup.pods;
         self.rounds.push((0..self.setup.pods).map(flow).collect());
     }
 
@@ -144,7 +148,7 @@ impl Log {
                 return failed(format!("could not send in round {round}: {}", os_error(errno)));
             }
             Report::Connected { round, retransmits } => {
-                let meant = u32::from(self.setup.scenario.repeats());
+                let meant = self.setup.scenario.meant_again();
                 for pod in self.arriving(pod) {
                     self.update(round, pod, |flow| flow.retransmits = Some(retransmits.saturating_sub(meant)));
                 }
@@ -182,11 +186,13 @@ impl Log {
         let transport = self.setup.scenario.transport();
         let closed = usize::try_from(round).is_ok_and(|round| round < self.closed);
         let Some(flow) = self.flow(round, pod) else { return };
-        let before = flow.arrived(transport);
+        let (before, sent) = (flow.arrived(transport), flow.sent);
         change(flow);
+        let sent = flow.sent && !sent;
         if closed && !before && flow.arrived(transport) {
             self.missing = self.missing.saturating_sub(1);
         }
+        self.unsent = self.unsent.saturating_sub(usize::from(sent));
     }
 
     /// Sent and first-try arrivals of the latest round.
@@ -214,7 +220,7 @@ impl Log {
             first_try: flow.first_try(transport),
             sender: flow.sender,
         };
-        let rounds = (0..).zip(&self.rounds).zip(&self.resolved);
+        let rounds = (self.setup.first_round..).zip(&self.rounds).zip(&self.resolved);
         let round = |((number, flows), &resolved): ((u32, &Vec<Flow>), &u64)| RoundTruth {
             number,
             flows: flows.iter().map(flow).collect(),

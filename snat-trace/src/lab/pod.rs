@@ -17,6 +17,7 @@ use super::addresses::PLAIN_TTL;
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::once::{Once, in_own_process};
+use super::ring::{Ring, with_poller};
 use super::transport::{First, Transport, tcp};
 use super::twin::Twin;
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
@@ -62,8 +63,12 @@ pub(super) enum Role {
     Crossed,
     /// Marks what the kernel sends again as the packet of a second pod.
     Repeats,
+    /// Marks what the kernel sends again as it marks the first packet.
+    Persistent,
     /// Has each packet sent by a process that ends with it.
     ShortLived,
+    /// Has each packet sent by a thread of the kernel.
+    Ring,
 }
 
 impl Role {
@@ -73,7 +78,9 @@ impl Role {
             Self::Twins { cpu } => format!("twins-{}", cpu_word(cpu)),
             Self::Crossed => "crossed".to_owned(),
             Self::Repeats => "repeats".to_owned(),
+            Self::Persistent => "persistent".to_owned(),
             Self::ShortLived => "short-lived".to_owned(),
+            Self::Ring => "ring".to_owned(),
         }
     }
 
@@ -82,7 +89,9 @@ impl Role {
             "plain" => Some(Self::Plain),
             "crossed" => Some(Self::Crossed),
             "repeats" => Some(Self::Repeats),
+            "persistent" => Some(Self::Persistent),
             "short-lived" => Some(Self::ShortLived),
+            "ring" => Some(Self::Ring),
             word => Some(Self::Twins { cpu: cpu_from_word(word.strip_prefix("twins-")?)? }),
         }
     }
@@ -172,6 +181,8 @@ struct Sender {
     barrier: Barrier,
     probe: UdpSocket,
     twin: Option<Twin>,
+    /// And the thread that sends by it, where it is one of this process's.
+    ring: Option<(Ring, Option<u32>)>,
     /// TCP sockets that are not connected yet.
     connecting: Vec<Open>,
     open: VecDeque<Open>,
@@ -186,11 +197,14 @@ impl Sender {
         let port = PROBE_PORT + u16::try_from(arguments.pod).unwrap_or(0);
         let twin = match arguments.role {
             Role::Twins { cpu } => Some(Twin::start(format!("pod-{}", arguments.pod), cpu, io::stdout().as_fd())?),
-            Role::Plain | Role::Crossed | Role::Repeats | Role::ShortLived => None,
+            _ => None,
         };
+        let ring =
+            (arguments.role == Role::Ring).then(with_poller).transpose().doing("have a thread of the kernel send")?;
         Ok(Self {
             arguments,
             twin,
+            ring,
             control: duplicate(io::stdin().as_fd()).doing("use a pod's control socket")?,
             barrier: Barrier::map(io::stdout().as_fd()).doing("map a pod's barrier")?,
             probe: UdpSocket::bind((arguments.source, port)).doing("open a pod's probe socket")?,
@@ -200,7 +214,12 @@ impl Sender {
     }
 
     fn serve(mut self) -> Result<(), LabError> {
-        let tid = u32::try_from(gettid().as_raw_pid()).unwrap_or(0);
+        let tid = match self.ring {
+            Some((_, poller)) => poller,
+            None => Some(gettid().as_raw_pid().cast_unsigned()),
+        };
+        // No thread here has the number 0.
+        let tid = tid.unwrap_or(0);
         self.report(Report::Ready { tid, twin: self.twin.as_ref().map_or(0, Twin::tid) })?;
         loop {
             if self.wait()? {
@@ -255,7 +274,11 @@ impl Sender {
             destination.set_port(port);
         }
         let open = role == Role::Crossed;
-        let ttl_again = if role == Role::Repeats { ttl + 1 } else { PLAIN_TTL };
+        let ttl_again = match role {
+            Role::Repeats => ttl + 1,
+            Role::Persistent => ttl,
+            _ => PLAIN_TTL,
+        };
         let first = First { source, destination, ttl, ttl_again, open, stamp: self.stamp(round) };
         let mut prepared = transport.prepare(&first);
         if let Some(twin) = &self.twin {
@@ -279,7 +302,10 @@ impl Sender {
         // Also after an error: the other pods wait for this one.
         self.barrier.arrive(barrier);
         let socket = prepared?;
-        let sent = transport.send(&socket, &first);
+        let sent = match &mut self.ring {
+            Some((ring, _)) => ring.send(socket.as_fd(), &first.stamp.encode()),
+            None => transport.send(&socket, &first),
+        };
         self.twin.as_ref().map_or(Ok(()), Twin::sent)?;
         // Whatever became of the packet: whoever looks for its sender finds the socket.
         self.keep(round, socket);
@@ -350,6 +376,8 @@ mod tests {
             (None, Role::Crossed, Family::V4),
             (None, Role::ShortLived, Family::V4),
             (None, Role::Repeats, Family::V4),
+            (None, Role::Persistent, Family::V4),
+            (None, Role::Ring, Family::V4),
         ] {
             let arguments = PodArguments {
                 pod: 7,

@@ -14,6 +14,8 @@ use super::wiring::OUTSIDE;
 
 /// Rules a packet of a crossed flow must pass: some tens of microseconds' worth.
 const SLOW_RULES: usize = 1000;
+/// Those of a packet whose entry is to die on the way: it is to be on it most of the time.
+const LONG_RULES: usize = 5000;
 
 /// The hold chain's queue.
 pub(super) const QUEUE: u16 = 0;
@@ -50,14 +52,17 @@ impl Rules {
         } else {
             iptables.extend(translate.map(|rule| rule.iptables(setup)));
         }
+        if setup.scenario.races_again() {
+            chains.push_str(&lose_first(setup));
+        }
         if setup.holds() {
             chains.push_str(&hold_chain(setup));
         }
         if setup.scenario == Scenario::DuplicateFlowDnat {
             chains.push_str(&backend_chain(setup));
         }
-        if setup.scenario.is_crossed() {
-            chains.push_str(&slow_chain());
+        if setup.scenario.is_crossed() || setup.scenario.dies() {
+            chains.push_str(&slow_chain(if setup.scenario.dies() { LONG_RULES } else { SLOW_RULES }));
         }
         let nft = if chains.is_empty() { String::new() } else { table(family, &chains) };
         Self { nft, iptables, tool, family }
@@ -174,9 +179,9 @@ fn backend_chain(setup: &Setup) -> String {
 }
 
 /// Takes its time over packets whose flow is not in the table yet, so that two which come by ways of different length
-/// meet there.
-fn slow_chain() -> String {
-    let rules = "    ct state new udp sport 1\n".repeat(SLOW_RULES);
+/// meet there, or something happens meanwhile.
+fn slow_chain(rules: usize) -> String {
+    let rules = "    ct state new udp sport 1\n".repeat(rules);
     format!("  chain slow {{\n    type filter hook forward priority 0; policy accept;\n{rules}  }}\n")
 }
 
@@ -198,6 +203,27 @@ fn hold_chain(setup: &Setup) -> String {
         "  chain hold {{\n    type filter hook postrouting priority 200; policy accept;\n    \
          oifname {OUTSIDE} ct state new {ttl} {first}-{last} queue num {QUEUE}\n  }}\n",
         ttl = ttl(setup.family)
+    )
+}
+
+/// Before connection tracking (priority -200), takes each flow's first SYN away, and the mark from every one that follows the
+/// second: the flow has lost then.
+fn lose_first(setup: &Setup) -> String {
+    let (source, hops) = match setup.family {
+        Family::V4 => ("ip saddr", "ip ttl"),
+        Family::V6 => ("ip6 saddr", "ip6 hoplimit"),
+    };
+    let set = |name| format!("  set {name} {{\n    typeof {source} . tcp sport\n    flags dynamic\n  }}\n");
+    let syn = "tcp flags & (syn | ack) == syn";
+    let flow = format!("{{ {source} . tcp sport }}");
+    format!(
+        "{}{}  chain lost {{\n    type filter hook prerouting priority -300; policy accept;\n    \
+         {syn} {source} . tcp sport @again {hops} set {} accept\n    \
+         {syn} {source} . tcp sport @once add @again {flow} accept\n    \
+         {syn} add @once {flow} drop\n  }}\n",
+        set("once"),
+        set("again"),
+        retry_ttl(setup) + 1,
     )
 }
 

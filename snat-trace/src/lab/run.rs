@@ -9,19 +9,20 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::{Doing, LabError};
+use super::helper::{Helper, reason};
 use super::log::Log;
 use super::senders::{Senders, outer_tid};
 use super::stat::Stat;
 use super::table::{Table, turned};
-use super::truth::Truth;
+use super::truth::{Cause, Truth};
 use super::wire::{Order, hear_now, tell};
 use super::{Control, Lab, Mode, Scenario};
 use crate::race::tuple::{Ends, OriginalTuple};
 
 /// How long anything may take before it is an error.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// How long to wait for news before the counters and the stop flag are read again.
-const LOOK: Duration = Duration::from_millis(1);
+pub(super) const LOOK: Duration = Duration::from_millis(1);
 /// How many connections may wait for their retransmission before no new round begins.
 const MAX_WAITING: usize = 256;
 
@@ -45,7 +46,13 @@ impl Lab {
         let mut refused = Vec::new();
         let mut barrier = 0;
         let mut lost = 0;
-        for round in 0..self.setup.rounds {
+        let paced = if self.setup.scenario.pours() { 0 } else { self.setup.rounds };
+        if paced == 0 {
+            let helper = self.setup.scenario.dies().then(Helper::start).transpose()?;
+            self.storm(&mut log, stop, &mut progress)?;
+            helper.map_or(Ok(()), Helper::end)?;
+        }
+        for round in 0..paced {
             if let (Some(table), Scenario::EarlyDrop) = (&mut self.table, self.setup.scenario) {
                 table.top_up(&self.topology.node)?;
             }
@@ -80,7 +87,8 @@ impl Lab {
         // Nothing more may come, but what has come is heard.
         self.hear(&mut log, Duration::ZERO)?;
         let counted = Stat::read(self.node.tid())?.since(before);
-        Ok(Truth { refused, ..self.truth(&log, counted) })
+        let truth = Truth { refused, ..self.truth(&log, counted) };
+        Ok(if self.setup.scenario.dies() { Truth { cause: Cause::Failure(reason()?), ..truth } } else { truth })
     }
 
     /// Orders a group of pods to send; `before` counts how often pods have come to the barrier so far.
@@ -109,7 +117,7 @@ impl Lab {
         log.latest_arrived().map(again).collect()
     }
 
-    fn tell(&self, pod: usize, order: Order) -> Result<(), LabError> {
+    pub(super) fn tell(&self, pod: usize, order: Order) -> Result<(), LabError> {
         let ended = |error: io::Error| LabError::Pod { pod, what: format!("takes no orders: {error}") };
         self.pods.get(pod).map_or(Ok(()), |process| tell(&process.control, order).map_err(ended))
     }
@@ -162,7 +170,7 @@ impl Lab {
     }
 
     /// Takes in everything that was said, waiting for the first of it at most `wait`.
-    fn hear(&self, log: &mut Log, wait: Duration) -> Result<(), LabError> {
+    pub(super) fn hear(&self, log: &mut Log, wait: Duration) -> Result<(), LabError> {
         let arrivals = self.receiver.arrivals()?;
         let mut fds =
             vec![PollFd::new(self.node.life()?, PollFlags::empty()), PollFd::from_borrowed_fd(arrivals, PollFlags::IN)];
@@ -241,7 +249,7 @@ impl Lab {
     }
 }
 
-fn check(stop: &AtomicBool) -> Result<(), LabError> {
+pub(super) fn check(stop: &AtomicBool) -> Result<(), LabError> {
     if stop.load(Ordering::Relaxed) { Err(LabError::Stopped) } else { Ok(()) }
 }
 

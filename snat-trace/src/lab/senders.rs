@@ -7,6 +7,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use super::addresses::Family;
 use super::error::{Doing, LabError};
+use super::ring::Ring;
 use super::setup::{Setup, refuse};
 use super::transport::Transport;
 use super::truth::Naming;
@@ -22,6 +23,8 @@ pub enum Senders {
     PidNamespace,
     /// Processes of the node itself, each with an address of the node's
     Host,
+    /// A thread of the kernel for each pod, which sends for its process (io_uring's poller)
+    KernelThread,
     /// Nobody here: packets come in as from other machines, and the node forwards them
     Outside,
 }
@@ -36,6 +39,9 @@ impl Setup {
             Senders::Host if self.zones.is_some() || self.has_gateways() => {
                 refuse("senders of the node itself are neither in zones nor behind a gateway")
             }
+            Senders::Host if self.scenario.races_again() => {
+                refuse("a SYN is lost on its way to the node, which it does not have from a process of the node itself")
+            }
             Senders::Outside
                 if self.transport() != Transport::Forwarded
                     || self.family == Family::V6
@@ -44,8 +50,21 @@ impl Setup {
             {
                 refuse("packets from outside are datagrams of IPv4, neither in zones nor behind a gateway")
             }
-            Senders::ShortLived | Senders::PidNamespace | Senders::Host | Senders::Outside => Ok(()),
+            Senders::KernelThread if self.scenario.transport() != Transport::Udp => {
+                refuse("what a thread of the kernel sends for a process are datagrams: take a scenario of UDP")
+            }
+            Senders::ShortLived | Senders::PidNamespace | Senders::Host | Senders::KernelThread | Senders::Outside => {
+                Ok(())
+            }
         }
+    }
+
+    /// Whether there are such threads.
+    pub(super) fn check_poller(&self) -> Result<(), LabError> {
+        if self.senders != Senders::KernelThread {
+            return Ok(());
+        }
+        Ring::new().map(drop).map_err(|reason| LabError::NoPoller { reason })
     }
 
     /// How many network namespaces there are besides node, external host and translators. Two that send from one address are
@@ -69,6 +88,11 @@ impl Setup {
         match (self.scenario.transport(), self.senders) {
             (_, Senders::Outside) => Naming::Nobody,
             (Transport::Udp | Transport::Tcp, _) if !told_apart => Naming::Perhaps,
+            // Who asked it to is known by its socket at best.
+            (_, Senders::KernelThread) => Naming::Perhaps,
+            // Of so many some are forgotten.
+            _ if self.scenario.may_be_too_much() => Naming::Perhaps,
+            (Transport::Udp | Transport::Tcp, _) if self.goes() || self.scenario.dies() => Naming::IfRecorded,
             (Transport::Udp | Transport::Tcp, Senders::ShortLived) => Naming::IfRecorded,
             (Transport::Udp | Transport::Tcp, _) => Naming::Always,
             _ => Naming::Perhaps,

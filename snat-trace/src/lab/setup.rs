@@ -6,6 +6,7 @@ use rustix::thread::CpuSet;
 
 use super::addresses::{Family, pod_network, stranger};
 use super::error::LabError;
+use super::links::Links;
 use super::rules::RETRY_PORTS;
 use super::scenario::Scenario;
 use super::senders::Senders;
@@ -90,6 +91,8 @@ pub struct Setup {
     pub pods: usize,
     /// How many rounds; at most [`Setup::max_rounds`].
     pub rounds: u32,
+    /// The number of the first of them, of all labs of one run.
+    pub first_round: u32,
     /// How races come about.
     pub mode: Mode,
     /// Whether the node's rule says `fully-random`.
@@ -104,6 +107,10 @@ pub struct Setup {
     pub double_nat: Option<DoubleNat>,
     /// Who sends.
     pub senders: Senders,
+    /// How the node takes in what they send.
+    pub links: Links,
+    /// Whether the whole node may be changed for a while.
+    pub change_node: bool,
 }
 
 impl Setup {
@@ -115,6 +122,7 @@ impl Setup {
             family: Family::V4,
             pods: 2,
             rounds: 20,
+            first_round: 0,
             mode: Mode::Forced,
             random_fully: false,
             translation: Translation::Masquerade,
@@ -122,6 +130,8 @@ impl Setup {
             zones: None,
             double_nat: None,
             senders: Senders::Processes,
+            links: Links::Plain,
+            change_node: false,
         }
     }
 
@@ -134,6 +144,8 @@ impl Setup {
 
     fn ports_per_round(&self) -> u32 {
         match self.mode {
+            // Else they would race.
+            _ if self.scenario.dies() => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
             Mode::Control(Control::DifferentPorts) => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
             _ => 1,
         }
@@ -219,7 +231,7 @@ impl Setup {
     /// A pod's source port in a round.
     pub(super) fn port(&self, round: u32, pod: usize) -> u16 {
         let own = self.ports_per_round();
-        let offset = round * own + if own > 1 { u32::try_from(pod).unwrap_or(0) } else { 0 };
+        let offset = (self.first_round + round) * own + if own > 1 { u32::try_from(pod).unwrap_or(0) } else { 0 };
         FIRST_PORT + u16::try_from(offset).unwrap_or(0)
     }
 
@@ -247,7 +259,9 @@ impl Setup {
             return refuse("pods are in zones or translated twice, not both");
         }
         self.check_class()?;
-        self.check_senders()
+        self.check_senders()?;
+        self.check_links()?;
+        self.check_node()
     }
 
     /// The CPU of each pod's sender.

@@ -66,7 +66,7 @@ impl Stat {
 
     /// Packets lost for this cause.
     pub(super) fn lost(self, cause: Cause) -> u64 {
-        if cause.drops_only() { self.drop } else { self.insert_failed }
+        cause.counted(self.insert_failed, self.drop)
     }
 }
 

@@ -20,7 +20,8 @@ use std::path::Path;
 use std::thread;
 
 use super::addresses::Family;
-use super::error::LabError;
+use super::error::{Doing, LabError};
+use super::links;
 use super::netns::Netns;
 use super::rules::{Rules, masquerade};
 use super::setup::Setup;
@@ -72,7 +73,13 @@ impl Topology {
                 Ok(())
             })?;
         }
+        if setup.scenario.dies() {
+            // So that each entry has an extension from the start, for kernels that outdate those.
+            let setting = Path::new("/proc/sys/net/netfilter/nf_conntrack_acct");
+            topology.node.inside(|| std::fs::write(setting, "1").doing("have the node count packets"))?;
+        }
         topology.wire(setup, &tools)?;
+        links::set(setup, &topology.node)?;
         Ok(topology)
     }
 

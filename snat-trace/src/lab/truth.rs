@@ -108,6 +108,21 @@ impl Cause {
         }
     }
 
+    /// Whether it takes a moment that may never come.
+    pub(super) fn is_rare(self) -> bool {
+        matches!(self, Self::Failure(Reason::Dying | Reason::StaleExtension))
+    }
+
+    /// What is counted of packets that lose, each once. Of an entry that outlived its extensions it is `drop` where that is
+    /// seen when it is in the table (net/netfilter/nf_conntrack_core.c, `__nf_conntrack_confirm`).
+    pub(super) fn counted(self, insert_failed: u64, drop: u64) -> u64 {
+        match self {
+            Self::Failure(Reason::TableFull) => drop,
+            Self::Failure(Reason::Dying | Reason::StaleExtension) => insert_failed + drop,
+            _ => insert_failed,
+        }
+    }
+
     /// Whether packets that lose are counted as `drop` alone: no entry was to be had for them
     /// (net/netfilter/nf_conntrack_core.c, `nf_conntrack_in`). Those of all other causes are `insert_failed` at least.
     pub(super) fn drops_only(self) -> bool {
@@ -182,7 +197,7 @@ impl Truth {
     /// What the kernel counted of packets that lost.
     #[must_use]
     pub fn counted_lost(&self) -> u64 {
-        if self.cause.drops_only() { self.drop } else { self.insert_failed }
+        self.cause.counted(self.insert_failed, self.drop)
     }
 
     /// Drops that no race explains: only failures tell of them, where they are traced.

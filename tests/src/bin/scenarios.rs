@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     match words.split_first() {
         Some((first, rest)) if first == "sender" => return ended(owners::sender_main(rest)),
         Some((first, rest)) if first == "inherited" => return ended(owners::inherited(rest)),
+        Some((first, rest)) if first == "handed" => return ended(owners::handed(rest)),
         Some((first, rest)) if first == LAB_POD => return ended(snat_trace::lab::pod_main(rest)),
         _ => {}
     }

@@ -16,6 +16,10 @@ const ALL: [&str; 8] = ["n", "x", "p0", "p1", "t0", "m", "i", "q"];
 pub(crate) const SERVER: u8 = 6;
 /// The source port of every translated flow.
 pub(crate) const PORT: u16 = 7777;
+/// A pod's link.
+pub(crate) const UPLINK: &str = "e0";
+/// The link-layer address of a node's bridge, to which a pod sends everything.
+pub(crate) const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// The namespaces; removed when dropped.
 ///
@@ -104,9 +108,10 @@ fn pod(index: usize) -> String {
 /// A node with its pods and its way out. Nobody answers outside but one, and so that nobody is asked for either, each
 /// address is known to be somebody's.
 fn node(outside: &str, own: u8, pods: &[&str]) -> String {
-    let mut script = "link add br0 type bridge\nlink set br0 up\naddr add 10.98.0.1/24 dev br0\n\
+    let mut script =
+        "link add br0 address 02:00:00:00:00:01 type bridge\nlink set br0 up\naddr add 10.98.0.1/24 dev br0\n\
                       addr add fd98::1/64 dev br0 nodad\n"
-        .to_owned();
+            .to_owned();
     for (index, pod) in pods.iter().enumerate() {
         script += &format!("{}link set v{index} master br0\n", link(index, pod));
     }

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
@@ -18,8 +19,9 @@ use rustix::net::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
+use snat_trace::lab::Ring;
 
-use super::{churn, uring};
+use super::{churn, link, rights};
 
 /// How often a sender of many sends.
 const MANY: usize = 40;
@@ -83,9 +85,21 @@ pub fn main(words: &[String]) -> Result<()> {
             flow.report()?;
             Err(Command::new("cat").stdout(Stdio::null()).exec().into())
         }
+        // Made here, handed to another, who sends; here it is closed, or kept.
+        "handed" | "shared" => {
+            let socket = flow.open()?;
+            let (ours, theirs) = UnixStream::pair()?;
+            fcntl_setfd(&theirs, FdFlags::empty())?;
+            let mut child = again(&["handed", &theirs.as_raw_fd().to_string()], words)?.spawn()?;
+            drop(theirs);
+            rights::hand(&ours, socket.as_fd())?;
+            let _kept = (way == "shared").then_some(socket);
+            ensure!(child.wait()?.success(), "who took it");
+            hold()
+        }
         "uring" => {
             let socket = flow.open()?;
-            uring::send(socket.as_fd(), b"ring")?;
+            Ring::new()?.send(socket.as_fd(), b"ring")?;
             flow.report_thread(false)?;
             hold()
         }
@@ -116,11 +130,28 @@ pub fn inherited(words: &[String]) -> Result<()> {
     flow.report()
 }
 
+/// The part of one who is handed a socket: `scenarios handed FD SOCKET SOURCE DESTINATION`.
+///
+/// # Errors
+///
+/// The words are not understood, or a system call fails.
+pub fn handed(words: &[String]) -> Result<()> {
+    let [number, socket, source, destination] = words else { bail!("handed: four words, not {words:?}") };
+    let flow = Flow { kind: socket.parse()?, source: source.parse()?, destination: destination.parse()? };
+    // SAFETY: who started us left this descriptor open for us, and nothing else here knows of it.
+    let from = unsafe { OwnedFd::from_raw_fd(number.parse()?) };
+    let socket = rights::take(&from)?;
+    drop(from);
+    flow.send_on(socket.as_fd())?;
+    flow.report()?;
+    hold()
+}
+
 /// This program again, with other first words.
 fn again(first: &[&str], words: &[String]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     match first {
-        ["inherited", number] => command.args(["inherited", number]),
+        [part, number] => command.args([part, number]),
         first => command.arg("sender").args(first),
     };
     command.args(words.get(1..).context("a flow")?);
@@ -156,6 +187,8 @@ enum Kind {
     RawTcp,
     /// A raw socket with an IP header made here.
     RawHeader,
+    /// A packet socket, with all headers made here but that of the link.
+    Packet,
 }
 
 impl std::str::FromStr for Kind {
@@ -174,6 +207,7 @@ impl std::str::FromStr for Kind {
             "raw-udp" => Self::RawUdp,
             "raw-tcp" => Self::RawTcp,
             "raw-header" => Self::RawHeader,
+            "packet" => Self::Packet,
             _ => bail!("{word:?} is no kind of socket"),
         })
     }
@@ -196,6 +230,9 @@ impl Flow {
 
     /// A socket that is bound, and connected where that sends nothing.
     fn open(self) -> Result<OwnedFd> {
+        if self.kind == Kind::Packet {
+            return link::open();
+        }
         let family = if self.source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let icmp = if self.source.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
         let raw = |protocol| (SocketType::RAW, Some(protocol));
@@ -207,7 +244,7 @@ impl Flow {
             Kind::Icmp => raw(icmp),
             Kind::RawUdp => raw(ipproto::UDP),
             Kind::RawTcp => raw(rustix::net::Protocol::from_raw(RawProtocol::new(6).context("TCP is 6")?)),
-            Kind::RawHeader => raw(ipproto::RAW),
+            Kind::RawHeader | Kind::Packet => raw(ipproto::RAW),
         };
         let waits = matches!(self.kind, Kind::Mptcp | Kind::MptcpServer);
         let flags = SocketFlags::CLOEXEC | if waits { SocketFlags::empty() } else { SocketFlags::NONBLOCK };
@@ -264,6 +301,7 @@ impl Flow {
             Kind::RawHeader => {
                 sendto(socket, &self.packet()?, none, &to).context("sendto")?;
             }
+            Kind::Packet => link::send(socket, self.packet()?)?,
         }
         Ok(())
     }

@@ -9,8 +9,8 @@ use std::sync::{Arc, mpsc};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snat_trace::kernel::{KernelFacts, plan};
-use snat_trace::lab::{Comparison, Lab, LabError, Progress, Truth, compare};
+use snat_trace::kernel::{Detail, KernelFacts, plan};
+use snat_trace::lab::{Comparison, Lab, LabError, Life, Progress, Setup, compare_lives, run_lives};
 use snat_trace::output::Sink;
 use snat_trace::race::event::{NetnsInum, Race};
 use snat_trace::race::failure::Failure;
@@ -29,11 +29,19 @@ use crate::run::{sink, sizes, stopped};
 pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let setup = args.to_setup();
     setup.check()?;
+    if setup.unloads().is_some() && args.trace.detail == Detail::Minimal {
+        let why = "at minimal detail there is no hook in nf_nat, so that nothing is missed when it goes".to_owned();
+        return Err(LabError::Setup(why).into());
+    }
+    if setup.scenario.dies() && !args.trace.failures {
+        let why = "what dies on its way into the table is told by --failures alone: give that too".to_owned();
+        return Err(LabError::Setup(why).into());
+    }
     let facts = KernelFacts::gather(Path::new("/"))?;
     // Before anything is built: can it be traced at all?
     plan(&facts, args.trace.detail)?;
     let signal = stopped()?;
-    let mut lab = spawn_blocking(move || Lab::build(&setup)).await??;
+    let lab = spawn_blocking(move || Lab::build(&setup.first_life())).await??;
     tracing::info!(
         "lab: {} pods, node namespace {}, {} rounds of {}",
         setup.pods,
@@ -45,18 +53,21 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
         tracing::warn!("lab: the pods have no cgroups of their own: {reason}");
     }
 
-    let node: OwnedFd = lab.node_netns().try_clone_to_owned().context("cannot keep the node's namespace")?;
-    let netns = lab.node_inum();
-    let filter = Filter { netns: Some(netns), ..Filter::default() };
+    // One that is to go away nobody may hold, and those that come are not known yet.
+    let (stays, netns) = (!setup.goes(), lab.node_inum());
+    let node = stays.then(|| lab.node_netns().try_clone_to_owned()).transpose();
+    let node: Option<OwnedFd> = node.context("cannot keep the node's namespace")?;
+    let filter = Filter { netns: stays.then_some(netns), ..Filter::default() };
     let halt = Arc::new(AtomicBool::new(false));
     let (attached, ready) = mpsc::channel();
     let (over, done) = oneshot::channel();
     let stop_traffic = Arc::clone(&halt);
     let traffic = spawn_blocking(move || {
-        let truth = run_traffic(&mut lab, &ready, &stop_traffic);
+        let mut lab = Some(lab);
+        let lives = run_traffic(&mut lab, &setup, &ready, &stop_traffic);
         // Nobody listens any more when watching has ended for a reason of its own.
         let _ = over.send(());
-        (lab, truth)
+        (lab, lives)
     });
 
     let ((seen, races), (told, failures)) = (mpsc::channel(), mpsc::channel());
@@ -68,7 +79,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
         count: None,
         filter,
         ready_file: None,
-        namespaces: &[node.as_fd()],
+        namespaces: &node.iter().map(|node| node.as_fd()).collect::<Vec<_>>(),
     };
     let stop = async {
         tokio::select! {
@@ -79,22 +90,39 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let summary = watch(&facts, &options, sink, stop).await;
     halt.store(true, Ordering::Relaxed);
     // The lab is taken down only now: as long as races are named, the sockets of lost flows are looked for.
-    let (lab, truth) = traffic.await?;
+    let (lab, lives) = traffic.await?;
     drop(lab);
     let summary = summary?;
-    let Some(truth) = truth? else { return Ok(ExitCode::FAILURE) };
+    let Some(lives) = lives? else { return Ok(ExitCode::FAILURE) };
 
     let (races, failures) = (races.try_iter().collect::<Vec<_>>(), failures.try_iter().collect::<Vec<_>>());
     let failures = args.trace.failures.then_some(failures.as_slice());
-    let comparison = compare(&truth, &races, failures, args.trace.detail);
-    let closes = |untold_drops| closes(&summary, netns, untold_drops);
-    let ok = comparison.ok() && closes(truth.untold_drops(args.trace.failures));
-    report(args, &comparison, closes(0), ok)?;
+    let mut comparison = compare_lives(&lives, &races, failures, args.trace.detail, &summary);
+    if setup.scenario.may_be_too_much() {
+        comparison = comparison.with_lost(summary.lost());
+    }
+    if let Some(module) = setup.unloads() {
+        comparison = comparison.without_module(module, &summary);
+    }
+    let untold_drops: u64 = lives.iter().map(|life| life.truth.untold_drops(args.trace.failures)).sum();
+    let account = |untold_drops| match comparison.counted_as_lost {
+        Some(lost) if lost > 0 => lacks(&summary, netns, lost),
+        // Those of several labs have been compared.
+        _ if !stays => summary.lost() == 0,
+        _ => closes(&summary, netns, untold_drops),
+    };
+    let ok = comparison.ok() && account(untold_drops);
+    report(args, &comparison, if stays { closes(&summary, netns, 0) } else { summary.closes() }, ok)?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The lab's traffic, once the hooks are attached; `None` when they never were.
-fn run_traffic(lab: &mut Lab, attached: &mpsc::Receiver<()>, halt: &AtomicBool) -> Result<Option<Truth>, LabError> {
+fn run_traffic(
+    lab: &mut Option<Lab>,
+    setup: &Setup,
+    attached: &mpsc::Receiver<()>,
+    halt: &AtomicBool,
+) -> Result<Option<Vec<Life>>, LabError> {
     if attached.recv().is_err() {
         return Ok(None);
     }
@@ -103,7 +131,7 @@ fn run_traffic(lab: &mut Lab, attached: &mpsc::Receiver<()>, halt: &AtomicBool) 
             tracing::info!("lab: {rounds} rounds, {lost} packets lost");
         }
     };
-    lab.run(halt, progress).map(Some)
+    run_lives(lab, setup, halt, progress).map(Some)
 }
 
 /// Whether everything the node's namespace counted is explained but so many drops, and nothing was lost.
@@ -111,6 +139,15 @@ fn closes(summary: &Summary, netns: NetnsInum, untold_drops: u64) -> bool {
     let mut accounts = summary.accounts.iter().filter(|account| account.netns == Some(netns)).peekable();
     let nothing_missing = untold_drops == 0 || accounts.peek().is_some();
     summary.lost() == 0 && nothing_missing && accounts.all(|account| account.closes_but_for_drops(untold_drops))
+}
+
+/// Whether just what was lost on the way is what the account of a namespace lacks.
+fn lacks(summary: &Summary, netns: NetnsInum, lost: u64) -> bool {
+    let lacking = |unexplained: Option<i64>| unexplained.is_some_and(|rest| u64::try_from(rest) == Ok(lost));
+    let mut accounts = summary.accounts.iter().filter(|account| account.netns == Some(netns));
+    accounts.next().is_some_and(|account| {
+        account.complete && lacking(account.unexplained.insert_failed) && lacking(account.unexplained.drop)
+    })
 }
 
 /// Passes everything on, keeps the races and failures, and says when the hooks are attached.

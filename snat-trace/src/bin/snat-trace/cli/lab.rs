@@ -1,7 +1,9 @@
 //! Arguments of the lab.
 
 use clap::Args;
-use snat_trace::lab::{Control, DoubleNat, Family, Mode, RuleTool, Scenario, Senders, Setup, Translation, Zones};
+use snat_trace::lab::{
+    Control, DoubleNat, Family, Links, Mode, RuleTool, Scenario, Senders, Setup, Translation, Zones,
+};
 
 use super::TraceArgs;
 
@@ -30,6 +32,12 @@ pub(crate) struct LabArgs {
     /// Who sends
     #[arg(long, value_name = "WHO", default_value = "processes")]
     pub(crate) senders: Senders,
+    /// How the node takes in what pods send
+    #[arg(long, value_name = "HOW", default_value = "plain")]
+    pub(crate) links: Links,
+    /// Let a scenario change the whole node for a while, if nobody else uses what it changes
+    #[arg(long)]
+    pub(crate) change_node: bool,
     /// How many pods, 2 to 8; all but one lose in each forced round
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) pods: usize,
@@ -65,6 +73,8 @@ impl LabArgs {
             zones: self.zones,
             double_nat: self.double_nat,
             senders: self.senders,
+            links: self.links,
+            change_node: self.change_node,
             ..Setup::new(self.scenario)
         }
     }
