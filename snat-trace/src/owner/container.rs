@@ -1,7 +1,5 @@
 //! Which container a cgroup belongs to, by the path its runtime gave it. Pure.
 
-use std::borrow::Cow;
-
 use super::Container;
 
 /// Length of the hexadecimal ids that container runtimes make.
@@ -35,7 +33,7 @@ pub fn container(path: &str) -> Option<Container> {
 
 /// The container that `part` is the group of, below `outer`.
 fn of_part(part: &str, outer: &[&str]) -> Option<Container> {
-    let of = |runtime, id: &str| Some(Container { runtime: Cow::Borrowed(runtime), id: id.to_owned() });
+    let of = |runtime, id: &str| Some(Container::of(runtime, id));
     if let Some((prefix, id)) = prefixed(part)
         && is_id(id)
         && let Some((_, runtime)) = PREFIXES.into_iter().find(|&(known, _)| known == prefix)
@@ -64,7 +62,7 @@ fn of_part(part: &str, outer: &[&str]) -> Option<Container> {
         return of(runtime, part);
     }
     // containerd's default namespace at the root; ids given by hand need not be hexadecimal.
-    (outer == ["default"] && is_name(part)).then(|| Container { runtime: "containerd".into(), id: part.to_owned() })
+    (outer == ["default"] && is_name(part)).then(|| Container::of("containerd", part))
 }
 
 /// Prefix and id of a group's name.
@@ -93,7 +91,7 @@ fn is_kubepods(part: &str) -> bool {
 /// A systemd scope or service.
 fn unit(part: &str) -> Option<Container> {
     let is_unit = [".scope", ".service"].into_iter().any(|suffix| part.len() > suffix.len() && part.ends_with(suffix));
-    is_unit.then(|| Container { runtime: "systemd".into(), id: part.to_owned() })
+    is_unit.then(|| Container::of("systemd", part))
 }
 
 #[cfg(test)]

@@ -40,14 +40,36 @@ impl OwnerSource {
     }
 }
 
-/// A container, as its cgroup path tells.
+/// A container, as its cgroup path tells, named as its runtime does. Text in it comes from outside and is not escaped.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Container {
-    /// `docker`, `containerd`, `cri-o`, `podman`, `systemd-nspawn` or `systemd`; `cri` or `oci` where the path shows
-    /// a pod's or any runtime's container and not whose.
+    /// `docker`, `containerd`, `cri-o`, `podman`, `systemd-nspawn` or `systemd`; `cri` or `oci` where it shows that this
+    /// is a pod's or any runtime's container and not whose.
     pub runtime: Cow<'static, str>,
     /// Its full id; for a systemd scope or service the unit's name.
     pub id: String,
+    /// In a pod the container's name there, else the name its runtime or user gave it.
+    pub name: Option<String>,
+    /// The image it was made of, as whoever made it called that.
+    pub image: Option<String>,
+}
+
+impl Container {
+    /// What the path alone tells.
+    pub(crate) fn of(runtime: impl Into<Cow<'static, str>>, id: impl Into<String>) -> Self {
+        Self { runtime: runtime.into(), id: id.into(), name: None, image: None }
+    }
+}
+
+/// A Kubernetes pod. Text in it comes from outside and is not escaped.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid as the kubelet has it: of a static pod the hash of its manifest, not the uid of its mirror in the API.
+    pub uid: String,
 }
 
 /// The sender of a flow. Text in it comes from outside and is not escaped.
@@ -67,6 +89,33 @@ pub struct Owner {
     pub cgroup: Option<String>,
     /// The container that cgroup belongs to.
     pub container: Option<Container>,
+    /// The pod that container belongs to, or the one around it.
+    pub pod: Option<Pod>,
     /// How this was found.
     pub source: OwnerSource,
+}
+
+/// Characters of a hexadecimal id that tell a container from others, as runtimes print them.
+const SHORT_ID: usize = 12;
+
+impl Owner {
+    /// The best short name of what runs there: `namespace/name` of the pod, else the container's name or short id, the
+    /// unit, the innermost cgroup or the process. Not escaped.
+    #[must_use]
+    pub fn workload(&self) -> Cow<'_, str> {
+        if let Some(Pod { namespace, name, uid: _ }) = &self.pod {
+            return format!("{namespace}/{name}").into();
+        }
+        if let Some(Container { runtime: _, id, name, image: _ }) = &self.container {
+            return name.as_deref().unwrap_or_else(|| short_id(id)).into();
+        }
+        let innermost = self.cgroup.as_deref().and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
+        innermost.unwrap_or(&self.comm).into()
+    }
+}
+
+/// The beginning of an id that a runtime made; any other name in full.
+fn short_id(id: &str) -> &str {
+    let made = id.len() > SHORT_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    id.get(..SHORT_ID).filter(|_| made).unwrap_or(id)
 }

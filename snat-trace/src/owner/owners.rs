@@ -120,6 +120,7 @@ impl Owners {
             cgroup_id,
             cgroup,
             container,
+            pod: None,
             source: OwnerSource::Socket,
         }
     }
@@ -211,7 +212,7 @@ mod tests {
     }
 
     fn docker() -> Option<Container> {
-        Some(Container { runtime: "docker".into(), id: ID.to_owned() })
+        Some(Container::of("docker", ID))
     }
 
     #[test]
@@ -232,6 +233,7 @@ mod tests {
             cgroup_id: Some(id),
             cgroup: Some(contained.path.clone()),
             container: docker(),
+            pod: None,
             source: OwnerSource::Socket,
         };
         assert_eq!(owner, expected);
