@@ -8,6 +8,7 @@ mod others;
 mod owners;
 mod process;
 pub(crate) mod recorded;
+mod runtime;
 mod translation;
 
 pub use owners::Owners;
