@@ -2,6 +2,7 @@
 
 mod churn;
 mod place;
+mod pods;
 mod sender;
 mod stage;
 mod uring;
@@ -39,6 +40,8 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("owners: tunnel, minimal", || tunnel("minimal")),
     whole("owners: subflows, full", || subflows("full")),
     whole("owners: subflows, minimal", || subflows("minimal")),
+    brief("owners: pods, full", || pods::pods("full")),
+    whole("owners: pods, minimal", || pods::pods("minimal")),
     whole("owners: churn", churn::churn),
 ];
 

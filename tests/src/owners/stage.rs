@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,6 +45,16 @@ pub(super) struct Sender<'a> {
     pub(super) expected: Expected,
 }
 
+/// A container that senders are in.
+#[derive(Clone, Debug)]
+pub(super) struct Workload {
+    /// Directory of its cgroup.
+    pub(super) cgroup: PathBuf,
+    /// What must be said of it and of its pod.
+    pub(super) container: Value,
+    pub(super) pod: Value,
+}
+
 /// A sender that has sent.
 #[derive(Clone, Debug)]
 struct Sent {
@@ -68,6 +78,8 @@ pub(super) struct Stage {
     /// the order in which they lose.
     sent: HashMap<String, VecDeque<Sent>>,
     next_port: u16,
+    /// Where the next senders are, if they are in a container.
+    pub(super) workload: Option<Workload>,
     /// How many clashes there must be, in all nodes together. There may be more: a SYN is sent again.
     pub(super) races: u64,
 }
@@ -101,6 +113,7 @@ impl Stage {
             full: detail == "full",
             sent,
             next_port: 20_000,
+            workload: None,
             races: 0,
         })
     }
@@ -148,7 +161,15 @@ impl Stage {
     /// Starts a sender of a flow that meets no other, and waits until it has sent. What it says of itself.
     pub(super) fn hold(&mut self, sender: &Sender<'_>) -> Result<Value> {
         let Sender { pod, way, socket, from, to, .. } = *sender;
-        let mut child = Command::new("ip")
+        let mut command = match &self.workload {
+            Some(Workload { cgroup, .. }) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-ec", "echo $$ > $0/cgroup.procs; exec \"$@\""]).arg(cgroup).arg("ip");
+                shell
+            }
+            None => Command::new("ip"),
+        };
+        let mut child = command
             .args(["netns", "exec", pod])
             .arg(std::env::current_exe()?)
             .args(["sender", way, socket, &from.to_string(), &to.to_string()])
@@ -158,7 +179,13 @@ impl Stage {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
         self.senders.push(child);
-        serde_json::from_str(&line).with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))
+        let mut truth: Value = serde_json::from_str(&line)
+            .with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))?;
+        if let Some(Workload { container, pod, .. }) = &self.workload {
+            truth["container"].clone_from(container);
+            truth["pod"].clone_from(pod);
+        }
+        Ok(truth)
     }
 
     /// Notes a flow of UDP through the node `n` that no process sends.
@@ -267,6 +294,10 @@ impl Stage {
         ensure!(owner["pid"] == truth["pid"] && owner["netns"] == truth["netns"], "{what}: {owner} is not {truth}");
         if !owner["tid"].is_null() && !truth["tid"].is_null() {
             ensure!(owner["tid"] == truth["tid"], "{what}: the thread of {owner} is not that of {truth}");
+        }
+        if truth.get("container").is_some() {
+            let says = (&owner["container"], &owner["pod"]);
+            ensure!(says == (&truth["container"], &truth["pod"]), "{what}: {owner} is not in {truth}");
         }
         Ok((found.clone(), true))
     }
