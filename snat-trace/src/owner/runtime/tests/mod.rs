@@ -1,6 +1,7 @@
 //! A node's files as runtimes lay them out, and sockets that answer as they should and otherwise.
 
 mod files;
+mod real;
 mod servers;
 mod waiting;
 
