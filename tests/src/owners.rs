@@ -42,6 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("owners: subflows, minimal", || subflows("minimal")),
     brief("owners: pods, full", || pods::pods("full")),
     whole("owners: pods, minimal", || pods::pods("minimal")),
+    whole("owners: pods, from a container", pods::from_a_container),
     whole("owners: churn", churn::churn),
 ];
 

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -12,6 +13,8 @@ use serde_json::{Value, json};
 use super::stage::Expected::Named;
 use super::stage::{Sender, Stage, Workload};
 use super::{NODE, P0, P1};
+use crate::node::command;
+use crate::output::Running;
 use crate::scenario::Row;
 
 /// Where cgroup2 is, whole.
@@ -30,6 +33,20 @@ const ETCD: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f4051";
 /// Every sender's container and pod are told right: pods with addresses of their own, two that have the node's, a static
 /// pod whose runtime is not known, an init container, docker's containers, and one that left no files.
 pub(super) fn pods(detail: &str) -> Result<Row> {
+    told(|| Stage::new(detail))
+}
+
+/// The same from a container that has the node's processes and none of its files.
+pub(super) fn from_a_container() -> Result<Row> {
+    let inner = Inner::new()?;
+    told(|| {
+        Stage::watched_by("full", |arguments| {
+            Running::by(Command::new("chroot").arg(&inner.0).arg(INNER_TOOL).args(arguments))
+        })
+    })
+}
+
+fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
     if let Some(there) = MADE.into_iter().find(|path| Path::new(path).exists()) {
         return Ok(Row::said(format!("skipped, there is {there} here")));
     }
@@ -40,7 +57,7 @@ pub(super) fn pods(detail: &str) -> Result<Row> {
     let exporter = node.containerd(EXPORTER, "monitoring", "node-exporter-6ndwh", "exporter")?;
     let etcd = node.of_unknown_runtime(ETCD, "kube-system", "etcd-node-1", "etcd")?;
     let (web, nameless) = (node.docker(1, Some("shop-web-1"))?, node.docker(2, None)?);
-    let mut stage = Stage::new(detail)?;
+    let mut stage = stage()?;
     let pod = |name, address| move |workload| (name, address, workload);
     let (p0, p1, host) = (pod("p0", P0), pod("p1", P1), pod("n", NODE));
     for (winner, loser) in [
@@ -63,6 +80,30 @@ pub(super) fn pods(detail: &str) -> Result<Row> {
         }
     }
     stage.finish()
+}
+
+/// The tool in that container.
+const INNER_TOOL: &str = "/snat-trace";
+
+/// A container's root: the tool, the file systems of the kernel, and a directory to say there that it is ready.
+struct Inner(PathBuf);
+
+impl Inner {
+    fn new() -> Result<Self> {
+        let inner = Self(PathBuf::from("/tmp/snat-trace-inner-root"));
+        let script = "mkdir -p $0/proc $0/sys $0/tmp; touch $0/snat-trace; mount --bind $(command -v snat-trace) $0/snat-trace; \
+                      mount -t proc proc $0/proc; mount --rbind /sys $0/sys; mount --bind /tmp $0/tmp";
+        command("sh", &["-ec", script, &inner.0.display().to_string()], "")?;
+        Ok(inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let script =
+            "umount -l $0/tmp $0/sys $0/proc $0/snat-trace; rm $0/snat-trace && rmdir $0/tmp $0/sys $0/proc $0";
+        let _left = command("sh", &["-c", script, &self.0.display().to_string()], "");
+    }
 }
 
 /// What runtimes and the kubelet leave on a node, by their own documentation and sources, removed when dropped.

@@ -86,11 +86,16 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn new(detail: &str) -> Result<Self> {
+        Self::watched_by(detail, Running::start)
+    }
+
+    /// One that is watched by what `start` makes of snat-trace's arguments.
+    pub(super) fn watched_by(detail: &str, start: impl FnOnce(&[&str]) -> Result<Running>) -> Result<Self> {
         let place = Place::new()?;
         let ready = Path::new("/tmp/ready-owners");
         let _absent = fs::remove_file(ready);
         let arguments = ["watch", "--detail", detail, "--format", "json", "--ready-file", "/tmp/ready-owners"];
-        let mut watch = Running::start(&arguments)?;
+        let mut watch = start(&arguments)?;
         let child = watch.child()?;
         until("the ready file", || Ok(ready.exists() || child.try_wait()?.is_some()))?;
         ensure!(ready.exists(), "watch ended early: {:?}", watch.wait()?);
