@@ -384,6 +384,43 @@ fn what_comes_from_outside_does_not_steer() {
     assert_eq!(everything.find(steers), None);
 }
 
+/// Names as long as a path may be, of what steers a terminal, in every place that has one.
+#[test]
+fn names_of_any_length_keep_to_their_columns() {
+    let mean = "\x1b[2J\n\u{fffd}\u{202e}".repeat(4096 / 10);
+    let mut races = vec![pods(), named_container()];
+    for race in &mut races {
+        for owner in [&mut race.loser.owner, &mut race.winner.owner].into_iter().flatten() {
+            (owner.comm, owner.cgroup) = (mean.clone(), Some(mean.clone()));
+            owner.container = Some(Container {
+                name: Some(mean.clone()),
+                image: Some(mean.clone()),
+                ..Container::of("docker", mean.clone())
+            });
+            owner.pod =
+                owner.pod.take().map(|_| Pod { namespace: mean.clone(), name: mean.clone(), uid: mean.clone() });
+        }
+    }
+    for width in 79..200 {
+        let text = text(&styled(Some(width)), &races);
+        assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+    }
+    let style = Style { verbose: true, ..styled(None) };
+    let lines = json(&races, &[]);
+    let everything = format!("{}{lines}", text(&style, &races));
+    let steers = |c: char| c != '\n' && c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+    assert_eq!(everything.find(steers), None);
+    for (line, race) in lines.lines().skip(1).zip(&races) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let owner = &line["loser"]["owner"];
+        assert_eq!((&owner["comm"], &owner["container"]["image"]), (&mean.as_str().into(), &mean.as_str().into()));
+        assert_eq!(
+            owner["pod"]["uid"].as_str(),
+            race.loser.owner.as_ref().unwrap().pod.as_ref().map(|_| mean.as_str())
+        );
+    }
+}
+
 /// In the order of [`Tally::named`].
 fn tally<T>([insert_failed, drop, clash_resolve, chaintoolong, early_drop]: [T; 5]) -> Tally<T> {
     Tally { insert_failed, drop, clash_resolve, chaintoolong, early_drop }

@@ -120,3 +120,51 @@ fn short_id(id: &str) -> &str {
     let made = id.len() > SHORT_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     id.get(..SHORT_ID).filter(|_| made).unwrap_or(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_has_the_best_name_there_is() {
+        let id = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
+        let mut owner = Owner {
+            pid: 1,
+            tid: None,
+            comm: "curl".to_owned(),
+            netns: None,
+            cgroup_id: None,
+            cgroup: None,
+            container: None,
+            pod: None,
+            source: OwnerSource::Socket,
+        };
+        assert_eq!(owner.workload(), "curl");
+        owner.cgroup = Some("/".to_owned());
+        assert_eq!(owner.workload(), "curl");
+        owner.cgroup = Some("/lab/pod-1".to_owned());
+        assert_eq!(owner.workload(), "pod-1");
+        owner.container = Some(Container::of("systemd", "chronyd.service"));
+        assert_eq!(owner.workload(), "chronyd.service");
+        owner.container = Some(Container::of("docker", id));
+        assert_eq!(owner.workload(), "5e3fa1c0d2b4");
+        owner.container = Some(Container { name: Some("web".to_owned()), ..Container::of("docker", id) });
+        assert_eq!(owner.workload(), "web");
+        let [namespace, name, uid] = ["shop", "cart-x2k4q", "0f3ae9d2"].map(str::to_owned);
+        owner.pod = Some(Pod { namespace, name, uid });
+        assert_eq!(owner.workload(), "shop/cart-x2k4q");
+    }
+
+    #[test]
+    fn only_an_id_that_a_runtime_made_is_cut() {
+        for (id, expected) in [
+            ("5e3fa1c0d2b44e6f", "5e3fa1c0d2b4"),
+            ("5e3fa1c0d2b4", "5e3fa1c0d2b4"),
+            ("web-1-of-a-long-name", "web-1-of-a-long-name"),
+            ("\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}", "\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}"),
+            ("", ""),
+        ] {
+            assert_eq!(short_id(id), expected);
+        }
+    }
+}

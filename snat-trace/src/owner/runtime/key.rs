@@ -29,7 +29,7 @@ impl Key {
 
     /// Whether a runtime made the id, so that no other container has it.
     pub(super) fn is_unique(&self) -> bool {
-        self.id.len() == 64
+        self.id.len() == 64 && self.id.bytes().all(|byte| byte.is_ascii_hexdigit())
     }
 }
 
@@ -63,5 +63,12 @@ mod tests {
         let (_, itself) = Key::of(&format!("/docker/{ID}/system.slice/nginx.service")).unwrap();
         assert!(itself);
         assert_eq!(Key::of("/system.slice/nginx.service"), None);
+    }
+
+    #[test]
+    fn an_id_is_unique_where_a_runtime_made_it() {
+        for (id, unique) in [(ID, true), ("web-1", false), (&"x".repeat(64), false), (&ID[1..], false)] {
+            assert_eq!(Key::of(&format!("/default/{id}")).unwrap().0.is_unique(), unique, "{id}");
+        }
     }
 }
