@@ -30,7 +30,7 @@ const EXPORTER: &str = "7b1e0d4c-2f3a-4e5b-8c6d-9a0b1c2d3e4f";
 /// Of a manifest: the pod is static.
 const ETCD: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f4051";
 
-/// Every sender's container and pod are told right: pods with addresses of their own, two that have the node's, a static
+/// Every sender's container and pod are told right, and from the second time on they are told: pods with addresses of their own, two that have the node's, a static
 /// pod whose runtime is not known, an init container, docker's containers, and one that left no files.
 pub(super) fn pods(detail: &str) -> Result<Row> {
     told(|| Stage::new(detail))
@@ -60,7 +60,7 @@ fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
     let mut stage = stage()?;
     let pod = |name, address| move |workload| (name, address, workload);
     let (p0, p1, host) = (pod("p0", P0), pod("p1", P1), pod("n", NODE));
-    for (winner, loser) in [
+    let pairs = [
         (p0(&app), p1(&etcd)),
         (p1(&web), p0(&init)),
         (p0(&app), p1(&nameless)),
@@ -68,16 +68,18 @@ fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
         (host(&proxy), host(&exporter)),
         (host(&exporter), host(&proxy)),
         (p0(&etcd), host(&proxy)),
-    ] {
-        for socket in ["udp", "tcp"] {
+    ];
+    for (socket, seen) in [("udp", false), ("udp", true), ("tcp", true)] {
+        for (winner, loser) in pairs {
             let to = stage.outside();
             for (pod, address, workload) in [winner, loser] {
-                stage.workload = Some(Workload::clone(workload));
+                stage.workload = Some(Workload { seen, ..Workload::clone(workload) });
                 let from = SocketAddr::new(IpAddr::clone(&address), stage.port());
                 stage.send(&Sender { pod, way: "plain", socket, from, to, seen_as: from, expected: Named })?;
             }
             stage.races += 1;
         }
+        stage.settle()?;
     }
     stage.finish()
 }
@@ -133,6 +135,7 @@ impl Node {
             cgroup: cgroup(&format!("kubepods.slice/kubepods-besteffort.slice/{slice}/cri-containerd-{id}.scope"))?,
             container: json!({"runtime": "containerd", "id": id, "name": container, "image": image}),
             pod: json!({"namespace": namespace, "name": pod, "uid": uid}),
+            seen: false,
         })
     }
 
@@ -144,6 +147,7 @@ impl Node {
             cgroup: cgroup(&format!("kubepods/burstable/pod{uid}/{id}"))?,
             container: json!({"runtime": "cri", "id": id, "name": container}),
             pod: json!({"namespace": namespace, "name": pod, "uid": uid}),
+            seen: false,
         })
     }
 
@@ -157,7 +161,7 @@ impl Node {
             container["name"] = name.into();
             container["image"] = "nginx:1.27".into();
         }
-        Ok(Workload { cgroup: cgroup(&format!("docker/{id}"))?, container, pod: Value::Null })
+        Ok(Workload { cgroup: cgroup(&format!("docker/{id}"))?, container, pod: Value::Null, seen: false })
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::place::{Place, external};
 use crate::output::{Lines, Running};
@@ -53,6 +53,8 @@ pub(super) struct Workload {
     /// What must be said of it and of its pod.
     pub(super) container: Value,
     pub(super) pod: Value,
+    /// Whether it was seen before. Names that come too late for the first event are known for the next.
+    pub(super) seen: bool,
 }
 
 /// A sender that has sent.
@@ -186,9 +188,10 @@ impl Stage {
         self.senders.push(child);
         let mut truth: Value = serde_json::from_str(&line)
             .with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))?;
-        if let Some(Workload { container, pod, .. }) = &self.workload {
+        if let Some(Workload { cgroup: _, container, pod, seen }) = &self.workload {
             truth["container"].clone_from(container);
             truth["pod"].clone_from(pod);
+            truth["seen"] = (*seen).into();
         }
         Ok(truth)
     }
@@ -301,8 +304,10 @@ impl Stage {
             ensure!(owner["tid"] == truth["tid"], "{what}: the thread of {owner} is not that of {truth}");
         }
         if truth.get("container").is_some() {
-            let says = (&owner["container"], &owner["pod"]);
-            ensure!(says == (&truth["container"], &truth["pod"]), "{what}: {owner} is not in {truth}");
+            let says = [&owner["container"], &owner["pod"]];
+            let by_cgroup = json!({"runtime": truth["container"]["runtime"], "id": truth["container"]["id"]});
+            let late = truth["seen"] == false && says == [&by_cgroup, &Value::Null];
+            ensure!(late || says == [&truth["container"], &truth["pod"]], "{what}: {owner} is not in {truth}");
         }
         Ok((found.clone(), true))
     }

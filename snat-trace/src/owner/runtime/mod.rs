@@ -35,7 +35,7 @@ use worker::{Answer, Source, Worker};
 
 /// How long a batch of events waits for all names in it together. A source that was late is not waited for again until it
 /// has answered.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(250);
 /// After how long what was not found is looked for again, if it is still seen.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Containers remembered before all are forgotten.
