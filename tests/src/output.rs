@@ -159,8 +159,16 @@ impl Running {
     ///
     /// It cannot be started.
     pub fn start(arguments: &[&str]) -> Result<Self> {
-        Command::new(SNAT_TRACE)
-            .args(arguments)
+        Self::by(Command::new(SNAT_TRACE).args(arguments))
+    }
+
+    /// Starts it by a command that becomes it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn by(command: &mut Command) -> Result<Self> {
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

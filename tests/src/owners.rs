@@ -3,6 +3,7 @@
 mod churn;
 mod link;
 mod place;
+mod pods;
 mod rights;
 mod sender;
 mod stage;
@@ -44,6 +45,9 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("owners: handed over, minimal", || handed_over("minimal")),
     brief("owners: packet sockets, full", || packets("full")),
     whole("owners: packet sockets, minimal", || packets("minimal")),
+    brief("owners: pods, full", || pods::pods("full")),
+    whole("owners: pods, minimal", || pods::pods("minimal")),
+    whole("owners: pods, from a container", pods::from_a_container),
     whole("owners: churn", churn::churn),
 ];
 

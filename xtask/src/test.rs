@@ -21,6 +21,9 @@ const SELFTEST_KERNEL: &str = "6.1";
 /// What exported packets are read with: without them these tests say that they are skipped.
 const READERS: [&str; 1] = ["tshark"];
 
+/// What lays out containers for tests to name: without them these tests say that they are skipped.
+const RUNTIMES: [&str; 2] = ["podman", "runc"];
+
 /// The workspace without what cannot be built for this machine: the BPF programs have no standard library.
 const WORKSPACE: [&str; 4] = ["--workspace", "--exclude", "snat-trace-ebpf", "--locked"];
 
@@ -32,6 +35,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     let toolchain = Toolchain::ensure(project)?;
     vm::setup(project)?;
     install::ensure(&READERS, "reading what export writes")?;
+    install::ensure(&RUNTIMES, "containers of a real runtime")?;
 
     let mut stages = Stages::default();
     stages.run("format", || passthrough(project.cargo().args(["fmt", "--all", "--check"])));

@@ -20,7 +20,7 @@ use siphasher::sip::SipHasher24;
 
 use super::node::NodeRecord;
 use super::reader::Item;
-use crate::owner::{Container, Owner};
+use crate::owner::{Container, Owner, Pod};
 use crate::race::event::{Flow, Race};
 use crate::race::failure::Failure;
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
@@ -62,6 +62,8 @@ const KEPT: [&str; 29] = [
 ];
 /// Hexadecimal digits from which on a word is an id and keeps its length.
 const SHORTEST_ID: usize = 12;
+/// Hexadecimal digits of the first part of a pod's uid.
+const UID_PART: usize = 8;
 /// Digits for any other word.
 const WORD: usize = 8;
 
@@ -151,14 +153,23 @@ impl Redactor {
     }
 
     fn owner(&self, owner: &Owner) -> Owner {
-        let container = owner
-            .container
-            .as_ref()
-            .map(|container| Container { runtime: container.runtime.clone(), id: self.words(&container.id) });
+        let words = |text: &String| self.words(text);
+        let container = |Container { runtime, id, name, image }: &Container| Container {
+            runtime: runtime.clone(),
+            id: self.words(id),
+            name: name.as_ref().map(words),
+            image: image.as_ref().map(words),
+        };
+        let pod = |Pod { namespace, name, uid }: &Pod| Pod {
+            namespace: self.words(namespace),
+            name: self.words(name),
+            uid: self.words(uid),
+        };
         Owner {
             comm: self.words(&owner.comm),
-            cgroup: owner.cgroup.as_ref().map(|path| self.words(path)),
-            container,
+            cgroup: owner.cgroup.as_ref().map(words),
+            container: owner.container.as_ref().map(container),
+            pod: owner.pod.as_ref().map(pod),
             ..owner.clone()
         }
     }
@@ -168,8 +179,16 @@ impl Redactor {
         let mut exchanged = String::new();
         for piece in name.split_inclusive(SEPARATORS) {
             let word = piece.trim_end_matches(SEPARATORS);
-            let is_id = word.len() >= SHORTEST_ID && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if is_id {
+            let separator = &piece[word.len()..];
+            // The kubelet writes a pod's uid behind this.
+            let word = match word.strip_prefix("pod") {
+                Some(uid) if uid.len() >= UID_PART && is_hexadecimal(uid) => {
+                    exchanged.push_str("pod");
+                    uid
+                }
+                _ => word,
+            };
+            if word.len() >= SHORTEST_ID && is_hexadecimal(word) {
                 exchanged.push_str(&self.digits(word, word.len()));
             } else if word.is_empty() || KEPT.contains(&word) {
                 exchanged.push_str(word);
@@ -177,7 +196,7 @@ impl Redactor {
                 exchanged.push('x');
                 exchanged.push_str(&self.digits(word, WORD));
             }
-            exchanged.push_str(&piece[word.len()..]);
+            exchanged.push_str(separator);
         }
         exchanged
     }
@@ -236,6 +255,10 @@ impl Redactor {
     }
 }
 
+fn is_hexadecimal(word: &str) -> bool {
+    word.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Whether a byte of a protocol's header, counted from its beginning, is neither content nor a checksum of it.
 fn is_kept(at: usize, protocol: Protocol) -> bool {
     match protocol {
@@ -259,6 +282,8 @@ mod tests {
     use super::*;
     use crate::output::golden;
 
+    const CURL: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
+
     pub(super) fn with_key(key: u8) -> Redactor {
         Redactor(SipHasher24::new_with_key(&[key; 16]))
     }
@@ -276,6 +301,30 @@ mod tests {
         // The same word is the same one everywhere, and another with another key.
         assert_eq!(redactor.words("nginx.service"), format!("{}.service", redactor.words("nginx")));
         assert_ne!(redactor.words("nginx"), with_key(2).words("nginx"));
+    }
+
+    #[test]
+    fn a_pod_is_the_same_in_its_cgroup_and_by_its_name() {
+        let redactor = with_key(1);
+        let (uid, hash) = ("0f3ae9d2-1c55-4f6b-9f0e-2a7c1f1d9b11", "5e3fa1c0d2b44e6f8a9b0c1d2e3f4051");
+        let path = redactor.words(&format!("/kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_")));
+        assert_eq!(path, format!("/kubepods.slice/kubepods-pod{}.slice", redactor.words(uid).replace('-', "_")));
+        assert_eq!(redactor.words(&format!("/kubepods/pod{hash}")), format!("/kubepods/pod{}", redactor.words(hash)));
+        let owner =
+            golden::every_kind().into_iter().find_map(|race| race.loser.owner.filter(|owner| owner.pod.is_some()));
+        let owner = owner.unwrap();
+        let (pod, exchanged) = (owner.pod.clone().unwrap(), redactor.owner(&owner));
+        let now = exchanged.pod.clone().unwrap();
+        assert_eq!(
+            [&now.namespace, &now.name, &now.uid],
+            [&redactor.words(&pod.namespace), &redactor.words(&pod.name), &redactor.words(&pod.uid)]
+        );
+        let container = exchanged.container.clone().unwrap();
+        let texts = format!("{exchanged:?}");
+        for told in ["shop", "cart", "x2k4q", "0f3ae9d2", "registry", "example", "1.4", &CURL[..12]] {
+            assert!(!texts.contains(told), "{told} in {texts}");
+        }
+        assert!(container.image.is_some() && container.name.is_some() && exchanged.workload().contains('/'));
     }
 
     #[test]

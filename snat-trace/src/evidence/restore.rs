@@ -14,10 +14,10 @@ use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Mechanism, Request, Role};
 use crate::output::json::records::{
-    AccountRecord, EndsRecord, FailureRecord, FlowRecord, HookRecord, Map, NatRecord, OwnerRecord, PortChoiceRecord,
-    RaceRecord, RulesRecord, SampleRecord, SessionRecord, SummaryRecord, Time,
+    AccountRecord, EndsRecord, FailureRecord, FlowRecord, HookRecord, Map, NatRecord, OwnerRecord, PodRecord,
+    PortChoiceRecord, RaceRecord, RulesRecord, SampleRecord, SessionRecord, SummaryRecord, Time,
 };
-use crate::owner::{Container, Owner, OwnerSource};
+use crate::owner::{Container, Owner, OwnerSource, Pod};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -110,7 +110,7 @@ fn flow(record: FlowRecord<'_>) -> Result<Flow, NotKnown> {
 }
 
 fn owner(record: OwnerRecord<'_>) -> Result<Owner, NotKnown> {
-    let OwnerRecord { pid, tid, comm, netns, cgroup_id, cgroup, container, source } = record;
+    let OwnerRecord { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, source } = record;
     Ok(Owner {
         pid,
         tid,
@@ -121,6 +121,13 @@ fn owner(record: OwnerRecord<'_>) -> Result<Owner, NotKnown> {
         container: container.map(|container| Container {
             runtime: container.runtime.into_owned().into(),
             id: container.id.into_owned(),
+            name: container.name.map(Cow::into_owned),
+            image: container.image.map(Cow::into_owned),
+        }),
+        pod: pod.map(|PodRecord { namespace, name, uid }| Pod {
+            namespace: namespace.into_owned(),
+            name: name.into_owned(),
+            uid: uid.into_owned(),
         }),
         source: named("source of an owner", &OwnerSource::ALL, OwnerSource::name, &source)?,
     })

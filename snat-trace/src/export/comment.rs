@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::output::escape;
 use crate::output::text::duration;
+use crate::owner::{Container, Pod};
 use crate::race::event::{Flow, Race, Verdict};
 use crate::race::tuple::{Ends, Protocol};
 
@@ -28,8 +29,16 @@ pub(super) fn comment(race: &Race) -> String {
     // Last, as it is long: the list of Wireshark shows the first 240 characters.
     for (side, flow) in [("loser", loser), ("winner", winner)] {
         let Some(owner) = &flow.owner else { continue };
-        if let Some(container) = &owner.container {
-            let _ = write!(text, "\n{side}'s container: {} {}", bounded(&container.runtime), bounded(&container.id));
+        if let Some(Pod { namespace, name, uid }) = &owner.pod {
+            let _ = write!(text, "\n{side}'s pod: {}/{}, uid {}", bounded(namespace), bounded(name), bounded(uid));
+        }
+        if let Some(Container { runtime, id, name, image }) = &owner.container {
+            let _ = write!(text, "\n{side}'s container: {} {}", bounded(runtime), bounded(id));
+            for (what, known) in [("name", name), ("image", image)] {
+                if let Some(known) = known {
+                    let _ = write!(text, ", {what} {}", bounded(known));
+                }
+            }
         }
         if let Some(cgroup) = &owner.cgroup {
             let _ = write!(text, "\n{side}'s cgroup: {}", bounded(cgroup));

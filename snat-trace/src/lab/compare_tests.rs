@@ -71,6 +71,7 @@ pub(in super::super) fn owner(pod: usize) -> Owner {
         cgroup_id: Some(cgroup(pod).id),
         cgroup: Some(cgroup(pod).path),
         container: None,
+        pod: None,
         source: OwnerSource::Socket,
     }
 }

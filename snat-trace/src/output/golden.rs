@@ -13,7 +13,7 @@ use super::text::{Style, TextSink};
 use crate::counters::account::{Account, Caveat};
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Mechanism, Role};
-use crate::owner::{Container, Owner, OwnerSource};
+use crate::owner::{Container, Owner, OwnerSource, Pod};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -49,7 +49,8 @@ fn owner(comm: &str, pid: u32, container: Option<(&'static str, &str)>) -> Owner
         netns: Some(POD),
         cgroup_id: Some(7321),
         cgroup: id.as_ref().map(|id| format!("/kubepods.slice/cri-containerd-{id}.scope")),
-        container: container.map(|(runtime, id)| Container { runtime: runtime.into(), id: id.to_owned() }),
+        container: container.map(|(runtime, id)| Container::of(runtime, id)),
+        pod: None,
         source: OwnerSource::Socket,
     }
 }
@@ -161,9 +162,56 @@ fn resolved() -> Race {
     Race { class: Class::DuplicateFlow, verdict: Some(Verdict::ResolvedReplyOnly), protocol: Protocol::UDP, ..bare() }
 }
 
+/// Two pods, one whose container is known and one of which that could not be read; the winner's name is long.
+fn pods() -> Race {
+    let pod = |namespace: &str, name: &str, uid: &str| {
+        Some(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
+    };
+    let [mut loser, mut winner] = [collision().loser, collision().winner];
+    if let Some(owner) = &mut loser.owner {
+        owner.pod = pod("shop", "cart-7d4b9c6f5-x2k4q", "0f3ae9d2-1c55-4f6b-9f0e-2a7c1f1d9b11");
+        owner.container = Some(Container {
+            name: Some("app".to_owned()),
+            image: Some("registry.example/shop/cart:1.4".to_owned()),
+            ..Container::of("containerd", CURL)
+        });
+    }
+    if let Some(owner) = &mut winner.owner {
+        owner.pod = pod("kube-system", "node-local-dns-exporter-with-a-long-name-8z9xv", &NODE[..32]);
+    }
+    Race { winner, loser, ..collision() }
+}
+
+/// A container with a name beside a unit.
+fn named_container() -> Race {
+    let [mut loser, mut winner] = [collision().loser, collision().winner];
+    if let Some(owner) = &mut loser.owner {
+        owner.container = Some(Container {
+            name: Some("compose-project-frontend-1".to_owned()),
+            image: Some("nginx".to_owned()),
+            ..Container::of("docker", CURL)
+        });
+    }
+    if let Some(owner) = &mut winner.owner {
+        owner.container = Some(Container::of("systemd", "chronyd.service"));
+        owner.cgroup = Some("/system.slice/chronyd.service".to_owned());
+    }
+    Race { winner, loser, ..collision() }
+}
+
 /// Names that try to steer the terminal, break the line or turn it round.
 fn hostile() -> Race {
-    let mut mean = owner("a\x1b[2Jb\nc\u{9b}1m", 13, Some(("podman", "x\u{202e}y\rz")));
+    let mut mean = owner("a\x1b[2Jb\nc\u{9b}1m", 13, None);
+    mean.container = Some(Container {
+        name: Some("n\x1b[31m\u{fffd}\n".to_owned()),
+        image: Some("i\x07\u{2066}/\t:\u{7f}".to_owned()),
+        ..Container::of("podman", "x\u{202e}y\rz")
+    });
+    mean.pod = Some(Pod {
+        namespace: "kube\n-system".to_owned(),
+        name: "p\x1b]0;title\x07\u{200e}".to_owned(),
+        uid: "\u{85}<script>|`".to_owned(),
+    });
     mean.cgroup = Some("/evil\n\x1b]0;title\x07/\u{202e}\u{7f}".to_owned());
     mean.tid = None;
     mean.source = OwnerSource::SocketLookup;
@@ -200,7 +248,7 @@ pub(crate) fn failures() -> [Failure; 2] {
 }
 
 pub(crate) fn every_kind() -> Vec<Race> {
-    vec![collision(), bare(), widest(), ipv6(), icmp(), exhaustion(), resolved(), hostile()]
+    vec![collision(), bare(), widest(), ipv6(), icmp(), exhaustion(), resolved(), pods(), named_container(), hostile()]
 }
 
 pub(crate) fn session() -> Session {
@@ -261,7 +309,7 @@ fn text_at_every_width() {
 
 #[test]
 fn ordinary_lines_fit_and_stand_below_their_headings() {
-    let races = [collision(), bare(), widest(), icmp(), exhaustion(), resolved()];
+    let races = [collision(), bare(), widest(), icmp(), exhaustion(), resolved(), pods(), named_container()];
     for width in 79..200 {
         let text = text(&styled(Some(width)), &races);
         let mut lines = text.lines();
@@ -334,6 +382,43 @@ fn what_comes_from_outside_does_not_steer() {
     let everything = format!("{}{}", text(&style, &every_kind()), json(&every_kind(), &[quiet()]));
     let steers = |c: char| c != '\n' && c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
     assert_eq!(everything.find(steers), None);
+}
+
+/// Names as long as a path may be, of what steers a terminal, in every place that has one.
+#[test]
+fn names_of_any_length_keep_to_their_columns() {
+    let mean = "\x1b[2J\n\u{fffd}\u{202e}".repeat(4096 / 10);
+    let mut races = vec![pods(), named_container()];
+    for race in &mut races {
+        for owner in [&mut race.loser.owner, &mut race.winner.owner].into_iter().flatten() {
+            (owner.comm, owner.cgroup) = (mean.clone(), Some(mean.clone()));
+            owner.container = Some(Container {
+                name: Some(mean.clone()),
+                image: Some(mean.clone()),
+                ..Container::of("docker", mean.clone())
+            });
+            owner.pod =
+                owner.pod.take().map(|_| Pod { namespace: mean.clone(), name: mean.clone(), uid: mean.clone() });
+        }
+    }
+    for width in 79..200 {
+        let text = text(&styled(Some(width)), &races);
+        assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+    }
+    let style = Style { verbose: true, ..styled(None) };
+    let lines = json(&races, &[]);
+    let everything = format!("{}{lines}", text(&style, &races));
+    let steers = |c: char| c != '\n' && c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+    assert_eq!(everything.find(steers), None);
+    for (line, race) in lines.lines().skip(1).zip(&races) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let owner = &line["loser"]["owner"];
+        assert_eq!((&owner["comm"], &owner["container"]["image"]), (&mean.as_str().into(), &mean.as_str().into()));
+        assert_eq!(
+            owner["pod"]["uid"].as_str(),
+            race.loser.owner.as_ref().unwrap().pod.as_ref().map(|_| mean.as_str())
+        );
+    }
 }
 
 /// In the order of [`Tally::named`].
@@ -534,9 +619,9 @@ fn every_json_line_parses_and_the_first_has_the_schema() {
 /// Names, places and types, as users and scripts rely on them.
 #[test]
 fn json_fields() {
-    let lines = json(&[collision(), bare(), icmp(), exhaustion()], &[dropped(12)]);
+    let lines = json(&[collision(), bare(), icmp(), exhaustion(), pods()], &[dropped(12)]);
     let records: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let [session, race, bare, icmp, exhaustion, summary] = records.as_slice() else { panic!("{lines}") };
+    let [session, race, bare, icmp, exhaustion, pods, summary] = records.as_slice() else { panic!("{lines}") };
 
     assert_eq!(session["time"], "2026-03-01T12:03:31.000000000Z", "UTC, whatever the text's zone");
     assert_eq!(session["options"]["detail"], "full");
@@ -568,6 +653,11 @@ fn json_fields() {
         })
     );
     assert_eq!(race["packet"].as_str().map(str::len), Some(80));
+    let owner = &pods["loser"]["owner"];
+    let (image, uid) = ("registry.example/shop/cart:1.4", "0f3ae9d2-1c55-4f6b-9f0e-2a7c1f1d9b11");
+    let container = serde_json::json!({"runtime": "containerd", "id": CURL, "name": "app", "image": image});
+    assert_eq!(owner["container"], container);
+    assert_eq!(owner["pod"], serde_json::json!({"namespace": "shop", "name": "cart-7d4b9c6f5-x2k4q", "uid": uid}));
 
     for unknown in ["verdict", "netns", "overlap_ns", "nat", "packet"] {
         assert_eq!(bare.get(unknown), None, "what is not known is absent: {unknown}");
@@ -605,4 +695,10 @@ fn json_gives_hostile_names_back_as_they_were() {
     assert_eq!(line["loser"]["owner"]["comm"], owner.comm);
     assert_eq!(line["loser"]["owner"]["cgroup"].as_str(), owner.cgroup.as_deref());
     assert_eq!(line["winner"]["owner"]["comm"], "wörker");
+    let (container, pod) = (owner.container.unwrap(), owner.pod.unwrap());
+    assert_eq!(line["loser"]["owner"]["container"]["name"].as_str(), container.name.as_deref());
+    assert_eq!(line["loser"]["owner"]["container"]["image"].as_str(), container.image.as_deref());
+    assert_eq!(line["loser"]["owner"]["pod"]["namespace"], pod.namespace);
+    assert_eq!(line["loser"]["owner"]["pod"]["name"], pod.name);
+    assert_eq!(line["loser"]["owner"]["pod"]["uid"], pod.uid);
 }

@@ -1,7 +1,5 @@
 //! Which container a cgroup belongs to, by the path its runtime gave it. Pure.
 
-use std::borrow::Cow;
-
 use super::Container;
 
 /// Length of the hexadecimal ids that container runtimes make.
@@ -25,17 +23,47 @@ const PREFIXES: [(&str, &str); 6] = [
 /// that container. Words from the path are returned as they are there.
 #[must_use]
 pub fn container(path: &str) -> Option<Container> {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let at = |index: usize| {
-        let (outer, rest) = parts.split_at(index);
-        rest.first().and_then(|part| of_part(part, outer))
-    };
+    let parts = parts(path);
+    let at = |index| of_part(&parts, index);
     (0..parts.len()).rev().find_map(at).or_else(|| parts.iter().rev().find_map(|part| unit(part)))
 }
 
-/// The container that `part` is the group of, below `outer`.
-fn of_part(part: &str, outer: &[&str]) -> Option<Container> {
-    let of = |runtime, id: &str| Some(Container { runtime: Cow::Borrowed(runtime), id: id.to_owned() });
+/// The outermost container of a path, which is this node's own and no container's, with the uid of the pod whose group it
+/// is in.
+pub(super) fn outermost(path: &str) -> Option<(Container, Option<String>)> {
+    let parts = parts(path);
+    (0..parts.len()).find_map(|index| Some((of_part(&parts, index)?, pod_uid(&parts, index))))
+}
+
+fn parts(path: &str) -> Vec<&str> {
+    path.split('/').filter(|part| !part.is_empty()).collect()
+}
+
+/// The uid of the pod in whose group, as the kubelet names it, the container at `index` is. systemd has no hyphens within
+/// a word of a slice's name, so there it has underscores (pkg/kubelet/cm/cgroup_manager_linux.go, `escapeSystemdCgroupName`).
+fn pod_uid(parts: &[&str], index: usize) -> Option<String> {
+    let outer = parts.get(..index)?;
+    let group = match parts.get(index)?.split_once(".slice:") {
+        // An unfinished systemd name begins with its slice.
+        Some((slice, _)) => slice,
+        None => outer.last()?,
+    };
+    let group = group.strip_suffix(".slice").unwrap_or(group);
+    let uid = match group.rsplit_once("-pod") {
+        Some((slice, uid)) if is_kubepods(slice) => uid,
+        _ if outer.iter().any(|part| is_kubepods(part)) => group.strip_prefix("pod")?,
+        _ => return None,
+    };
+    let is_uid = !uid.is_empty()
+        && uid.len() <= ID_LEN
+        && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    is_uid.then(|| uid.replace('_', "-"))
+}
+
+/// The container whose group the part of a path at `index` is.
+fn of_part(parts: &[&str], index: usize) -> Option<Container> {
+    let (&part, outer) = (parts.get(index)?, parts.get(..index)?);
+    let of = |runtime, id: &str| Some(Container::of(runtime, id));
     if let Some((prefix, id)) = prefixed(part)
         && is_id(id)
         && let Some((_, runtime)) = PREFIXES.into_iter().find(|&(known, _)| known == prefix)
@@ -64,7 +92,7 @@ fn of_part(part: &str, outer: &[&str]) -> Option<Container> {
         return of(runtime, part);
     }
     // containerd's default namespace at the root; ids given by hand need not be hexadecimal.
-    (outer == ["default"] && is_name(part)).then(|| Container { runtime: "containerd".into(), id: part.to_owned() })
+    (outer == ["default"] && is_name(part)).then(|| Container::of("containerd", part))
 }
 
 /// Prefix and id of a group's name.
@@ -93,7 +121,7 @@ fn is_kubepods(part: &str) -> bool {
 /// A systemd scope or service.
 fn unit(part: &str) -> Option<Container> {
     let is_unit = [".scope", ".service"].into_iter().any(|suffix| part.len() > suffix.len() && part.ends_with(suffix));
-    is_unit.then(|| Container { runtime: "systemd".into(), id: part.to_owned() })
+    is_unit.then(|| Container::of("systemd", part))
 }
 
 #[cfg(test)]
@@ -209,6 +237,56 @@ mod tests {
     }
 
     #[test]
+    fn the_outermost_container_and_its_pod() {
+        const UID: &str = "0f3ae9d2-1c55-4f6b-9f0e-2a7c1f1d9b11";
+        const HASH: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f4051";
+        let (under, pod) = (UID.replace('-', "_"), Some(UID));
+        for (path, runtime, id, uid) in [
+            (format!("/kubepods.slice/kubepods-pod{under}.slice/crio-{A}.scope/container"), "cri-o", A, pod),
+            (
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{HASH}.slice/cri-containerd-{A}.scope"
+                ),
+                "containerd",
+                A,
+                Some(HASH),
+            ),
+            (format!("/kubepods/besteffort/pod{UID}/{A}"), "cri", A, pod),
+            (format!("/kubepods/pod{UID}/{A}/docker/{B}"), "cri", A, pod),
+            (
+                format!("/system.slice/containerd.service/kubepods-besteffort-pod{under}.slice:cri-containerd:{A}"),
+                "containerd",
+                A,
+                pod,
+            ),
+            (
+                format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice/docker-{A}.scope"),
+                "docker",
+                A,
+                pod,
+            ),
+            // A node inside a container: its pods are not this node's.
+            (format!("/docker/{A}/kubelet/kubepods/besteffort/pod{UID}/{B}"), "docker", A, None),
+            (
+                format!("/system.slice/docker-{A}.scope/kubepods-pod{under}.slice/cri-containerd-{B}.scope"),
+                "docker",
+                A,
+                None,
+            ),
+            // Not the kubelet's.
+            (format!("/machine.slice/machine-pod{under}.slice/libpod-{A}.scope"), "podman", A, None),
+            (format!("/pod{UID}/{A}"), "oci", A, None),
+            (format!("/kubepods/besteffort/{A}"), "cri", A, None),
+            (format!("/kubepods/pod../{A}"), "cri", A, None),
+            ("/default/web-1".to_owned(), "containerd", "web-1", None),
+        ] {
+            let found = outermost(&path).unwrap();
+            assert_eq!((&*found.0.runtime, found.0.id.as_str(), found.1.as_deref()), (runtime, id, uid), "{path}");
+        }
+        assert_eq!(outermost("/system.slice/ssh.service"), None);
+    }
+
+    #[test]
     fn hostile_names_are_names() {
         let long = format!("/{}/docker/{A}", "x".repeat(4096));
         assert_eq!(container(&long).map(|container| container.id), Some(A.to_owned()));
@@ -224,6 +302,7 @@ mod tests {
             if let Some(found) = container(&path) {
                 prop_assert!(path.contains(&found.id));
             }
+            let _ = outermost(&path);
         }
     }
 }

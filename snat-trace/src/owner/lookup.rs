@@ -251,7 +251,7 @@ fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, paths: &Cg
     };
     let container = cgroup.as_deref().and_then(container);
     let source = OwnerSource::SocketLookup;
-    Some(Owner { pid, tid: None, comm, netns: Some(netns), cgroup_id, cgroup, container, source })
+    Some(Owner { pid, tid: None, comm, netns: Some(netns), cgroup_id, cgroup, container, pod: None, source })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::container::container;
 use super::lookup::{Found, Query, look_up};
 use super::process::{self, StartTime};
 use super::recorded::{Recording, Sender, sender};
+use super::runtime::Names;
 use super::{Owner, OwnerSource};
 use crate::probe::Senders;
 use crate::race::event::NetnsInum;
@@ -20,6 +21,7 @@ const DEEPEST: usize = 3;
 #[derive(Debug)]
 pub struct Owners {
     paths: CgroupPaths,
+    names: Names,
     recording: Recording,
     senders: Option<Senders>,
 }
@@ -38,7 +40,7 @@ impl Owners {
     /// Finds out where cgroups are mounted. `recording` says which senders are recorded, `senders` has them by tuple.
     #[must_use]
     pub fn new(recording: Recording, senders: Option<Senders>) -> Self {
-        Self { paths: CgroupPaths::new(), recording, senders }
+        Self { paths: CgroupPaths::new(), names: Names::new(), recording, senders }
     }
 
     /// The owner of each flow, which clashed at the time given: as the kernel recorded it, else by its socket, else through
@@ -71,6 +73,7 @@ impl Owners {
                 }
             }
         }
+        self.names.complete(owners.iter_mut().flatten());
         owners
     }
 
@@ -120,6 +123,7 @@ impl Owners {
             cgroup_id,
             cgroup,
             container,
+            pod: None,
             source: OwnerSource::Socket,
         }
     }
@@ -211,7 +215,7 @@ mod tests {
     }
 
     fn docker() -> Option<Container> {
-        Some(Container { runtime: "docker".into(), id: ID.to_owned() })
+        Some(Container::of("docker", ID))
     }
 
     #[test]
@@ -232,6 +236,7 @@ mod tests {
             cgroup_id: Some(id),
             cgroup: Some(contained.path.clone()),
             container: docker(),
+            pod: None,
             source: OwnerSource::Socket,
         };
         assert_eq!(owner, expected);

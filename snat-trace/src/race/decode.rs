@@ -248,6 +248,7 @@ mod tests {
                     cgroup_id: None,
                     cgroup: Some(String::from_utf8_lossy(&record.packet).into_owned()),
                     container: None,
+                    pod: None,
                     source: OwnerSource::Socket,
                 });
             }

@@ -18,8 +18,6 @@ use crate::summary::Summary;
 
 /// So many races are told one by one.
 const EXAMPLES: usize = 10;
-/// Bytes of a container's id that tell it from others.
-const CONTAINER_ID: usize = 12;
 
 /// What a file of evidence comes to.
 #[derive(Debug, Default)]
@@ -235,11 +233,14 @@ impl Case {
 /// Who sent a flow, in as many words as tell a workload from others; not escaped.
 pub(super) fn sender(flow: &Flow) -> String {
     let Some(owner) = &flow.owner else { return format!("unknown, at {}", flow.original.ends().source.ip()) };
-    let Owner { comm, container, cgroup, .. } = owner;
-    match (container, cgroup) {
-        (Some(Container { runtime, id }), _) => format!("{comm}, {runtime} {}", id.get(..CONTAINER_ID).unwrap_or(id)),
-        (None, Some(cgroup)) => format!("{comm}, cgroup {cgroup}"),
-        (None, None) => comm.clone(),
+    let Owner { comm, container, pod, cgroup, .. } = owner;
+    let workload = owner.workload();
+    match (pod, container, cgroup) {
+        (Some(_), Some(Container { name: Some(name), .. }), _) => format!("{comm}, pod {workload}, container {name}"),
+        (Some(_), ..) => format!("{comm}, pod {workload}"),
+        (None, Some(Container { runtime, .. }), _) => format!("{comm}, {runtime} {workload}"),
+        (None, None, Some(cgroup)) => format!("{comm}, cgroup {cgroup}"),
+        (None, None, None) => comm.clone(),
     }
 }
 

@@ -5,13 +5,13 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::place::{Place, external};
 use crate::output::{Lines, Running};
@@ -45,6 +45,18 @@ pub(super) struct Sender<'a> {
     pub(super) expected: Expected,
 }
 
+/// A container that senders are in.
+#[derive(Clone, Debug)]
+pub(super) struct Workload {
+    /// Directory of its cgroup.
+    pub(super) cgroup: PathBuf,
+    /// What must be said of it and of its pod.
+    pub(super) container: Value,
+    pub(super) pod: Value,
+    /// Whether it was seen before. Names that come too late for the first event are known for the next.
+    pub(super) seen: bool,
+}
+
 /// A sender that has sent.
 #[derive(Clone, Debug)]
 struct Sent {
@@ -68,17 +80,24 @@ pub(super) struct Stage {
     /// the order in which they lose.
     sent: HashMap<String, VecDeque<Sent>>,
     next_port: u16,
+    /// Where the next senders are, if they are in a container.
+    pub(super) workload: Option<Workload>,
     /// How many clashes there must be, in all nodes together. There may be more: a SYN is sent again.
     pub(super) races: u64,
 }
 
 impl Stage {
     pub(super) fn new(detail: &str) -> Result<Self> {
+        Self::watched_by(detail, Running::start)
+    }
+
+    /// One that is watched by what `start` makes of snat-trace's arguments.
+    pub(super) fn watched_by(detail: &str, start: impl FnOnce(&[&str]) -> Result<Running>) -> Result<Self> {
         let place = Place::new()?;
         let ready = Path::new("/tmp/ready-owners");
         let _absent = fs::remove_file(ready);
         let arguments = ["watch", "--detail", detail, "--format", "json", "--ready-file", "/tmp/ready-owners"];
-        let mut watch = Running::start(&arguments)?;
+        let mut watch = start(&arguments)?;
         let child = watch.child()?;
         until("the ready file", || Ok(ready.exists() || child.try_wait()?.is_some()))?;
         ensure!(ready.exists(), "watch ended early: {:?}", watch.wait()?);
@@ -101,6 +120,7 @@ impl Stage {
             full: detail == "full",
             sent,
             next_port: 20_000,
+            workload: None,
             races: 0,
         })
     }
@@ -148,7 +168,15 @@ impl Stage {
     /// Starts a sender of a flow that meets no other, and waits until it has sent. What it says of itself.
     pub(super) fn hold(&mut self, sender: &Sender<'_>) -> Result<Value> {
         let Sender { pod, way, socket, from, to, .. } = *sender;
-        let mut child = Command::new("ip")
+        let mut command = match &self.workload {
+            Some(Workload { cgroup, .. }) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-ec", "echo $$ > $0/cgroup.procs; exec \"$@\""]).arg(cgroup).arg("ip");
+                shell
+            }
+            None => Command::new("ip"),
+        };
+        let mut child = command
             .args(["netns", "exec", pod])
             .arg(std::env::current_exe()?)
             .args(["sender", way, socket, &from.to_string(), &to.to_string()])
@@ -158,7 +186,14 @@ impl Stage {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
         self.senders.push(child);
-        serde_json::from_str(&line).with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))
+        let mut truth: Value = serde_json::from_str(&line)
+            .with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))?;
+        if let Some(Workload { cgroup: _, container, pod, seen }) = &self.workload {
+            truth["container"].clone_from(container);
+            truth["pod"].clone_from(pod);
+            truth["seen"] = (*seen).into();
+        }
+        Ok(truth)
     }
 
     /// Notes a flow of UDP through the node `n` that no process sends.
@@ -267,6 +302,12 @@ impl Stage {
         ensure!(owner["pid"] == truth["pid"] && owner["netns"] == truth["netns"], "{what}: {owner} is not {truth}");
         if !owner["tid"].is_null() && !truth["tid"].is_null() {
             ensure!(owner["tid"] == truth["tid"], "{what}: the thread of {owner} is not that of {truth}");
+        }
+        if truth.get("container").is_some() {
+            let says = [&owner["container"], &owner["pod"]];
+            let by_cgroup = json!({"runtime": truth["container"]["runtime"], "id": truth["container"]["id"]});
+            let late = truth["seen"] == false && says == [&by_cgroup, &Value::Null];
+            ensure!(late || says == [&truth["container"], &truth["pod"]], "{what}: {owner} is not in {truth}");
         }
         Ok((found.clone(), true))
     }

@@ -16,7 +16,7 @@ use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::evidence::Rules;
 use crate::evidence::node::NodeRecord;
-use crate::owner::Owner;
+use crate::owner::{Owner, Pod};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Flow, NetnsInum, Race, Verdict};
 use crate::race::failure::Failure;
@@ -312,13 +312,15 @@ pub(crate) struct OwnerRecord<'a> {
     pub(crate) cgroup: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) container: Option<ContainerRecord<'a>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) pod: Option<PodRecord<'a>>,
     #[serde(borrow)]
     pub(crate) source: Cow<'a, str>,
 }
 
 impl<'a> OwnerRecord<'a> {
     fn new(owner: &'a Owner) -> Self {
-        let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, source } = owner;
+        let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, source } = owner;
         Self {
             pid: *pid,
             tid: *tid,
@@ -329,6 +331,13 @@ impl<'a> OwnerRecord<'a> {
             container: container.as_ref().map(|container| ContainerRecord {
                 runtime: container.runtime.as_ref().into(),
                 id: container.id.as_str().into(),
+                name: container.name.as_deref().map(Cow::from),
+                image: container.image.as_deref().map(Cow::from),
+            }),
+            pod: pod.as_ref().map(|Pod { namespace, name, uid }| PodRecord {
+                namespace: namespace.as_str().into(),
+                name: name.as_str().into(),
+                uid: uid.as_str().into(),
             }),
             source: source.name().into(),
         }
@@ -341,6 +350,20 @@ pub(crate) struct ContainerRecord<'a> {
     pub(crate) runtime: Cow<'a, str>,
     #[serde(borrow)]
     pub(crate) id: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(crate) struct PodRecord<'a> {
+    #[serde(borrow)]
+    pub(crate) namespace: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) name: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) uid: Cow<'a, str>,
 }
 
 /// What one network namespace counted since it was first read.

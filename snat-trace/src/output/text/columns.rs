@@ -2,6 +2,7 @@
 
 use super::{Style, clock_time, duration};
 use crate::output::escape;
+use crate::owner::{Container, Owner};
 use crate::race::event::{Class, Flow, Race, Verdict};
 use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
@@ -16,8 +17,10 @@ const SOCKET: usize = ADDRESS + 1 + PORT;
 const PORT: usize = 5;
 /// Between what claims and what is claimed.
 const TOWARD: &str = " > ";
-/// Characters of a container's id.
-const CONTAINER: usize = 6;
+/// Least room for a pod or container, and most, from the columns that processes leave over.
+const CONTAINER: (usize, usize) = (SHORT_ID, 24);
+/// Characters of a container's id, where it has no name.
+const SHORT_ID: usize = 6;
 /// Least room for a process, and room for most: a terminal's columns left over are the processes' too.
 const PROCESS: (usize, usize) = (13, 18);
 /// Characters of a process's name that stay, however little room there is.
@@ -63,6 +66,8 @@ pub(super) struct Columns {
     width: Option<usize>,
     /// Room for one process.
     process: usize,
+    /// Room for one pod or container.
+    workload: usize,
 }
 
 /// One column: its heading and its width, if it is there.
@@ -71,20 +76,20 @@ type Column = (&'static str, Option<usize>);
 impl Columns {
     /// As many as `width` has room for.
     pub(super) fn fitting(width: Option<usize>) -> Self {
-        let (least, most) = PROCESS;
-        let of = |shown| Self { shown, width, process: least };
+        let of = |shown| Self { shown, width, process: PROCESS.0, workload: CONTAINER.0 };
         let [all, .., narrowest] = LAYOUTS.map(of);
-        let Some(width) = width else { return Self { process: most, ..all } };
+        let Some(width) = width else { return Self { process: PROCESS.1, workload: CONTAINER.1, ..all } };
         let fitting = LAYOUTS.into_iter().map(of).find(|columns| columns.total() <= width).unwrap_or(narrowest);
-        let left_over = width.saturating_sub(fitting.total());
-        Self { process: most.min(least + left_over / 2), ..fitting }
+        let widened = |(least, most): (usize, usize), left_over: usize| most.min(least + left_over / 2);
+        let fitting = Self { process: widened(PROCESS, width.saturating_sub(fitting.total())), ..fitting };
+        Self { workload: widened(CONTAINER, width.saturating_sub(fitting.total())), ..fitting }
     }
 
     fn columns(&self) -> [Column; 7] {
-        let Self { shown, width: _, process } = *self;
+        let Self { shown, width: _, process, workload } = *self;
         let only = |shown: bool, width| shown.then_some(width);
         let owner =
-            process + if shown.pod_address { ADDRESS + 1 } else { 0 } + if shown.container { 1 + CONTAINER } else { 0 };
+            process + if shown.pod_address { ADDRESS + 1 } else { 0 } + if shown.container { 1 + workload } else { 0 };
         let contested = if shown.translated_address { SOCKET } else { PORT } + TOWARD.len() + SOCKET;
         [
             ("TIME", Some(if shown.milliseconds { "00:00:00.000".len() } else { "00:00:00".len() })),
@@ -108,8 +113,8 @@ impl Columns {
 
     /// The line of a race, and a second one for its class where that is not the usual one and finds no room.
     ///
-    /// On a terminal a process's name is cut to its column. Nothing else is: a line too long is better than half an
-    /// address.
+    /// On a terminal the names of a process and of a pod or container are cut to their columns. Nothing else is: a line too
+    /// long is better than half an address.
     pub(super) fn line(&self, race: &Race, clock: WallClock, style: &Style) -> String {
         let values = [
             self.time(race.time, clock, style),
@@ -177,13 +182,35 @@ impl Columns {
             words.push("?".to_owned());
             return words.join(" ");
         };
-        let container =
-            owner.container.as_ref().filter(|_| self.shown.container).map(|container| short_id(&container.id));
+        let workload = self.shown.container.then(|| self.workload(owner)).flatten();
         // An absent container's room is the process's.
-        let room = self.process + if self.shown.container && container.is_none() { 1 + CONTAINER } else { 0 };
+        let room = self.process + if self.shown.container && workload.is_none() { 1 + self.workload } else { 0 };
         words.push(self.process(&owner.comm, owner.pid, room));
-        words.extend(container);
+        words.extend(workload);
         words.join(" ")
+    }
+
+    /// The pod, or else the container or unit. What tells the pods of a deployment apart is the end of their names.
+    fn workload(&self, owner: &Owner) -> Option<String> {
+        let Owner { container, pod, .. } = owner;
+        if let (None, Some(Container { name: None, id, .. })) = (pod, container)
+            && is_made(id)
+        {
+            return id.get(..SHORT_ID).map(str::to_owned);
+        }
+        if pod.is_none() && container.is_none() {
+            return None;
+        }
+        let (name, room) = (owner.workload(), self.workload);
+        let name = escape(&name);
+        let length = name.chars().count();
+        if self.width.is_none() || length <= room {
+            return Some(name.into_owned());
+        }
+        Some(match pod {
+            Some(_) => std::iter::once(CUT).chain(name.chars().skip(length - (room - 1))).collect(),
+            None => name.chars().take(room - 1).chain([CUT]).collect(),
+        })
     }
 
     fn process(&self, comm: &str, pid: u32, room: usize) -> String {
@@ -226,13 +253,7 @@ fn verdict(verdict: Option<Verdict>) -> &'static str {
     }
 }
 
-/// The first six characters of a hexadecimal id, as many of another name with a mark that there is more.
-fn short_id(id: &str) -> String {
-    if id.chars().count() <= CONTAINER {
-        return escape(id).into_owned();
-    }
-    let hexadecimal = id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let kept: String = id.chars().take(CONTAINER - usize::from(!hexadecimal)).collect();
-    let cut = if hexadecimal { String::new() } else { CUT.to_string() };
-    format!("{}{cut}", escape(&kept))
+/// Whether a runtime made this id, so that its beginning tells it from others.
+fn is_made(id: &str) -> bool {
+    id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

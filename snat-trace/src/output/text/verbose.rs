@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{clock_time, duration};
 use crate::output::escape;
-use crate::owner::{Owner, OwnerSource};
+use crate::owner::{Container, Owner, OwnerSource, Pod};
 use crate::race::event::{Flow, NatRule, PortUse, Race, Verdict};
 use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
@@ -100,7 +100,7 @@ fn write_flow(
 }
 
 fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner) -> fmt::Result {
-    let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, source } = owner;
+    let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, source } = owner;
     let thread = tid.filter(|tid| tid != pid).map_or_else(String::new, |tid| format!(" thread {tid}"));
     let netns = netns.map_or_else(String::new, |netns| format!(", netns {}", netns.0));
     let source = match source {
@@ -113,8 +113,17 @@ fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner) -> fmt::Result {
         (None, Some(id)) => line(f, "", format_args!("cgroup with id {id}, gone"))?,
         (None, None) => {}
     }
-    if let Some(container) = container {
-        line(f, "", format_args!("{} {}", container.runtime, escape(&container.id)))?;
+    if let Some(Pod { namespace, name, uid }) = pod {
+        line(f, "", format_args!("pod {}/{}, uid {}", escape(namespace), escape(name), escape(uid)))?;
+    }
+    if let Some(Container { runtime, id, name, image }) = container {
+        line(f, "", format_args!("{} {}", escape(runtime), escape(id)))?;
+        let name = name.as_deref().map(|name| format!("container {}", escape(name)));
+        let image = image.as_deref().map(|image| format!("image {}", escape(image)));
+        let words: Vec<String> = [name, image].into_iter().flatten().collect();
+        if !words.is_empty() {
+            line(f, "", format_args!("{}", words.join(", ")))?;
+        }
     }
     Ok(())
 }
