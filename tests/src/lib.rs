@@ -11,6 +11,7 @@ pub mod evidence;
 pub mod failures;
 pub mod fallback;
 pub mod kfree_skb;
+pub mod live;
 pub mod load;
 pub mod loading;
 pub mod modules;
@@ -24,6 +25,7 @@ pub mod refusals;
 pub mod scenario;
 pub mod senders;
 pub mod storm;
+pub mod tmux;
 pub mod verdicts;
 pub mod verifier;
 
@@ -42,6 +44,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     places::SCENARIOS,
     evidence::SCENARIOS,
     compared::SCENARIOS,
+    live::SCENARIOS,
     owners::SCENARIOS,
     senders::SCENARIOS,
     load::SCENARIOS,
