@@ -2,7 +2,7 @@
 //!
 //! The data goes one way: [`kernel`] says which hooks this kernel takes, [`probe`] attaches them and reads their
 //! records, [`race`] turns records into events, [`owner`] names who is behind them, [`counters`] holds the other side
-//! of the account, [`output`] prints, [`evidence`] keeps, [`export`] and [`compare`] read what was kept. [`audit`] says what makes races likely, and [`lab`] makes real ones
+//! of the account, [`output`] prints, [`live`] draws, [`evidence`] keeps, [`export`] and [`compare`] read what was kept. [`audit`] says what makes races likely, and [`lab`] makes real ones
 //! to prove it all on.
 
 pub mod audit;
@@ -12,6 +12,7 @@ pub mod evidence;
 pub mod export;
 pub mod kernel;
 pub mod lab;
+pub mod live;
 #[cfg(test)]
 mod mutate;
 pub mod output;

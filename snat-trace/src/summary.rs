@@ -15,6 +15,9 @@ use crate::race::event::{Class, NatRule, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
 use crate::race::time::{KernelTime, WallClock};
 
+/// What was seen and is neither an event nor lost for a known reason: at the end a loss, before that on its way.
+pub const ON_THE_WAY: &str = "unaccounted";
+
 /// Running totals. Their size does not grow with the number of races.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
@@ -163,7 +166,7 @@ impl Totals {
         let known: u64 = lost.values().sum::<u64>() + self.races();
         let missing = kernel.get(Counter::ClashSeen).saturating_sub(known);
         if missing > 0 {
-            lost.insert("unaccounted", missing);
+            lost.insert(ON_THE_WAY, missing);
         }
         lost.extend(self.close_failures(&kernel));
         let incomplete = [

@@ -12,11 +12,14 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use crate::counters::account::Delta;
 use crate::counters::accounts::{Accounts, Closed, CountersError};
+use crate::counters::figures::Tally;
 use crate::kernel::{CannotTrace, KernelFacts, ModuleNews, ModuleWatch, Plan, Request, plan};
 use crate::output::Sink;
 use crate::owner::{Owners, Recording};
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
+use crate::race::event::NetnsInum;
 use crate::race::filter::Filter;
 use crate::race::order::REORDERING_BOUND;
 use crate::race::time::KernelTime;
@@ -122,13 +125,14 @@ pub async fn watch(
     let owners = Owners::new(Recording::by(session.attached()), tracer.take_senders());
     let mut pipeline = Pipeline::new(options, &session, owners);
     pipeline.totals.within(windows);
+    let follows = writer.follows();
     let mut stop = pin!(stop);
     let mut asked = None;
     let mut sampling: Option<JoinHandle<Result<Accounts, CountersError>>> = None;
-    let mut samples = Vec::new();
+    let (mut samples, mut latest, mut before, mut so_far) = (Vec::new(), Vec::new(), Vec::new(), None);
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut release = ticks(REORDERING_BOUND / 2);
-    let mut sample = ticks(SAMPLE);
+    let (mut sample, mut told) = (ticks(SAMPLE), ticks(SAMPLE));
     while !pipeline.enough() {
         let has_named = pipeline.has_named();
         tokio::select! {
@@ -144,6 +148,10 @@ pub async fn watch(
                 tracer.drain(|bytes| pipeline.take(bytes));
             }
             _ = release.tick(), if pipeline.can_name() => pipeline.name(KernelTime::now()),
+            _ = told.tick(), if follows => {
+                let span = Span { started: session.started, ended: KernelTime::now(), clock: session.clock };
+                so_far = Some(pipeline.totals.close(span, tracer.counts()?, &counted(&before)));
+            }
             _ = sample.tick(), if accounts.as_ref().is_some_and(|accounts| accounts.involved() || pipeline.involved()) => {
                 let involved = pipeline.take_involved();
                 sampling = accounts.take().map(|mut accounts| spawn_blocking(move || {
@@ -151,14 +159,18 @@ pub async fn watch(
                     Ok(accounts)
                 }));
             }
-            told = news.next() => if modules.hear(told) {
+            heard = news.next() => if modules.hear(heard) {
                 break;
             },
             sampled = joined(&mut sampling), if sampling.is_some() => {
                 let sampled = sampled??;
                 samples = sampled.so_far();
+                before = std::mem::replace(&mut latest, samples.clone());
                 accounts = Some(sampled);
             }
+        }
+        if let Some(summary) = so_far.take() {
+            writer.offer(Message::SoFar(Box::new(summary)));
         }
         if !samples.is_empty() {
             writer.offer(Message::Samples(std::mem::take(&mut samples), session.clock));
@@ -203,6 +215,12 @@ pub async fn watch(
     writer.room_at_last().await?.send(Message::Summary(Box::new(summary.clone())));
     writer.finish().await?;
     Ok(summary)
+}
+
+/// A reading as an account of so far.
+fn counted(reading: &[(NetnsInum, Tally<Option<u64>>)]) -> Closed {
+    let deltas = reading.iter().map(|&(netns, counters)| Delta { netns, counters: Ok(counters), caveat: None });
+    Closed { deltas: deltas.collect(), ..Closed::default() }
 }
 
 /// No partial silence: what runs and what does not, and what that costs.

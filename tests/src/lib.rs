@@ -12,6 +12,7 @@ pub mod failures;
 pub mod fallback;
 pub mod kfree_skb;
 pub mod links;
+pub mod live;
 pub mod lives;
 pub mod load;
 pub mod loading;
@@ -26,6 +27,7 @@ pub mod refusals;
 pub mod scenario;
 pub mod senders;
 pub mod storm;
+pub mod tmux;
 pub mod verdicts;
 pub mod verifier;
 
@@ -44,6 +46,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     places::SCENARIOS,
     evidence::SCENARIOS,
     compared::SCENARIOS,
+    live::SCENARIOS,
     owners::SCENARIOS,
     senders::SCENARIOS,
     links::SCENARIOS,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -58,6 +59,28 @@ pub(crate) fn build(project: &Project, toolchain: &Toolchain, binary: Binary) ->
     let finished = dist.join(binary.name);
     place(&bytes, &executable, &finished)?;
     Ok(finished)
+}
+
+/// What a package of the product has beside it, printed by itself: man pages, and completions where shells look for them.
+///
+/// # Errors
+/// It does not run, or the files cannot be written.
+pub(crate) fn companions(project: &Project, binary: &Path) -> Result<()> {
+    let (man, completions) = (project.dist().join("man"), project.dist().join("completions"));
+    for folder in [&man, &completions] {
+        // None of an earlier build.
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::create_dir_all(folder)?;
+    }
+    capture_stdout(Command::new(binary).arg("man").arg(&man))?;
+    for (shell, file) in [("bash", "snat-trace"), ("zsh", "_snat-trace"), ("fish", "snat-trace.fish")] {
+        let script = capture_stdout(Command::new(binary).args(["completions", shell]))?;
+        let path = completions.join(file);
+        fs::write(&path, script).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The BPF object of the last build of [`SNAT_TRACE`].

@@ -37,7 +37,7 @@ struct Cli {
 enum Command {
     /// Install whatever is missing here (the other commands do it for themselves, each for its own needs)
     Setup,
-    /// Build one static binary: target/dist/snat-trace
+    /// Build one static binary: target/dist/snat-trace, with its man pages and completions
     Build,
     /// Set up, build, and show snat-trace catching real races, here or in a virtual machine
     Demo,
@@ -113,7 +113,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Build => {
             let toolchain = Toolchain::ensure(&project)?;
             let binary = dist::build(&project, &toolchain, dist::SNAT_TRACE)?;
-            eprintln!("built {}", binary.display());
+            dist::companions(&project, &binary)?;
+            eprintln!("built {}, with man pages and completions beside it", binary.display());
         }
         Command::Demo => return demo::run(&project),
         Command::Test => return test::run(&project),

@@ -18,11 +18,14 @@ use crate::vm::{self, Series};
 /// The kernel to test virtual machines with.
 const SELFTEST_KERNEL: &str = "6.1";
 
-/// What exported packets are read with: without them these tests say that they are skipped.
-const READERS: [&str; 1] = ["tshark"];
-
-/// What lays out containers for tests to name: without them these tests say that they are skipped.
-const RUNTIMES: [&str; 2] = ["podman", "runc"];
+/// What tests need beyond the compiler: without them they say that they are skipped.
+const NEEDED: [(&str, &str); 5] = [
+    ("tshark", "reading what export writes"),
+    ("tmux", "driving the live view"),
+    ("man-db", "reading the man pages"),
+    ("podman", "containers of a real runtime"),
+    ("runc", "containers of a real runtime"),
+];
 
 /// The workspace without what cannot be built for this machine: the BPF programs have no standard library.
 const WORKSPACE: [&str; 4] = ["--workspace", "--exclude", "snat-trace-ebpf", "--locked"];
@@ -34,8 +37,9 @@ const WORKSPACE: [&str; 4] = ["--workspace", "--exclude", "snat-trace-ebpf", "--
 pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     let toolchain = Toolchain::ensure(project)?;
     vm::setup(project)?;
-    install::ensure(&READERS, "reading what export writes")?;
-    install::ensure(&RUNTIMES, "containers of a real runtime")?;
+    for (package, what_for) in NEEDED {
+        install::ensure(&[package], what_for)?;
+    }
 
     let mut stages = Stages::default();
     stages.run("format", || passthrough(project.cargo().args(["fmt", "--all", "--check"])));

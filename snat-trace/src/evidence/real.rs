@@ -111,7 +111,10 @@ proptest! {
         let (all, _, _) = items(&whole);
         let (all, some_of_it) = (format!("{all:?}"), format!("{some:?}"));
         prop_assert!(all.starts_with(some_of_it.trim_end_matches(']')));
-        prop_assert_eq!(error.is_none() && cut == Cut::No, bytes == whole);
+        // A frame's head has bits that mean nothing to what is in it, such as the size of its window.
+        let unharmed = error.is_none() && cut == Cut::No;
+        prop_assert!(!unharmed || some_of_it == all);
+        prop_assert!(unharmed || bytes != whole);
         let case = case(some, cut);
         for document in [text(&case), markdown(&case), html(&case), json(&case).unwrap()] {
             prop_assert!(!document.is_empty());

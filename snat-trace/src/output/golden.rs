@@ -40,7 +40,7 @@ fn ends(source: &str, destination: &str) -> Ends {
     Ends { source: end(source), destination: end(destination) }
 }
 
-fn owner(comm: &str, pid: u32, container: Option<(&'static str, &str)>) -> Owner {
+pub(crate) fn owner(comm: &str, pid: u32, container: Option<(&'static str, &str)>) -> Owner {
     let id = container.map(|(_, id)| id.to_owned());
     Owner {
         pid,
@@ -69,7 +69,7 @@ fn flow(source: &str, destination: &str, owner: Option<Owner>) -> Flow {
 }
 
 /// Everything known: two pods, one port, both containers.
-fn collision() -> Race {
+pub(crate) fn collision() -> Race {
     let asked = |flow, nanoseconds, cpu| Flow { allocated: Some(at(nanoseconds)), cpu: Some(cpu), ..flow };
     let loser = flow("10.244.1.9:41234", "198.51.100.7:443", Some(owner("curl", 4711, Some(("containerd", CURL)))));
     let winner = flow("10.244.1.7:41234", "198.51.100.7:443", Some(owner("node", 3200, Some(("containerd", NODE)))));
@@ -92,7 +92,7 @@ fn collision() -> Race {
 }
 
 /// As little as there can be: no owners, no times, no namespace, no verdict.
-fn bare() -> Race {
+pub(crate) fn bare() -> Race {
     let bare = |source| flow(source, "198.51.100.53:53", None);
     Race {
         verdict: None,

@@ -48,6 +48,22 @@ pub trait Sink {
         Ok(())
     }
 
+    /// Whether [`so_far`](Self::so_far) is wanted.
+    fn follows(&self) -> bool {
+        false
+    }
+
+    /// What the run comes to so far, about once a second. Its accounts have the counters as they were a second before, of
+    /// namespaces that had races, so that the races in them have had time to come. Clashes on their way here stand under
+    /// `lost`, as [`ON_THE_WAY`](crate::summary::ON_THE_WAY).
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::session`].
+    fn so_far(&mut self, _summary: &Summary) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Nothing more is at hand for now.
     ///
     /// # Errors

@@ -6,8 +6,9 @@ mod verbose;
 
 use std::io::{self, Write};
 
-use columns::Columns;
+pub(crate) use columns::{Columns, GAP};
 pub(crate) use summary::{list, watched, why_open};
+pub(crate) use verbose::Block;
 
 use super::Sink;
 use crate::race::event::Race;
@@ -58,7 +59,7 @@ impl<W: Write> Sink for TextSink<W> {
     fn race(&mut self, race: &Race, clock: WallClock) -> io::Result<()> {
         writeln!(self.out, "{}", self.columns.line(race, clock, &self.style))?;
         if self.style.verbose {
-            write!(self.out, "{}", verbose::Block { race, clock, zone: &self.style.zone })?;
+            write!(self.out, "{}", Block { race, clock, zone: &self.style.zone })?;
         }
         self.out.flush()
     }

@@ -28,6 +28,7 @@ pub(super) enum Message {
     Race(Box<Race>, WallClock),
     Failure(Box<Failure>, WallClock),
     Samples(Vec<(NetnsInum, Tally<Option<u64>>)>, WallClock),
+    SoFar(Box<Summary>),
     Summary(Box<Summary>),
 }
 
@@ -38,19 +39,27 @@ pub(super) type Room<'a> = mpsc::Permit<'a, Message>;
 #[derive(Debug)]
 pub(super) struct Writer {
     messages: mpsc::Sender<Message>,
+    /// Whether the sink wants [`Message::SoFar`].
+    follows: bool,
     /// How the thread ended: with the last message, or at the first error.
     end: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Writer {
     pub(super) fn start(sink: Box<dyn Sink + Send>) -> io::Result<Self> {
+        let follows = sink.follows();
         let (messages, queue) = mpsc::channel(IN_FLIGHT);
         let (ended, end) = oneshot::channel();
         thread::Builder::new().name("output".to_owned()).spawn(move || {
             // Nobody listens any more when the output stood still for too long.
             let _ = ended.send(write_all(sink, queue));
         })?;
-        Ok(Self { messages, end })
+        Ok(Self { messages, follows, end })
+    }
+
+    /// Whether what the run comes to so far is wanted.
+    pub(super) fn follows(&self) -> bool {
+        self.follows
     }
 
     /// Waits until the thread takes a message; unless one is `wanted`, for as long as the thread lives. Dropped before its
@@ -135,6 +144,7 @@ fn write_all(mut sink: Box<dyn Sink + Send>, mut queue: mpsc::Receiver<Message>)
             Message::Samples(samples, clock) => {
                 samples.into_iter().try_for_each(|(netns, counters)| sink.sample(netns, counters, clock))?;
             }
+            Message::SoFar(summary) => sink.so_far(&summary)?,
             Message::Summary(summary) => sink.summary(&summary)?,
         }
     }

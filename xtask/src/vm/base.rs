@@ -17,7 +17,7 @@ use crate::project::Project;
 const INIT: &str = include_str!("init.sh");
 
 /// What the guest is made of, and what makes it.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 10] = [
     "busybox-static",
     "conntrack",
     "ethtool",
@@ -25,12 +25,13 @@ const PACKAGES: [&str; 9] = [
     "iptables",
     "kmod", // finds the order to load modules in
     "nftables",
+    "tmux",     // a terminal to drive the live view in
     "xz-utils", // unpacks modules
     "zstd",
 ];
 
 /// Dynamic programs of the guest, below `/bin` there. busybox's own `ip` is too small.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("dash", "/bin/dash"),
     ("ip", "/bin/ip"),
     ("ss", "/bin/ss"),
@@ -38,6 +39,7 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("nft", "/usr/sbin/nft"),
     ("conntrack", "/usr/sbin/conntrack"),
     ("ethtool", "/usr/sbin/ethtool"),
+    ("tmux", "/usr/bin/tmux"),
     ("xtables-nft-multi", "/usr/sbin/xtables-nft-multi"),
     ("xtables-legacy-multi", "/usr/sbin/xtables-legacy-multi"),
 ];
@@ -60,6 +62,9 @@ const ALIASES: [(&str, &str); 12] = [
 
 /// Where iptables looks for its extensions.
 const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
+
+/// Characters of a terminal that knows more than ASCII: without it tmux does not start.
+const CHARACTERS: &str = "/usr/lib/locale/C.utf8/LC_CTYPE";
 
 /// Applets that would hide a program above, or do harm.
 const NO_APPLETS: [&str; 4] = ["busybox", "ip", "modprobe", "sh"];
@@ -98,7 +103,7 @@ pub(super) fn archive(project: &Project) -> Result<Vec<u8>> {
 /// What the archive depends on, as text.
 fn inputs() -> Result<String> {
     let mut text = format!("{INIT}\n{ALIASES:?}\n{NO_APPLETS:?}\n");
-    for path in PROGRAMS.iter().map(|(_, path)| *path).chain([BUSYBOX, EXTENSIONS]) {
+    for path in PROGRAMS.iter().map(|(_, path)| *path).chain([BUSYBOX, EXTENSIONS, CHARACTERS]) {
         let metadata = fs::metadata(path).with_context(|| format!("cannot read {path}"))?;
         text.push_str(&format!("{path} {} {}\n", metadata.size(), metadata.mtime()));
     }
@@ -132,6 +137,7 @@ fn pack() -> Result<Vec<u8>> {
     for library in libraries(dynamic)? {
         put(&mut archive, &library)?;
     }
+    put(&mut archive, Path::new(CHARACTERS))?;
     for file in ["/etc/protocols", "/etc/services"] {
         // Only names for numbers: tools do without.
         if Path::new(file).exists() {

@@ -33,12 +33,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "LEVEL", default_value = "info", global = true, hide_short_help = true)]
     pub(crate) log_level: LogLevel,
     #[command(flatten)]
-    pub(crate) watch: WatchArgs,
+    pub(crate) watch: WatchCommand,
 }
 
 const AFTER_HELP: &str = "\
 Examples:
   sudo snat-trace                               every race, until Ctrl-C
+  sudo snat-trace --tui                         the same as a picture: rates, tops, details
   sudo snat-trace --detail minimal              the same, at no cost until two flows clash
   sudo snat-trace --duration 10m --format json  for a script
   sudo snat-trace record -o evidence.zst        every race, kept for others to see
@@ -53,7 +54,7 @@ pub(crate) enum Command {
     /// Print races as they happen, then a summary (the default)
     #[command(after_long_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not enough privilege; 4 this kernel \
                                  cannot be traced; 10 races were seen and --fail-on-race was given.")]
-    Watch(WatchArgs),
+    Watch(WatchCommand),
     /// The same, and write evidence of it: what the machine is, every event, the counters, the summary
     ///
     /// Prints what watch prints. A reader of that who goes away does not end the recording. The file is compressed and
@@ -117,11 +118,19 @@ pub(crate) enum Command {
                                  enough privilege."
     )]
     Audit(AuditArgs),
-    /// A pod of a lab; started by the lab only
-    #[command(hide = true)]
-    LabPod {
-        #[arg(hide = true)]
-        words: Vec<String>,
+    /// Print completions for a shell
+    ///
+    /// For the shell at hand: source <(snat-trace completions bash), snat-trace completions fish | source; zsh wants a file
+    /// _snat-trace in a folder of its fpath.
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the man pages, one for each command
+    Man {
+        /// Where to: a folder that is there
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
     },
 }
 
@@ -144,7 +153,15 @@ impl From<LogLevel> for tracing::Level {
     }
 }
 
+/// Shells whose completions are made.
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
     Text,
@@ -193,6 +210,17 @@ impl TraceArgs {
     pub(crate) fn request(self) -> Request {
         Request { failures: self.failures, commands: !self.no_cmdline, ..self.detail.into() }
     }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WatchCommand {
+    /// Show a picture on this terminal: rates, the account so far, what is contested most, who loses most, details of each race
+    ///
+    /// Press ? there for what keys do. Of races the last 1000 are kept; counting goes on whatever is shown. The summary follows.
+    #[arg(long, conflicts_with = "verbose")]
+    pub(crate) tui: bool,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
 }
 
 #[derive(Args, Debug)]
@@ -308,9 +336,9 @@ mod tests {
     fn no_command_is_watch() {
         let cli = Cli::try_parse_from(["snat-trace", "--duration", "30s", "--class", "fixed-port"]).unwrap();
         assert!(cli.command.is_none());
-        assert_eq!(cli.watch.duration, Some(Duration::from_secs(30)));
-        assert_eq!(cli.watch.filter.to_filter().class, Some(Class::FixedPort));
-        assert_eq!(cli.watch.trace.detail, Detail::Full);
+        assert_eq!(cli.watch.watch.duration, Some(Duration::from_secs(30)));
+        assert_eq!(cli.watch.watch.filter.to_filter().class, Some(Class::FixedPort));
+        assert_eq!(cli.watch.watch.trace.detail, Detail::Full);
     }
 
     #[test]

@@ -5,31 +5,47 @@ mod cli;
 mod compare;
 mod export;
 mod lab;
+mod manual;
 mod report;
 mod run;
 
-use std::io;
 use std::process::ExitCode;
+use std::{env, io};
 
 use clap::Parser as _;
 use snat_trace::audit::AuditError;
 use snat_trace::kernel::CannotTrace;
-use snat_trace::lab::LabError;
+use snat_trace::lab::{LabError, pod_main};
+use snat_trace::live::Log;
 use snat_trace::probe::ProbeError;
 use snat_trace::watch::WatchError;
 
 use cli::Cli;
+use run::CannotDraw;
+
+/// How a lab starts its pods: no command of the user's, so that neither help nor completions have it.
+const LAB_POD: &str = "lab-pod";
 
 fn main() -> ExitCode {
+    let mut words = env::args_os().skip(1);
+    if words.next().is_some_and(|first| first == LAB_POD) {
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        return ended(pod_main(&words).map(|()| ExitCode::SUCCESS).map_err(Into::into));
+    }
     let cli = Cli::parse();
+    let log = Log::default();
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::from(cli.log_level))
-        .with_writer(io::stderr)
+        .with_writer(log.clone())
         .with_ansi(false)
         .with_target(false)
         .without_time()
         .init();
-    match run::run(cli) {
+    ended(run::run(cli, &log))
+}
+
+fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -78,6 +94,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
                 return CANNOT_TRACE.into();
             }
             _ => {}
+        }
+        if cause.is::<CannotDraw>() {
+            return WRONG_USAGE.into();
         }
         if let Some(AuditError::NotPrivileged) = cause.downcast_ref() {
             return NOT_PRIVILEGED.into();

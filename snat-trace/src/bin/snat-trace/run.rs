@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use snat_trace::audit::look_at;
 use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
-use snat_trace::lab::pod_main;
+use snat_trace::live::{LiveSink, Log, Look};
 use snat_trace::output::Sink;
 use snat_trace::output::json::JsonSink;
 use snat_trace::output::text::{Style, TextSink};
@@ -20,17 +20,25 @@ use snat_trace::watch::{Options, Stop, give_way, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs};
-use crate::{audit, compare, export, lab, report};
+use crate::cli::{Cli, Command, DoctorArgs, Format, ReplayArgs, ShowArgs, TraceArgs, WatchArgs, WatchCommand};
+use crate::{audit, compare, export, lab, manual, report};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
 
 /// Runs the command.
-pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+pub(crate) fn run(cli: Cli, log: &Log) -> Result<ExitCode> {
     let Cli { command, watch, log_level: _ } = cli;
     match command.unwrap_or(Command::Watch(watch)) {
-        Command::Watch(args) => runtime()?.block_on(run_watch(&args, sink(args.trace.show))),
+        Command::Watch(WatchCommand { tui, watch }) => {
+            let show = watch.trace.show;
+            let sink = if tui { live(show, log.clone())? } else { sink(show) };
+            let ended = runtime()?.block_on(run_watch(&watch, sink));
+            // What is said now is for the normal screen, also where the view has not ended.
+            snat_trace::live::leave();
+            log.release();
+            ended
+        }
         Command::Record(args) => {
             let shown = sink(args.watch.trace.show);
             let recorder = Recorder::open(&args.output, args.existing(), args.limits(), args.redact, look_at, shown)?;
@@ -43,7 +51,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lab(args) => runtime()?.block_on(lab::run(&args)),
         Command::Doctor(args) => doctor(&args),
         Command::Audit(args) => audit::run(&args),
-        Command::LabPod { words } => pod_main(&words).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { folder } => manual::man(&folder),
     }
 }
 
@@ -167,13 +176,41 @@ pub(crate) fn sink(args: ShowArgs) -> Box<dyn Sink + Send> {
                 if terminal { rustix::termios::tcgetwinsize(&out).ok().map(|size| size.ws_col.into()) } else { None };
             let style = Style {
                 width: width.filter(|&columns| columns > 0),
-                colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+                colour: terminal && colour(),
                 verbose: args.verbose,
                 zone: jiff::tz::TimeZone::system(),
             };
             Box::new(TextSink::new(out, style))
         }
     }
+}
+
+/// What the live view cannot be drawn for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CannotDraw {
+    /// It is a screen and keys.
+    #[error("--tui needs a terminal as standard input and output")]
+    NoTerminal,
+    /// It is no list of objects.
+    #[error("--tui is for people: leave --format json out")]
+    Json,
+}
+
+/// The terminal as a picture; a summary as text after that.
+fn live(args: ShowArgs, log: Log) -> Result<Box<dyn Sink + Send>, CannotDraw> {
+    if args.format == Format::Json {
+        return Err(CannotDraw::Json);
+    }
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Err(CannotDraw::NoTerminal);
+    }
+    let look = Look { colour: colour(), zone: jiff::tz::TimeZone::system() };
+    Ok(Box::new(LiveSink::new(look, log, look_at, sink(args))))
+}
+
+/// Whether the user has nothing against colours.
+fn colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Resolves at the first signal that asks us to end. The second one ends us at once, whatever we are at: nothing stays
@@ -190,6 +227,7 @@ pub(crate) fn stopped() -> Result<impl Future<Output = Stop>> {
         // Nobody waits for it any more when we are about to end anyway.
         let _ = tell.send(Stop::Now);
         signals.next().await;
+        snat_trace::live::leave();
         eprintln!("snat-trace: ended at the second signal");
         std::process::exit(1);
     });

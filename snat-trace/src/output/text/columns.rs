@@ -9,7 +9,7 @@ use crate::race::time::{KernelTime, WallClock};
 use crate::race::tuple::{Ends, Protocol};
 
 /// Spaces between columns.
-const GAP: usize = 2;
+pub(crate) const GAP: usize = 2;
 /// Widest IPv4 address.
 const ADDRESS: usize = 15;
 /// Widest IPv4 address with a port.
@@ -60,7 +60,7 @@ const LAYOUTS: [Shown; 7] = {
 
 /// The columns chosen for a terminal.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Columns {
+pub(crate) struct Columns {
     shown: Shown,
     /// Columns of the terminal, if it is one.
     width: Option<usize>,
@@ -75,7 +75,7 @@ type Column = (&'static str, Option<usize>);
 
 impl Columns {
     /// As many as `width` has room for.
-    pub(super) fn fitting(width: Option<usize>) -> Self {
+    pub(crate) fn fitting(width: Option<usize>) -> Self {
         let of = |shown| Self { shown, width, process: PROCESS.0, workload: CONTAINER.0 };
         let [all, .., narrowest] = LAYOUTS.map(of);
         let Some(width) = width else { return Self { process: PROCESS.1, workload: CONTAINER.1, ..all } };
@@ -116,15 +116,7 @@ impl Columns {
     /// On a terminal the names of a process and of a pod or container are cut to their columns. Nothing else is: a line too
     /// long is better than half an address.
     pub(super) fn line(&self, race: &Race, clock: WallClock, style: &Style) -> String {
-        let values = [
-            self.time(race.time, clock, style),
-            verdict(race.verdict).to_owned(),
-            race.protocol.to_string(),
-            self.contested(race.contested.ends(), race.protocol),
-            self.owner(&race.loser),
-            self.owner(&race.winner),
-            race.overlap.map_or_else(|| "-".to_owned(), duration),
-        ];
+        let values = self.values(race, clock, style);
         let colour = match race.verdict {
             Some(Verdict::Dropped) => Some(super::RED),
             Some(Verdict::Resolved | Verdict::ResolvedReplyOnly) => Some(super::GREEN),
@@ -132,6 +124,29 @@ impl Columns {
         };
         let why = (race.class != Class::SnatPortCollision).then_some(race.class.name());
         self.with_reason(values, colour.filter(|_| style.colour), why.filter(|_| !style.verbose))
+    }
+
+    /// What stands in the columns.
+    fn values(&self, race: &Race, clock: WallClock, style: &Style) -> [String; 7] {
+        [
+            self.time(race.time, clock, style),
+            verdict(race.verdict).to_owned(),
+            race.protocol.to_string(),
+            self.contested(race.contested.ends(), race.protocol),
+            self.owner(&race.loser),
+            self.owner(&race.winner),
+            race.overlap.map_or_else(|| "-".to_owned(), duration),
+        ]
+    }
+
+    /// The columns that are there, with their width and what stands in them; the headings without a race.
+    pub(crate) fn cells(&self, race: Option<(&Race, WallClock)>, style: &Style) -> Vec<(usize, String)> {
+        let columns = self.columns();
+        let values = match race {
+            Some((race, clock)) => self.values(race, clock, style),
+            None => columns.map(|(heading, _)| heading.to_owned()),
+        };
+        columns.into_iter().zip(values).filter_map(|((_, width), value)| Some((width?, value))).collect()
     }
 
     /// The line of a failure: as that of a race, which it says it is not, with the flow as it was sent and no winner.

@@ -14,10 +14,10 @@ use crate::race::tuple::{Ends, Protocol};
 const PACKET_LINE: usize = 32;
 
 /// The block below a race's line.
-pub(super) struct Block<'a> {
-    pub(super) race: &'a Race,
-    pub(super) clock: WallClock,
-    pub(super) zone: &'a jiff::tz::TimeZone,
+pub(crate) struct Block<'a> {
+    pub(crate) race: &'a Race,
+    pub(crate) clock: WallClock,
+    pub(crate) zone: &'a jiff::tz::TimeZone,
 }
 
 impl fmt::Display for Block<'_> {

@@ -1,0 +1,104 @@
+//! Completions and man pages, read by those they are made for. None of it needs root.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::process::{Command, Stdio};
+
+use assert_cmd::cargo::cargo_bin;
+
+/// The commands, as the README has them.
+const COMMANDS: [&str; 11] =
+    ["watch", "record", "replay", "report", "export", "compare", "lab", "doctor", "audit", "completions", "man"];
+
+fn printed(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn completions(shell: &str) -> String {
+    printed(cargo_bin!("snat-trace").to_str().unwrap(), &["completions", shell])
+}
+
+/// Whether a program is here; says so if not.
+fn is_here(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let missing = there.is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    if missing {
+        println!("skipped: no {program} here");
+    }
+    !missing
+}
+
+/// What bash offers for the last of the words.
+fn offered(words: &[&str]) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("snat-trace");
+    fs::write(&file, completions("bash")).unwrap();
+    let [.., before, last] = words else { panic!("two words at least") };
+    let script = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); last=\"${!#}\"; before=\"${@: -2:1}\"; \
+                  offer=$(complete -p snat-trace); offer=${offer#*-F }; \"${offer%% *}\" snat-trace \"$last\" \"$before\"; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let arguments = [&["--norc", "-c", script, "bash", file.to_str().unwrap()], words].concat();
+    assert!(!before.is_empty() || last.is_empty());
+    printed("bash", &arguments).lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn bash_completes() {
+    if !is_here("bash") {
+        return;
+    }
+    assert_eq!(offered(&["snat-trace", "wat"]), ["watch"]);
+    assert_eq!(offered(&["snat-trace", "--format", ""]), ["text", "json"]);
+    assert_eq!(offered(&["snat-trace", "watch", "--tu"]), ["--tui"]);
+    assert_eq!(offered(&["snat-trace", "report", "--format", "h"]), ["html"]);
+    assert_eq!(offered(&["snat-trace", "completions", "z"]), ["zsh"]);
+    let all = offered(&["snat-trace", ""]);
+    for command in COMMANDS {
+        assert!(all.iter().any(|offer| offer == command), "{command}: {all:?}");
+    }
+    assert!(!all.iter().any(|offer| offer == "lab-pod"), "a lab's own");
+}
+
+#[test]
+fn every_shell_reads_its_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = completions(shell);
+        for command in COMMANDS {
+            assert!(script.contains(command), "{command} in {shell}");
+        }
+        assert!(script.contains("snat-port-collision") && script.contains("tui"), "{shell}");
+        if is_here(shell) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("script");
+            fs::write(&file, script).unwrap();
+            printed(shell, &["-n", file.to_str().unwrap()]);
+        }
+    }
+}
+
+#[test]
+fn each_command_has_a_page_that_man_has_nothing_against() {
+    let folder = tempfile::tempdir().unwrap();
+    printed(cargo_bin!("snat-trace").to_str().unwrap(), &["man", folder.path().to_str().unwrap()]);
+    let mut pages: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut wanted: Vec<_> = COMMANDS.iter().map(|command| OsString::from(format!("snat-trace-{command}.1"))).collect();
+    wanted.push("snat-trace.1".into());
+    pages.sort();
+    wanted.sort();
+    assert_eq!(pages, wanted);
+    if !is_here("man") || !is_here("groff") {
+        return;
+    }
+    for page in pages {
+        let path = folder.path().join(&page);
+        let output =
+            Command::new("man").env("LC_ALL", "C.UTF-8").args(["--warnings", "-l"]).arg(&path).output().unwrap();
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && warnings.is_empty(), "{}: {warnings}", page.display());
+        let text = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains("NAME snat-trace") && text.contains("OPTIONS"), "{text}");
+    }
+}
