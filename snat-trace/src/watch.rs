@@ -17,7 +17,7 @@ use crate::counters::accounts::{Accounts, Closed, CountersError};
 use crate::counters::figures::Tally;
 use crate::kernel::{CannotTrace, KernelFacts, ModuleNews, ModuleWatch, Plan, Request, plan};
 use crate::output::Sink;
-use crate::owner::{Owners, Recording};
+use crate::owner::{Owners, Recording, Sources};
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::event::NetnsInum;
 use crate::race::filter::Filter;
@@ -122,7 +122,12 @@ pub async fn watch(
             .map_err(|error| WatchError::ReadyFile { path: path.display().to_string(), error })?;
     }
 
-    let owners = Owners::new(Recording::by(session.attached()), tracer.take_senders());
+    let owners = Owners::new(Sources {
+        recording: Recording::by(session.attached()),
+        senders: tracer.take_senders(),
+        cgroups: facts.cgroups.clone(),
+        commands: options.request.commands,
+    });
     let mut pipeline = Pipeline::new(options, &session, owners);
     pipeline.totals.within(windows);
     let follows = writer.follows();

@@ -20,7 +20,7 @@ use siphasher::sip::SipHasher24;
 
 use super::node::NodeRecord;
 use super::reader::Item;
-use crate::owner::{Container, Owner, Pod};
+use crate::owner::{CommandLine, Container, Owner, Pod, Program};
 use crate::race::event::{Flow, Race};
 use crate::race::failure::Failure;
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
@@ -165,7 +165,18 @@ impl Redactor {
             name: self.words(name),
             uid: self.words(uid),
         };
+        let command = |CommandLine { words, cut }: &CommandLine| CommandLine {
+            words: words.iter().map(|word| self.words(word)).collect(),
+            cut: *cut,
+        };
+        let Program { executable, command_line, .. } = &owner.program;
+        let program = Program {
+            executable: executable.as_ref().map(words),
+            command_line: command_line.as_ref().map(command),
+            ..owner.program.clone()
+        };
         Owner {
+            program,
             comm: self.words(&owner.comm),
             cgroup: owner.cgroup.as_ref().map(words),
             container: owner.container.as_ref().map(container),

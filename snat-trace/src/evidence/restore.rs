@@ -17,7 +17,7 @@ use crate::output::json::records::{
     AccountRecord, EndsRecord, FailureRecord, FlowRecord, HookRecord, Map, NatRecord, OwnerRecord, PodRecord,
     PortChoiceRecord, RaceRecord, RulesRecord, SampleRecord, SessionRecord, SummaryRecord, Time,
 };
-use crate::owner::{Container, Owner, OwnerSource, Pod};
+use crate::owner::{CommandLine, Container, Owner, OwnerSource, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -110,7 +110,8 @@ fn flow(record: FlowRecord<'_>) -> Result<Flow, NotKnown> {
 }
 
 fn owner(record: OwnerRecord<'_>) -> Result<Owner, NotKnown> {
-    let OwnerRecord { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, source } = record;
+    let OwnerRecord { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, .. } = record;
+    let OwnerRecord { uid, started, own_pid, exe, cmdline, cmdline_cut, source, .. } = record;
     Ok(Owner {
         pid,
         tid,
@@ -129,6 +130,13 @@ fn owner(record: OwnerRecord<'_>) -> Result<Owner, NotKnown> {
             name: name.into_owned(),
             uid: uid.into_owned(),
         }),
+        program: Program {
+            uid,
+            started: started.map(|Time(started)| started),
+            own_pid,
+            executable: exe.map(Cow::into_owned),
+            command_line: cmdline.map(|words| CommandLine { words: words.into_owned(), cut: cmdline_cut }),
+        },
         source: named("source of an owner", &OwnerSource::ALL, OwnerSource::name, &source)?,
     })
 }

@@ -1,8 +1,9 @@
 //! Which cgroup hierarchies there are, and where they are mounted.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The hierarchies by which containers can be told apart.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -54,8 +55,14 @@ impl LegacyController {
 }
 
 impl Hierarchies {
-    /// From `/proc/self/mountinfo` and `/proc/self/cgroup`.
-    pub(super) fn parse(mountinfo: &[u8], cgroups: &str) -> Self {
+    /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup` below `root`, which is `/` on a live system. What cannot be read
+    /// has none.
+    pub(crate) fn gather(root: &Path) -> Self {
+        let file = |path| fs::read(root.join(path)).unwrap_or_default();
+        Self::parse(&file("proc/self/mountinfo"), &String::from_utf8_lossy(&file("proc/self/cgroup")))
+    }
+
+    fn parse(mountinfo: &[u8], cgroups: &str) -> Self {
         let mounts: Vec<Mount> = mountinfo.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect();
         let legacy = LegacyController::ALL.into_iter().find_map(|controller| {
             let has = |mount: &&Mount| mount.kind == b"cgroup" && has_word(mount.options, controller.name().as_bytes());

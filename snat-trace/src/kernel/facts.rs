@@ -146,10 +146,7 @@ impl KernelFacts {
             nat: NAT.presence(&symbols, &modules),
             conntrack_netlink: CONNTRACK_NETLINK.presence(&symbols, &modules),
             offsets: Offsets::read(&root.join("sys/kernel/btf")),
-            cgroups: Hierarchies::parse(
-                optional(root, "proc/self/mountinfo")?.unwrap_or_default().as_bytes(),
-                &optional(root, "proc/self/cgroup")?.unwrap_or_default(),
-            ),
+            cgroups: Hierarchies::gather(root),
             symbols,
             release,
         })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::super::truth::{Cause, CgroupTruth, FlowTruth, Naming, PodTruth, RoundTruth};
 use super::*;
-use crate::owner::{Owner, OwnerSource};
+use crate::owner::{Owner, OwnerSource, Program};
 use crate::race::event::{Class, Flow, Verdict};
 use crate::race::time::KernelTime;
 use crate::race::tuple::{Ends, Protocol, TranslatedTuple};
@@ -72,6 +72,7 @@ pub(in super::super) fn owner(pod: usize) -> Owner {
         cgroup: Some(cgroup(pod).path),
         container: None,
         pod: None,
+        program: Program::default(),
         source: OwnerSource::Socket,
     }
 }

@@ -13,7 +13,7 @@ use super::text::{Style, TextSink};
 use crate::counters::account::{Account, Caveat};
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Mechanism, Role};
-use crate::owner::{Container, Owner, OwnerSource, Pod};
+use crate::owner::{CommandLine, Container, Owner, OwnerSource, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -51,6 +51,16 @@ pub(crate) fn owner(comm: &str, pid: u32, container: Option<(&'static str, &str)
         cgroup: id.as_ref().map(|id| format!("/kubepods.slice/cri-containerd-{id}.scope")),
         container: container.map(|(runtime, id)| Container::of(runtime, id)),
         pod: None,
+        program: Program {
+            uid: Some(1000),
+            started: Some("2026-03-01T11:58:03.25Z".parse().unwrap()),
+            own_pid: Some(7),
+            executable: Some(format!("/usr/bin/{comm}")),
+            command_line: Some(CommandLine {
+                words: [comm, "-s", "", "http://198.51.100.7/a b"].map(str::to_owned).to_vec(),
+                cut: true,
+            }),
+        },
         source: OwnerSource::Socket,
     }
 }
@@ -650,6 +660,8 @@ fn json_fields() {
             "pid": 4711, "tid": 4713, "comm": "curl", "netns": POD.0, "cgroup_id": 7321,
             "cgroup": format!("/kubepods.slice/cri-containerd-{CURL}.scope"),
             "container": {"runtime": "containerd", "id": CURL}, "source": "socket",
+            "uid": 1000, "started": "2026-03-01T11:58:03.250000000Z", "own_pid": 7,
+            "exe": "/usr/bin/curl", "cmdline": ["curl", "-s", "", "http://198.51.100.7/a b"], "cmdline_cut": true,
         })
     );
     assert_eq!(race["packet"].as_str().map(str::len), Some(80));

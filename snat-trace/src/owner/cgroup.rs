@@ -5,31 +5,38 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use snat_trace_common::CgroupKey;
+
+use crate::kernel::{Hierarchies, Legacy};
 
 /// Paths remembered before all are forgotten. A node of 500 pods has some 2000 cgroups.
 const CACHED: usize = 4096;
 
-/// Paths of cgroups in the unified hierarchy by id. An id is never used twice, so what is remembered stays right, also
-/// after the cgroup has gone.
+/// Number of the unified hierarchy (`cgroup_root.hierarchy_id`).
+pub(crate) const UNIFIED: u32 = 0;
+
+/// Paths of cgroups by the number of their hierarchy and their id there. An id is never used twice, so what is remembered
+/// stays right, also after the cgroup has gone.
 #[derive(Debug)]
 pub(crate) struct CgroupPaths {
     /// Where cgroup2 is mounted, if it is.
     mount: Option<PathBuf>,
-    cached: HashMap<u64, String>,
+    /// The number of a hierarchy of version 1, and where that is mounted.
+    legacy: Option<(u32, PathBuf)>,
+    cached: HashMap<(u32, u64), String>,
 }
 
 impl CgroupPaths {
-    /// Finds the mount.
-    pub(crate) fn new() -> Self {
+    /// Of these hierarchies, as far as they can be seen as a whole.
+    pub(crate) fn new(hierarchies: Hierarchies) -> Self {
         /// Of the root of every kernfs. Inside a cgroup namespace another cgroup looks like the root.
         const ROOT_ID: u64 = 1;
-        let mount = fs::read("/proc/self/mountinfo")
-            .ok()
-            .and_then(|mountinfo| unified_mount(&mountinfo))
-            .filter(|mount| fs::metadata(mount).is_ok_and(|root| root.st_ino() == ROOT_ID));
-        Self { mount, cached: HashMap::new() }
+        let whole = |mount: &PathBuf| fs::metadata(mount).is_ok_and(|root| root.st_ino() == ROOT_ID);
+        let Hierarchies { unified, legacy } = hierarchies;
+        let legacy = legacy.map(|Legacy { hierarchy, mount, controller: _ }| (hierarchy, mount));
+        Self { mount: unified.filter(whole), legacy: legacy.filter(|(_, mount)| whole(mount)), cached: HashMap::new() }
     }
 
     /// Whether there is a unified hierarchy to be in at all.
@@ -37,16 +44,31 @@ impl CgroupPaths {
         self.mount.is_some()
     }
 
-    /// The path of the cgroup below the hierarchy's root; `None` when it has gone or cannot be seen from here.
-    pub(crate) fn path(&mut self, id: u64) -> Option<String> {
-        if let Some(path) = self.cached.get(&id) {
+    /// The number of the hierarchy of version 1 whose ids are recorded.
+    pub(crate) fn legacy(&self) -> Option<u32> {
+        self.legacy.as_ref().map(|&(hierarchy, _)| hierarchy)
+    }
+
+    /// The path of the cgroup below its hierarchy's root. One that has gone is named by what `removed` noted of it, else
+    /// not at all; nor is one that cannot be seen from here.
+    pub(crate) fn path(
+        &mut self,
+        hierarchy: u32,
+        id: u64,
+        removed: impl FnOnce(CgroupKey) -> Option<String>,
+    ) -> Option<String> {
+        if let Some(path) = self.cached.get(&(hierarchy, id)) {
             return Some(path.clone());
         }
-        let path = resolve(self.mount.as_deref()?, id)?;
+        let mount = match &self.legacy {
+            Some((number, mount)) if hierarchy == *number => mount,
+            _ => self.mount.as_ref().filter(|_| hierarchy == UNIFIED)?,
+        };
+        let path = resolve(mount, id).or_else(|| removed(CgroupKey { id, hierarchy, reserved: 0 }))?;
         if self.cached.len() >= CACHED {
             self.cached.clear();
         }
-        self.cached.insert(id, path.clone());
+        self.cached.insert((hierarchy, id), path.clone());
         Some(path)
     }
 
@@ -97,37 +119,6 @@ fn open_by_id(mount: &File, id: u64) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor, and nothing else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Where the whole of cgroup2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1.
-fn unified_mount(mountinfo: &[u8]) -> Option<PathBuf> {
-    mountinfo.split(|&byte| byte == b'\n').find_map(|line| {
-        // ID PARENT MAJOR:MINOR ROOT MOUNT OPTIONS [OPTIONAL...] - TYPE SOURCE SUPER-OPTIONS
-        let mut fields = line.split(|&byte| byte == b' ');
-        let (root, mount) = (fields.nth(3)?, fields.next()?);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        (kind == b"cgroup2" && root == b"/").then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(mount))))
-    })
-}
-
-/// Undoes `\ooo`, which stands for blanks and backslashes in mountinfo.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
-        match tail.get(..3).and_then(octal) {
-            Some(byte) if first == b'\\' => {
-                plain.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            _ => {
-                plain.push(first);
-                rest = tail;
-            }
-        }
-    }
-    plain
 }
 
 /// The cgroups of a process, as `/proc/PID/cgroup` names them.
@@ -184,25 +175,6 @@ mod tests {
     use crate::owner::container::container;
 
     #[test]
-    fn the_mount_is_found() {
-        let unified = "23 30 0:21 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
-                      37 31 0:34 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
-                      38 31 0:35 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-        let legacy = "37 31 0:34 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n";
-        // In a container: only a part is mounted.
-        let part = "99 90 0:21 /../.. /sys/fs/cgroup ro - cgroup2 cgroup rw\n98 90 0:21 /x /mnt ro - cgroup2 c rw\n";
-        let blank = "5 4 0:9 / /mnt/c\\040g\\134 rw shared:1 master:2 - cgroup2 none rw\n";
-        let of = |mountinfo: &str| unified_mount(mountinfo.as_bytes());
-        assert_eq!(of(unified), Some("/sys/fs/cgroup".into()));
-        assert_eq!(of(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(of(blank), Some("/mnt/c g\\".into()));
-        for none in [legacy, part, "", "1 2 3\n", "1 2 0:1 / /x rw - \n", "1 2 0:1 / /x rw cgroup2\n"] {
-            assert_eq!(of(none), None, "{none}");
-        }
-    }
-
-    #[test]
     fn the_hierarchy_that_says_most_is_taken() {
         let of = |text: &str| {
             let ProcessCgroups { unified, legacy } = parse_cgroups(text);
@@ -232,15 +204,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "(0|:|/|-|\n| |\\PC){0,60}") {
-            let _ = (unified_mount(&bytes), unified_mount(text.as_bytes()), parse_cgroups(&text));
-            prop_assert!(unescape(&bytes).len() <= bytes.len());
+        fn any_text_is_survived(text in "(0|:|/|-|\n| |\\PC){0,60}") {
+            let _ = parse_cgroups(&text);
         }
     }
 
     #[test]
     fn an_id_leads_to_the_path_until_the_cgroup_goes() {
-        let mut paths = CgroupPaths::new();
+        let mut paths = CgroupPaths::new(Hierarchies::gather(Path::new("/")));
+        let gone = |_| None;
         let Some(mount) = paths.mount.clone() else {
             eprintln!("skipped: cgroup2 is not mounted");
             return;
@@ -253,18 +225,22 @@ mod tests {
         }
         let path = format!("/{name}");
         let id = fs::metadata(&directory).unwrap().st_ino();
-        let found = (paths.id(&path), resolve(&mount, id), paths.path(id), paths.path(1));
+        let at = |paths: &mut CgroupPaths, id| paths.path(UNIFIED, id, gone);
+        let found = (paths.id(&path), resolve(&mount, id), at(&mut paths, id), at(&mut paths, 1));
         fs::remove_dir(&directory).unwrap();
         assert_eq!(found, (Some(id), Some(path.clone()), Some(path.clone()), Some("/".to_owned())));
         assert_eq!(resolve(&mount, id), None);
         // What was resolved in time is still known.
-        assert_eq!(paths.path(id), Some(path));
-        assert_eq!(paths.path(u64::MAX), None);
+        assert_eq!(at(&mut paths, id), Some(path));
+        assert_eq!(at(&mut paths, u64::MAX), None);
+        // One that was never seen is what was noted when it went, in its own hierarchy.
+        let noted = |key: CgroupKey| Some(format!("/{}:{}", key.hierarchy, key.id));
+        assert_eq!(paths.path(UNIFIED, u64::MAX, noted).as_deref(), Some("/0:18446744073709551615"));
+        assert_eq!(paths.path(77, u64::MAX, noted), None);
     }
 
     #[test]
     fn mutated_files_are_survived() {
-        survives("mountinfo", &[], |bytes| drop(unified_mount(bytes)));
         survives("cgroup", &[], |bytes| {
             let cgroups = parse_cgroups(&String::from_utf8_lossy(bytes));
             for path in [cgroups.unified, cgroups.legacy].into_iter().flatten() {

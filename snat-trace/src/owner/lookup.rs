@@ -16,6 +16,7 @@ use super::container::container;
 use super::diag::{addresses, sockets};
 use super::others::{has_raw_sockets, has_udp_tunnels};
 use super::process::{self, StartTime};
+use super::program::{Program, StartClock};
 use super::translation::untranslated;
 use super::{Owner, OwnerSource};
 use crate::counters::netns::{self, Depth, in_netns};
@@ -64,8 +65,17 @@ enum Place {
 /// A socket that can have sent a flow.
 type Candidate = (NetnsInum, u32);
 
+/// What a look needs to know of this machine, and may do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Looks<'a> {
+    pub(super) paths: &'a CgroupPaths,
+    /// Read executables and command lines.
+    pub(super) commands: bool,
+    pub(super) clock: StartClock,
+}
+
 /// What is found of each flow, in the order of the queries.
-pub(super) fn look_up(queries: &[Query], paths: &CgroupPaths) -> Vec<Found> {
+pub(super) fn look_up(queries: &[Query], looks: &Looks<'_>) -> Vec<Found> {
     let deadline = Instant::now() + BUDGET;
     let nothing = || vec![Found::Nothing; queries.len()];
     if queries.is_empty() || !process::proc_has_root_pids() {
@@ -82,7 +92,7 @@ pub(super) fn look_up(queries: &[Query], paths: &CgroupPaths) -> Vec<Found> {
             continue;
         }
         let owner = only_holder(candidates, &holders)
-            .and_then(|(netns, inode, pid)| describe(pid, netns, inode, query.time, paths));
+            .and_then(|(netns, inode, pid)| describe(pid, netns, inode, query.time, looks));
         found.push(owner.map_or(Found::Nothing, Found::Owner));
     }
     found
@@ -234,13 +244,15 @@ fn closes_on_execution(fdinfo: &str) -> Option<bool> {
 
 /// What is known of a process, provided that it holds the socket and was there at `time`. The start is read before and
 /// after, so that all of it is of one process.
-fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, paths: &CgroupPaths) -> Option<Owner> {
+fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, looks: &Looks<'_>) -> Option<Owner> {
+    let &Looks { paths, commands, clock } = looks;
     let start = StartTime::of(pid)?;
     if !start.was_there_at(time) || !is_its_own(pid, inode)? {
         return None;
     }
     let comm = process::comm(pid)?;
     let ProcessCgroups { unified, legacy } = ProcessCgroups::of(pid)?;
+    let program = Program::running(pid, start, commands, clock);
     if StartTime::of(pid) != Some(start) {
         return None;
     }
@@ -251,7 +263,7 @@ fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, paths: &Cg
     };
     let container = cgroup.as_deref().and_then(container);
     let source = OwnerSource::SocketLookup;
-    Some(Owner { pid, tid: None, comm, netns: Some(netns), cgroup_id, cgroup, container, pod: None, source })
+    Some(Owner { pid, tid: None, comm, netns: Some(netns), cgroup_id, cgroup, container, pod: None, program, source })
 }
 
 #[cfg(test)]
@@ -267,6 +279,7 @@ mod tests {
 
     use super::*;
     use crate::counters::netns::tests::{alone, new_netns};
+    use crate::kernel::Hierarchies;
     use crate::race::tuple::Ends;
 
     const ROLE: &str = "SNAT_TRACE_TEST_SENDER";
@@ -336,6 +349,14 @@ mod tests {
             let original = OriginalTuple::from_ends(Ends { source, destination: remote.parse().unwrap() });
             Query { protocol, original, time: now(), by_socket: true }
         }
+    }
+
+    fn paths() -> CgroupPaths {
+        CgroupPaths::new(Hierarchies::gather(Path::new("/")))
+    }
+
+    fn looks(paths: &CgroupPaths) -> Looks<'_> {
+        Looks { paths, commands: true, clock: StartClock::now() }
     }
 
     struct Sender(Child);
@@ -420,7 +441,7 @@ mod tests {
             Found::Owner(owner) => Some(owner),
             Found::Translated(_) | Found::Nothing => None,
         };
-        look_up(queries, &CgroupPaths::new()).into_iter().map(owner).collect()
+        look_up(queries, &looks(&paths())).into_iter().map(owner).collect()
     }
 
     /// Two pods with the same ports, and one sender in each.
@@ -548,7 +569,7 @@ mod tests {
         let ends = Ends { source, destination: "127.0.0.1:9".parse().unwrap() };
         let query =
             Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now(), by_socket: true };
-        let _ = look_up(&[query], &CgroupPaths::new());
+        let _ = look_up(&[query], &looks(&paths()));
         assert_eq!(netns::Netns::current().unwrap().inum, before);
     }
 }

@@ -7,11 +7,13 @@ mod lookup;
 mod others;
 mod owners;
 mod process;
+mod program;
 pub(crate) mod recorded;
 mod runtime;
 mod translation;
 
-pub use owners::Owners;
+pub use owners::{Owners, Sources};
+pub use program::{CommandLine, Program};
 pub use recorded::Recording;
 
 use std::borrow::Cow;
@@ -92,6 +94,8 @@ pub struct Owner {
     pub container: Option<Container>,
     /// The pod that container belongs to, or the one around it.
     pub pod: Option<Pod>,
+    /// What it runs and as whom.
+    pub program: Program,
     /// How this was found.
     pub source: OwnerSource,
 }
@@ -137,6 +141,7 @@ mod tests {
             cgroup: None,
             container: None,
             pod: None,
+            program: Program::default(),
             source: OwnerSource::Socket,
         };
         assert_eq!(owner.workload(), "curl");

@@ -1,14 +1,16 @@
 //! Owners as events need them, from either level of detail.
 
-use snat_trace_common::{FlowFact, OwnerFact, flow_flags, owner_flags};
+use snat_trace_common::{FlowFact, OwnerFact, ProcessKey, flow_flags, owner_flags};
 
-use super::cgroup::{CgroupPaths, ProcessCgroups};
+use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
 use super::container::container;
-use super::lookup::{Found, Query, look_up};
+use super::lookup::{Found, Looks, Query, look_up};
 use super::process::{self, StartTime};
+use super::program::{self, Program, StartClock};
 use super::recorded::{Recording, Sender, sender};
 use super::runtime::Names;
 use super::{Owner, OwnerSource};
+use crate::kernel::Hierarchies;
 use crate::probe::Senders;
 use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
@@ -17,6 +19,19 @@ use crate::race::tuple::{OriginalTuple, Protocol};
 /// Through how many translations a flow is followed back to its sender.
 const DEEPEST: usize = 3;
 
+/// What owners are named by.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// Which senders are recorded.
+    pub recording: Recording,
+    /// What is recorded of them, by tuple, and of what they run.
+    pub senders: Option<Senders>,
+    /// Where cgroups are.
+    pub cgroups: Hierarchies,
+    /// Whether executables and command lines may be read.
+    pub commands: bool,
+}
+
 /// Names owners, and remembers the paths of cgroups. Calls read `/proc` and may block for a while.
 #[derive(Debug)]
 pub struct Owners {
@@ -24,6 +39,8 @@ pub struct Owners {
     names: Names,
     recording: Recording,
     senders: Option<Senders>,
+    commands: bool,
+    clock: StartClock,
 }
 
 /// A flow that is still without its owner.
@@ -37,10 +54,12 @@ struct Nameless {
 }
 
 impl Owners {
-    /// Finds out where cgroups are mounted. `recording` says which senders are recorded, `senders` has them by tuple.
+    /// Opens what is needed.
     #[must_use]
-    pub fn new(recording: Recording, senders: Option<Senders>) -> Self {
-        Self { paths: CgroupPaths::new(), names: Names::new(), recording, senders }
+    pub fn new(sources: Sources) -> Self {
+        let Sources { recording, senders, cgroups, commands } = sources;
+        let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
+        Self { paths, names, recording, senders, commands, clock: StartClock::now() }
     }
 
     /// The owner of each flow, which clashed at the time given: as the kernel recorded it, else by its socket, else through
@@ -62,7 +81,7 @@ impl Owners {
             let wanted: Vec<(Nameless, Query)> =
                 nameless.drain(..).filter_map(|nameless| Some((nameless, query(&nameless)?))).collect();
             let queries: Vec<Query> = wanted.iter().map(|&(_, query)| query).collect();
-            for (found, (outer, _)) in look_up(&queries, &self.paths).into_iter().zip(wanted) {
+            for (found, (outer, _)) in look_up(&queries, &self.looks()).into_iter().zip(wanted) {
                 match found {
                     Found::Owner(owner) => put(&mut owners, outer.index, owner),
                     Found::Translated(inner) => {
@@ -103,17 +122,35 @@ impl Owners {
         outer
     }
 
+    fn looks(&self) -> Looks<'_> {
+        Looks { paths: &self.paths, commands: self.commands, clock: self.clock }
+    }
+
+    /// The path of a cgroup, also of one that is gone.
+    fn path(&mut self, hierarchy: u32, id: u64) -> Option<String> {
+        let removed = |key| program::path(&self.senders.as_ref()?.removed_cgroup(&key)?);
+        if id == 0 { None } else { self.paths.path(hierarchy, id, removed) }
+    }
+
+    /// The path in a hierarchy of version 1, but for its root: by the id that was recorded, else from `/proc`, if the
+    /// process is still there.
+    fn legacy_path(&mut self, fact: &OwnerFact) -> Option<String> {
+        let recorded = self.paths.legacy().and_then(|hierarchy| self.path(hierarchy, fact.legacy_cgroup_id));
+        recorded.or_else(|| legacy_cgroup(fact)).filter(|path| path != "/")
+    }
+
     /// An owner that the kernel recorded, with the path of its cgroup and its container where they can be told.
     ///
-    /// A container that is in hierarchies of version 1 only has the root's id in the unified one; its path comes from
-    /// `/proc` then, if the process is still there.
+    /// A container that is in hierarchies of version 1 only has the root's id in the unified one.
     fn describe(&mut self, fact: &OwnerFact) -> Owner {
         let cgroup_id = (fact.cgroup_id != 0).then_some(fact.cgroup_id);
-        let cgroup = match cgroup_id.and_then(|id| self.paths.path(id)) {
-            Some(path) if path == "/" => legacy_cgroup(fact).or(Some(path)),
-            None if !self.paths.is_mounted() => legacy_cgroup(fact),
+        let cgroup = match self.path(UNIFIED, fact.cgroup_id) {
+            Some(path) if path == "/" => self.legacy_path(fact).or(Some(path)),
+            None if !self.paths.is_mounted() => self.legacy_path(fact),
             path => path,
         };
+        let key = ProcessKey { start_ns: fact.start_ns, tgid: fact.tgid, exec_id: fact.exec_id };
+        let noted = self.senders.as_ref().and_then(|senders| senders.process(&key));
         let container = cgroup.as_deref().and_then(container);
         Owner {
             pid: fact.tgid,
@@ -124,6 +161,7 @@ impl Owners {
             cgroup,
             container,
             pod: None,
+            program: Program::recorded(fact, noted.as_ref(), self.clock),
             source: OwnerSource::Socket,
         }
     }
@@ -151,7 +189,9 @@ fn legacy_cgroup(fact: &OwnerFact) -> Option<String> {
         return None;
     }
     let sent = KernelTime::from_record(fact.sent_ns)?;
-    let start = StartTime::of(fact.tgid).filter(|start| start.was_there_at(sent))?;
+    let recorded = StartTime::from_record(fact.start_ns);
+    let same = |start: &StartTime| recorded.map_or_else(|| start.was_there_at(sent), |recorded| *start == recorded);
+    let start = StartTime::of(fact.tgid).filter(same)?;
     let cgroups = ProcessCgroups::of(fact.tgid)?;
     (StartTime::of(fact.tgid) == Some(start)).then_some(cgroups.legacy).flatten()
 }
@@ -208,6 +248,11 @@ mod tests {
         }
     }
 
+    fn owners() -> Owners {
+        let cgroups = Hierarchies::gather(Path::new("/"));
+        Owners::new(Sources { cgroups, ..Sources::default() })
+    }
+
     fn now() -> u64 {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let part = |value: i64| u64::try_from(value).unwrap();
@@ -227,7 +272,7 @@ mod tests {
         };
         let Some(contained) = Contained::new(mount, "unified") else { return };
         let id = fs::metadata(&contained.innermost).unwrap().st_ino();
-        let owner = Owners::new(Recording::default(), None).describe(&contained.fact(id, now()));
+        let owner = owners().describe(&contained.fact(id, now()));
         let expected = Owner {
             pid: contained.child.id(),
             tid: Some(7),
@@ -237,6 +282,7 @@ mod tests {
             cgroup: Some(contained.path.clone()),
             container: docker(),
             pod: None,
+            program: Program { uid: Some(0), ..Program::default() },
             source: OwnerSource::Socket,
         };
         assert_eq!(owner, expected);
@@ -250,7 +296,7 @@ mod tests {
             return;
         }
         let Some(contained) = Contained::new("/sys/fs/cgroup/pids", "legacy") else { return };
-        let mut owners = Owners::new(Recording::default(), None);
+        let mut owners = owners();
         let owner = owners.describe(&contained.fact(1, now()));
         assert_eq!((owner.cgroup_id, owner.cgroup), (Some(1), Some(contained.path.clone())));
         assert_eq!(owner.container, docker());
@@ -262,8 +308,7 @@ mod tests {
 
     #[test]
     fn what_was_not_recorded_is_absent() {
-        let owner =
-            Owners::new(Recording::default(), None).describe(&OwnerFact { tgid: u32::MAX, ..OwnerFact::default() });
+        let owner = owners().describe(&OwnerFact { tgid: u32::MAX, ..OwnerFact::default() });
         assert_eq!((owner.netns, owner.cgroup_id, owner.cgroup, owner.container), (None, None, None, None));
     }
 }

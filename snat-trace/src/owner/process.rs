@@ -21,6 +21,18 @@ impl StartTime {
         parse_start(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
+    /// In nanoseconds of `CLOCK_BOOTTIME`, cut to a tick.
+    pub(crate) fn since_boot(self) -> u64 {
+        let ticks = u128::from(self.0) * 1_000_000_000 / u128::from(rustix::param::clock_ticks_per_second()).max(1);
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+
+    /// Of a start in nanoseconds of `CLOCK_BOOTTIME` (fs/proc/array.c, `do_task_stat`); `None` for 0, which means unknown.
+    pub(crate) fn from_record(start_ns: u64) -> Option<Self> {
+        let ticks = u128::from(start_ns) * u128::from(rustix::param::clock_ticks_per_second()) / 1_000_000_000;
+        u64::try_from(ticks).ok().filter(|_| start_ns != 0).map(Self)
+    }
+
     /// Whether the process was there at `time`.
     ///
     /// Both are compared in ticks, a hundredth of a second: a process that started in the very tick counts as there.
@@ -75,6 +87,27 @@ fn field(stat: &[u8], number: usize) -> Option<u64> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let fields = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
     fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+/// Ids of a process besides its pid.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Ids {
+    /// Real user id, in our user namespace.
+    pub(crate) uid: Option<u32>,
+    /// Process id in the innermost pid namespace it is in.
+    pub(crate) own_pid: Option<u32>,
+}
+
+/// From `/proc/PID/status`: `Uid:` has the real one first, `NSpid:` the innermost last (fs/proc/array.c).
+pub(crate) fn ids(status: &[u8]) -> Ids {
+    let field = |name: &str| {
+        let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(name.as_bytes()))?;
+        std::str::from_utf8(line).ok()
+    };
+    Ids {
+        uid: field("Uid:").and_then(|ids| ids.split_ascii_whitespace().next()?.parse().ok()),
+        own_pid: field("NSpid:").and_then(|pids| pids.split_ascii_whitespace().next_back()?.parse().ok()),
+    }
 }
 
 /// The name of a process, without the newline that ends the file.
@@ -151,6 +184,23 @@ mod tests {
             process.wait().unwrap();
             assert_eq!(has_had_children(process.id()), None);
         }
+    }
+
+    #[test]
+    fn ids_are_the_real_and_the_innermost_one() {
+        let status = "Name:\tcurl\nUid:\t1000\t0\t0\t0\nNSpid:\t4711\t12\t1\n";
+        assert_eq!(ids(status.as_bytes()), Ids { uid: Some(1000), own_pid: Some(1) });
+        assert_eq!(ids(b"Name:\tUid:\nNSpid:\n"), Ids::default());
+        survives("status", &[status.as_bytes()], |bytes| {
+            let _ = ids(bytes);
+        });
+    }
+
+    #[test]
+    fn a_recorded_start_is_the_one_of_its_tick() {
+        let start = |start_ns| StartTime::from_record(start_ns).map(|start| start.since_boot());
+        assert_eq!(start(2_184_376_543_210), Some(2_184_370_000_000));
+        assert_eq!((start(1), start(0)), (Some(0), None));
     }
 
     #[test]

@@ -124,7 +124,7 @@ mod tests {
     use crate::output::json::JsonSink;
     use crate::output::text::{Style, TextSink};
     use crate::owner::recorded::{Sender, sender};
-    use crate::owner::{Owner, OwnerSource, Recording};
+    use crate::owner::{Owner, OwnerSource, Program, Recording};
     use crate::race::classify::{
         classify,
         tests::{clash, since},
@@ -249,6 +249,7 @@ mod tests {
                     cgroup: Some(String::from_utf8_lossy(&record.packet).into_owned()),
                     container: None,
                     pod: None,
+                    program: Program::default(),
                     source: OwnerSource::Socket,
                 });
             }

@@ -43,10 +43,15 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// Reads both clocks now: the wall clock between two looks at the other, the closest of some attempts, as time may pass
-    /// between two looks (20 to 50 us on an emulated CPU).
+    /// Of `CLOCK_MONOTONIC`, read now.
     #[must_use]
     pub fn now() -> Self {
+        Self::of(ClockId::Monotonic)
+    }
+
+    /// Reads both clocks now: the wall clock between two looks at the other, the closest of some attempts, as time may pass
+    /// between two looks (20 to 50 us on an emulated CPU).
+    pub(crate) fn of(clock: ClockId) -> Self {
         const ATTEMPTS: usize = 16;
 
         let nanoseconds = |clock| {
@@ -54,9 +59,9 @@ impl WallClock {
             i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
         };
         let attempt = || {
-            let before = nanoseconds(ClockId::Monotonic);
+            let before = nanoseconds(clock);
             let wall = nanoseconds(ClockId::Realtime);
-            let apart = nanoseconds(ClockId::Monotonic) - before;
+            let apart = nanoseconds(clock) - before;
             (apart, wall - before - apart / 2)
         };
         let closest = (0..ATTEMPTS).map(|_| attempt()).min_by_key(|&(apart, _)| apart);

@@ -16,7 +16,7 @@ use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::evidence::Rules;
 use crate::evidence::node::NodeRecord;
-use crate::owner::{Owner, Pod};
+use crate::owner::{Owner, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Flow, NetnsInum, Race, Verdict};
 use crate::race::failure::Failure;
@@ -314,13 +314,30 @@ pub(crate) struct OwnerRecord<'a> {
     pub(crate) container: Option<ContainerRecord<'a>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) pod: Option<PodRecord<'a>>,
+    /// Real user id in the root user namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<u32>,
+    /// When the process started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) started: Option<Time>,
+    /// Process id in the innermost pid namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) own_pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exe: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cmdline: Option<Cow<'a, [String]>>,
+    /// Whether there is more of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) cmdline_cut: bool,
     #[serde(borrow)]
     pub(crate) source: Cow<'a, str>,
 }
 
 impl<'a> OwnerRecord<'a> {
     fn new(owner: &'a Owner) -> Self {
-        let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, source } = owner;
+        let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, program, source } = owner;
+        let Program { uid, started, own_pid, executable, command_line } = program;
         Self {
             pid: *pid,
             tid: *tid,
@@ -339,6 +356,12 @@ impl<'a> OwnerRecord<'a> {
                 name: name.as_str().into(),
                 uid: uid.as_str().into(),
             }),
+            uid: *uid,
+            started: started.map(Time),
+            own_pid: *own_pid,
+            exe: executable.as_deref().map(Cow::from),
+            cmdline: command_line.as_ref().map(|line| line.words.as_slice().into()),
+            cmdline_cut: command_line.as_ref().is_some_and(|line| line.cut),
             source: source.name().into(),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{clock_time, duration};
 use crate::output::escape;
-use crate::owner::{Container, Owner, OwnerSource, Pod};
+use crate::owner::{CommandLine, Container, Owner, OwnerSource, Pod, Program};
 use crate::race::event::{Flow, NatRule, PortUse, Race, Verdict};
 use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
@@ -42,9 +42,9 @@ impl fmt::Display for Block<'_> {
             let destination = contested.ends().destination;
             line(f, "ports", format_args!("{in_use} of {in_range} in use toward {destination}"))?;
         }
-        let time = |time| clock_time(self.clock.wall(time), self.zone, MOMENT);
-        write_flow(f, "loser", loser, *protocol, &time)?;
-        write_flow(f, "winner", winner, *protocol, &time)?;
+        let when = When { clock: self.clock, zone: self.zone };
+        write_flow(f, "loser", loser, *protocol, when)?;
+        write_flow(f, "winner", winner, *protocol, when)?;
         if let Some(overlap) = overlap {
             let overlap = duration(*overlap);
             line(f, "overlap", format_args!("{overlap}, from the later request for a port to the winner's insert"))?;
@@ -71,36 +71,41 @@ impl fmt::Display for FailureBlock<'_> {
         let netns = netns.map_or_else(|| "unknown".to_owned(), |netns| netns.0.to_string());
         line(f, "failure", format_args!("{reason}{error}: {}", reason.text()))?;
         line(f, "where", format_args!("netns {netns}, conntrack zone {zone}"))?;
-        write_flow(f, "flow", flow, *protocol, &|time| clock_time(self.clock.wall(time), self.zone, MOMENT))
+        write_flow(f, "flow", flow, *protocol, When { clock: self.clock, zone: self.zone })
     }
 }
 
-/// A time of day to the nanosecond.
-const MOMENT: &str = "%H:%M:%S%.9f";
+/// How times are told.
+#[derive(Clone, Copy)]
+struct When<'a> {
+    clock: WallClock,
+    zone: &'a jiff::tz::TimeZone,
+}
 
-fn write_flow(
-    f: &mut fmt::Formatter<'_>,
-    side: &str,
-    flow: &Flow,
-    protocol: Protocol,
-    time: &dyn Fn(KernelTime) -> String,
-) -> fmt::Result {
+impl When<'_> {
+    /// A time of day to the nanosecond.
+    fn moment(self, time: KernelTime) -> String {
+        clock_time(self.clock.wall(time), self.zone, "%H:%M:%S%.9f")
+    }
+}
+
+fn write_flow(f: &mut fmt::Formatter<'_>, side: &str, flow: &Flow, protocol: Protocol, when: When<'_>) -> fmt::Result {
     line(f, side, format_args!("{}", ends(flow.original.ends(), protocol)))?;
     if let Some(allocated) = flow.allocated {
         let cpu = flow.cpu.map_or_else(String::new, |cpu| format!(" on CPU {cpu}"));
-        line(f, "", format_args!("asked for a port {}{cpu}", time(allocated)))?;
+        line(f, "", format_args!("asked for a port {}{cpu}", when.moment(allocated)))?;
     }
     if let Some(inserted) = flow.inserted {
-        line(f, "", format_args!("inserted         {}", time(inserted)))?;
+        line(f, "", format_args!("inserted         {}", when.moment(inserted)))?;
     }
     match &flow.owner {
-        Some(owner) => sender(f, owner),
+        Some(owner) => sender(f, owner, when.zone),
         None => line(f, "", format_args!("sender unknown")),
     }
 }
 
-fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner) -> fmt::Result {
-    let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, source } = owner;
+fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner, zone: &jiff::tz::TimeZone) -> fmt::Result {
+    let Owner { pid, tid, comm, netns, cgroup_id, cgroup, container, pod, program, source } = owner;
     let thread = tid.filter(|tid| tid != pid).map_or_else(String::new, |tid| format!(" thread {tid}"));
     let netns = netns.map_or_else(String::new, |netns| format!(", netns {}", netns.0));
     let source = match source {
@@ -108,6 +113,7 @@ fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner) -> fmt::Result {
         OwnerSource::SocketLookup => "looked up by its socket after the clash",
     };
     line(f, "", format_args!("{}[{pid}]{thread}{netns}; {source}", escape(comm)))?;
+    runs(f, *pid, program, zone)?;
     match (cgroup, cgroup_id) {
         (Some(path), _) => line(f, "", format_args!("cgroup {}", escape(path)))?,
         (None, Some(id)) => line(f, "", format_args!("cgroup with id {id}, gone"))?,
@@ -126,6 +132,35 @@ fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+/// What the process runs, as whom, since when.
+fn runs(f: &mut fmt::Formatter<'_>, pid: u32, program: &Program, zone: &jiff::tz::TimeZone) -> fmt::Result {
+    let Program { uid, started, own_pid, executable, command_line } = program;
+    let facts = [
+        executable.as_deref().map(|path| format!("runs {}", escape(path))),
+        uid.map(|uid| format!("uid {uid}")),
+        started.map(|started| format!("since {}", started.to_zoned(zone.clone()).strftime("%F %H:%M:%S%.3f"))),
+        own_pid.filter(|&own| own != pid).map(|own| format!("pid {own} in its own namespace")),
+    ];
+    let facts: Vec<String> = facts.into_iter().flatten().collect();
+    if !facts.is_empty() {
+        line(f, "", format_args!("{}", facts.join(", ")))?;
+    }
+    match command_line {
+        Some(CommandLine { words, cut }) => {
+            let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+            let more = if *cut { " (and more)" } else { "" };
+            line(f, "", format_args!("called as {}{more}", words.join(" ")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A word of a command line, told apart from its neighbours.
+fn quoted(word: &str) -> String {
+    let plain = escape(word).to_string();
+    if word.is_empty() || word.contains(char::is_whitespace) { format!("\"{plain}\"") } else { plain }
 }
 
 fn line(f: &mut fmt::Formatter<'_>, name: &str, what: fmt::Arguments<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::owner::container::container;
-use crate::owner::{Owner, OwnerSource};
+use crate::owner::{Owner, OwnerSource, Program};
 
 /// What `tests/data/runtimes/README.md` tells of.
 pub(super) fn node() -> PathBuf {
@@ -27,6 +27,7 @@ pub(super) fn owner(cgroup: &str) -> Owner {
         cgroup: Some(cgroup.to_owned()),
         container: container(cgroup),
         pod: None,
+        program: Program::default(),
         source: OwnerSource::Socket,
     }
 }
