@@ -137,8 +137,9 @@ fn view(how: &str) -> Result<()> {
 /// A terminal in which the view runs, and says at its end with which code and whether the terminal is as it was.
 fn terminal(place: &Path, how: &str) -> Result<Tmux> {
     let own = std::env::current_exe()?;
+    // A backtrace, where the machine asks for one, would push what is looked for off the screen.
     let script = format!(
-        "cd '{place}'\nset -m\nbefore=$(stty -g)\n'{own}' view {how}\n\
+        "cd '{place}'\nset -m\nbefore=$(stty -g)\nRUST_BACKTRACE=0 '{own}' view {how}\n\
          while code=$?; [ \"$code\" -gt 128 ]; do\n\
          echo \"stopped $code\"; [ \"$before\" = \"$(stty -g)\" ] && echo sane; read -r go; fg >/dev/null\ndone\n\
          echo \"ended $code\"; [ \"$before\" = \"$(stty -g)\" ] && echo sane\nread -r end\n",
