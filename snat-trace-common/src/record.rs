@@ -128,10 +128,19 @@ pub struct ProcessKey {
     pub exec_id: u32,
 }
 
-/// What a process runs, recorded when it sends for the first time: the value of a map by [`ProcessKey`].
+/// What a process runs, recorded when it sends for the first time: the value of a map by [`ProcessKey`], and a record that
+/// goes to user space as it is when the process is first met in a clash or a failure.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ProcessFact {
+    /// When it was recorded, and where.
+    pub header: RecordHeader,
+    /// Its key.
+    pub key: ProcessKey,
+    /// Whether it went to user space.
+    pub told: u32,
+    /// Always zero.
+    pub reserved: u32,
     /// Process id in the innermost pid namespace it is in; 0 when unknown.
     pub own_pid: u32,
     /// Bytes of the command line, of which `arguments` has the first; 0 when unknown.
@@ -241,6 +250,8 @@ pub mod kind {
     pub const VERDICT: u16 = 2;
     /// A [`FailureRecord`](crate::FailureRecord).
     pub const FAILURE: u16 = 3;
+    /// A [`ProcessFact`](crate::ProcessFact).
+    pub const PROCESS: u16 = 4;
 }
 
 /// Bits of [`ClashRecord::flags`].
@@ -403,7 +414,7 @@ const _: () = {
     assert!(size_of::<OwnerFact>() == 8 * 8 + 6 * 4 + COMM_LEN);
     assert!(size_of::<ProcessKey>() == 16 && size_of::<CgroupKey>() == 16);
     assert!(size_of::<PathFact>() == 8 + 2 * COMPONENT_LEN);
-    assert!(size_of::<ProcessFact>() == 8 + size_of::<PathFact>() + ARGUMENTS_LEN);
+    assert!(size_of::<ProcessFact>() == 2 * 16 + 4 * 4 + size_of::<PathFact>() + ARGUMENTS_LEN);
     assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
     assert!(size_of::<RecordHeader>() == 16);
     assert!(size_of::<ClashRecord>() == 16 + 24 + 2 * size_of::<FlowFact>() + PACKET_LEN);

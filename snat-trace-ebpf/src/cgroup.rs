@@ -20,6 +20,7 @@ const DEEPEST: usize = 24;
 
 /// Entry of `cgroup_rmdir(kn)` (kernel/cgroup/cgroup.c), of either version: the cgroup is still whole. It may stay, if it is
 /// not empty, which does no harm.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the path would not fit on the stack")]
 #[kprobe]
 fn cgroup_removed(ctx: ProbeContext) -> u32 {
     if CGROUP_FACTS.load() == 0 {

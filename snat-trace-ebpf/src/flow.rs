@@ -5,6 +5,7 @@ use snat_trace_common::{ABSENT, FlowFact, OwnerFact, Tuple, flow_flags};
 
 use crate::{
     maps::{ALLOCATIONS, OWNERS},
+    process,
     read::{Address, NF_CONN_STATUS, NF_CONN_ZONE, Unreadable, same_tuple, tuple_address},
 };
 
@@ -92,5 +93,6 @@ fn fill_owner(flow: &mut FlowFact, original: &Tuple) {
         flow.flags |= flow_flags::OWNER;
         // SAFETY: the pointer is into a map value.
         flow.owner = unsafe { *owner };
+        process::tell(&flow.owner);
     }
 }

@@ -1,7 +1,7 @@
 //! The maps, and the counting of everything that does not reach user space.
 
 use aya_ebpf::{
-    btf_maps::{LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use snat_trace_common::{
@@ -37,6 +37,10 @@ pub(crate) static PROCESS: PerCpuArray<ProcessFact, 1> = PerCpuArray::new();
 /// Paths of cgroups that were removed, or that somebody tried to remove.
 #[btf_map]
 pub(crate) static REMOVED_CGROUPS: LruHashMap<CgroupKey, PathFact, ENTRIES> = LruHashMap::new();
+
+/// Where the programs of senders go on: 0 notes what they run.
+#[btf_map]
+pub(crate) static CONTINUATIONS: ProgramArray<1> = ProgramArray::new();
 
 /// As [`PROCESS`].
 #[btf_map]

@@ -16,8 +16,8 @@ use crate::{
     packet::{AF_INET, AF_INET6, TCP, ipv4_address, ipv4_tuple, ipv6_tuple, network_header, ports, transport_header},
     process,
     read::{
-        Address, FLOWI4_DADDR, FLOWI4_PROTO, FLOWI4_SADDR, SK_BUFF_SK, SOCK_DADDR, SOCK_DADDR6, SOCK_DPORT,
-        SOCK_FAMILY, SOCK_NET, SOCK_SADDR, SOCK_SADDR6, SOCK_SPORT, SOCK_WRITE_QUEUE, Unreadable, netns_at,
+        Address, FLOWI4_DADDR, FLOWI4_PROTO, FLOWI4_SADDR, NET_NS_INUM, SK_BUFF_SK, SOCK_DADDR, SOCK_DADDR6,
+        SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_SADDR, SOCK_SADDR6, SOCK_SPORT, SOCK_WRITE_QUEUE, Unreadable,
     },
 };
 
@@ -28,7 +28,7 @@ fn owner_tcp(ctx: ProbeContext) -> u32 {
         let sk = Address::new(sk);
         let mut tuple = Tuple::default();
         match tcp_tuple(sk, &mut tuple) {
-            Ok(true) => keep(&tuple, sk, 0),
+            Ok(true) => keep(&ctx, &tuple, sk, 0),
             Ok(false) => {}
             Err(Unreadable) => count(Counter::OwnerUnreadable),
         }
@@ -40,7 +40,7 @@ fn owner_tcp(ctx: ProbeContext) -> u32 {
 #[kprobe]
 fn owner_ipv4(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(1) {
-        sent(Address::new(skb), ipv4_tuple);
+        sent(&ctx, Address::new(skb), ipv4_tuple);
     }
     0
 }
@@ -53,7 +53,7 @@ fn owner_raw(ctx: ProbeContext) -> u32 {
         let sk = Address::new(sk);
         let mut tuple = Tuple::default();
         match pending_tuple(sk, Address::new(flow), &mut tuple) {
-            Ok(true) => keep(&tuple, sk, flags_of(&tuple)),
+            Ok(true) => keep(&ctx, &tuple, sk, flags_of(&tuple)),
             Ok(false) => {}
             Err(Unreadable) => count(Counter::OwnerUnreadable),
         }
@@ -65,7 +65,7 @@ fn owner_raw(ctx: ProbeContext) -> u32 {
 #[kprobe]
 fn owner_ipv6(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(0) {
-        sent(Address::new(skb), ipv6_tuple);
+        sent(&ctx, Address::new(skb), ipv6_tuple);
     }
     0
 }
@@ -88,14 +88,14 @@ fn pending_tuple(sk: Address, flow: Address, tuple: &mut Tuple) -> Result<bool, 
 
 /// Keeps the sender of a packet whose headers are made.
 #[inline(always)]
-fn sent(skb: Address, fill: impl Fn(Address, &mut Tuple) -> Result<bool, Unreadable>) {
+fn sent(ctx: &ProbeContext, skb: Address, fill: impl Fn(Address, &mut Tuple) -> Result<bool, Unreadable>) {
     let (Ok(header), Ok(sk)) = (network_header(skb), skb.field(&SK_BUFF_SK).follow()) else {
         count(Counter::OwnerUnreadable);
         return;
     };
     let mut tuple = Tuple::default();
     match fill(header, &mut tuple) {
-        Ok(true) => keep(&tuple, sk, flags_of(&tuple)),
+        Ok(true) => keep(ctx, &tuple, sk, flags_of(&tuple)),
         Ok(false) => {}
         Err(Unreadable) => count(Counter::OwnerUnreadable),
     }
@@ -118,6 +118,23 @@ struct Now {
     time_ns: u64,
 }
 
+/// Keeps the sender of a tuple, and what it runs.
+#[inline(always)]
+fn keep(ctx: &ProbeContext, tuple: &Tuple, sk: Address, flags: u32) {
+    let current = process::current();
+    let task = bpf_get_current_pid_tgid();
+    let now = Now {
+        task,
+        // Two numbers of 32 bits in one of 64.
+        process: process::key_of(current, (task >> 32) as u32),
+        netns: netns_of(sk),
+        // SAFETY: the helper takes no argument and touches no memory.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    keep_sender(tuple, current, &now, flags);
+    process::note(ctx, &now.process);
+}
+
 /// Keeps the sender of a tuple, and when the one before it sent last.
 ///
 /// There is no lock, and two may send one tuple at once. A sender that finds the tuple in other hands puts its name into
@@ -127,21 +144,10 @@ struct Now {
 /// updates its own record, less time than the other's map update takes.
 #[expect(clippy::needless_borrows_for_generic_args, reason = "copies of the owner would not fit on the stack")]
 #[inline(always)]
-fn keep(tuple: &Tuple, sk: Address, flags: u32) {
-    let current = process::current();
-    let task = bpf_get_current_pid_tgid();
-    let now = Now {
-        task,
-        // Two numbers of 32 bits in one of 64.
-        process: process::key_of(current, (task >> 32) as u32),
-        netns: netns_of(sk).unwrap_or(0),
-        // SAFETY: the helper takes no argument and touches no memory.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-    };
-    process::note(current, &now.process);
+fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
     let known = OWNERS.get_ptr_mut(tuple);
     if let Some(known) = known
-        && sent_again(known, &now)
+        && sent_again(known, now)
     {
         return;
     }
@@ -156,7 +162,7 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         legacy_cgroup_id: process::legacy_cgroup_id(current),
         start_ns: now.process.start_ns,
         tgid: now.process.tgid,
-        tid: task as u32,
+        tid: now.task as u32,
         netns: now.netns,
         flags: if process::is_kernel_thread(current) { flags | owner_flags::KERNEL_THREAD } else { flags },
         exec_id: now.process.exec_id,
@@ -174,7 +180,7 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         count(Counter::OwnerNotKept);
         return;
     };
-    if sent_again(known, &now) {
+    if sent_again(known, now) {
         return;
     }
     // SAFETY: the pointer is into a map value, which stays the map's memory for as long as this program runs. Other CPUs
@@ -182,7 +188,7 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
     let known = unsafe { &mut *known };
     let here = known.netns == owner.netns;
     let own = here && known.tgid == owner.tgid && known.start_ns == owner.start_ns;
-    store(&mut known.taker, task);
+    store(&mut known.taker, now.task);
     let sent_before = load(&known.sent_ns);
     (owner.before_ns, owner.elsewhere_ns) = match (own, here) {
         (true, _) => (now.time_ns, now.time_ns),
@@ -194,8 +200,8 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
         count(Counter::OwnerNotKept);
     }
     // A record that lives again for another tuple by now has changed too, and doubt does no harm.
-    if load(&known.sent_ns) != sent_before || load(&known.taker) != task {
-        store(&mut known.taker, task);
+    if load(&known.sent_ns) != sent_before || load(&known.taker) != now.task {
+        store(&mut known.taker, now.task);
         if let Some(current) = OWNERS.get_ptr_mut(tuple) {
             // SAFETY: as above.
             let current = unsafe { &mut *current };
@@ -208,7 +214,7 @@ fn keep(tuple: &Tuple, sk: Address, flags: u32) {
 /// Brings the record of a sender that sends again up to date; `false` when it is another's, or being taken over.
 #[inline(always)]
 fn sent_again(known: *mut OwnerFact, now: &Now) -> bool {
-    // SAFETY: as in `keep`.
+    // SAFETY: as in `keep_sender`.
     let known = unsafe { &mut *known };
     if known.tgid != now.process.tgid || known.start_ns != now.process.start_ns || known.netns != now.netns {
         return false;
@@ -244,13 +250,13 @@ fn store(to: &mut u64, value: u64) {
     unsafe { core::ptr::from_mut(to).write_volatile(value) }
 }
 
-/// Network namespace of a socket.
+/// Network namespace of a socket; 0 when it cannot be read.
 #[inline(always)]
-fn netns_of(sk: Address) -> Result<u32, Unreadable> {
+fn netns_of(sk: Address) -> u32 {
     if SOCK_NET.load() == ABSENT {
-        return Err(Unreadable);
+        return 0;
     }
-    netns_at(sk.field(&SOCK_NET))
+    sk.field(&SOCK_NET).follow_or_zero().field(&NET_NS_INUM).read_or_zero()
 }
 
 /// Writes the original tuple of a connecting TCP socket; `false` when it is neither IPv4 nor IPv6. A socket of IPv6 that

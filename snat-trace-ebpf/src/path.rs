@@ -29,6 +29,6 @@ pub(crate) fn add(path: &mut PathFact, name: Address) -> Result<bool, Unreadable
     if written <= 1 {
         return Err(Unreadable);
     }
-    path.len += written as u32;
+    path.len += written.unsigned_abs() as u32;
     Ok(true)
 }

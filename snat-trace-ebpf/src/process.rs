@@ -3,13 +3,18 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_task, generated::bpf_probe_read_user},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+        generated::bpf_probe_read_user,
+    },
+    macros::kprobe,
+    programs::ProbeContext,
 };
-use snat_trace_common::{ABSENT, ARGUMENTS_LEN, PathFact, ProcessKey};
+use snat_trace_common::{ABSENT, ARGUMENTS_LEN, OwnerFact, PathFact, ProcessFact, ProcessKey, RecordHeader, kind};
 
 use crate::{
     cgroup::CGROUP_FACTS,
-    maps::{PROCESS, PROCESSES},
+    maps::{CONTINUATIONS, PROCESS, PROCESSES, RING},
     path,
     read::{
         Address, CGROUP_KN, CONTROLLER_CPU, CONTROLLER_DEVICES, CONTROLLER_MEMORY, CONTROLLER_PIDS, CSS_CGROUP,
@@ -32,6 +37,10 @@ static COMMANDS: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static LEGACY_CONTROLLER: Global<u8> = Global::new(0);
 
+/// Whether the ring is so large that processes leave room for clashes.
+#[unsafe(no_mangle)]
+static RING_HAS_ROOM: Global<u8> = Global::new(0);
+
 /// How many steps lead from a program's file to the root: its directories, and mounts between them.
 const DEEPEST: usize = 32;
 
@@ -49,7 +58,7 @@ pub(crate) fn current() -> Address {
 #[inline(always)]
 pub(crate) fn is_kernel_thread(task: Address) -> bool {
     const PF_KTHREAD: u32 = 0x0020_0000;
-    task.field(&TASK_FLAGS).read::<u32>().is_ok_and(|flags| flags & PF_KTHREAD != 0)
+    task.field(&TASK_FLAGS).read_or_zero::<u32>() & PF_KTHREAD != 0
 }
 
 /// The program a task runs; a start of 0 when it cannot be read.
@@ -58,9 +67,12 @@ pub(crate) fn key_of(task: Address, tgid: u32) -> ProcessKey {
     if PROCESS_FACTS.load() == 0 {
         return ProcessKey { start_ns: 0, tgid, exec_id: 0 };
     }
-    let start = || task.field(&TASK_LEADER).follow()?.field(&TASK_START).read::<u64>();
-    let exec_id = task.field(&TASK_EXEC_ID).read::<u32>();
-    ProcessKey { start_ns: start().unwrap_or(0), tgid, exec_id: exec_id.unwrap_or(0) }
+    let leader = task.field(&TASK_LEADER).follow_or_zero();
+    ProcessKey {
+        start_ns: leader.field(&TASK_START).read_or_zero(),
+        tgid,
+        exec_id: task.field(&TASK_EXEC_ID).read_or_zero(),
+    }
 }
 
 /// Id of a task's cgroup in the chosen hierarchy of version 1; 0 when there is none.
@@ -76,23 +88,46 @@ pub(crate) fn legacy_cgroup_id(task: Address) -> u64 {
     if controller == ABSENT || CGROUP_FACTS.load() == 0 {
         return 0;
     }
-    let id = || {
-        let states = task.field(&TASK_CSS_SET).follow()?.field(&CSS_SET_SUBSYS);
-        let state = states.plus(u64::from(controller) * size_of::<u64>() as u64).follow()?;
-        state.field(&CSS_CGROUP).follow()?.field(&CGROUP_KN).follow()?.field(&KERNFS_ID).read::<u64>()
-    };
-    id().unwrap_or(0)
+    let states = task.field(&TASK_CSS_SET).follow_or_zero().field(&CSS_SET_SUBSYS);
+    let state = states.plus(u64::from(controller) * size_of::<u64>() as u64).follow_or_zero();
+    let node = state.field(&CSS_CGROUP).follow_or_zero().field(&CGROUP_KN).follow_or_zero();
+    node.field(&KERNFS_ID).read_or_zero()
 }
 
-/// Notes what the current task runs, if that is not known yet. What cannot be read is absent.
+/// Notes what the current task runs, if that is not known yet: by another program, which this one goes over to and never
+/// comes back from. It is large, and the verifier has to walk it but once.
 #[inline(always)]
-pub(crate) fn note(task: Address, key: &ProcessKey) {
-    if key.start_ns == 0 || PROCESSES.get_ptr(key).is_some() {
-        return;
+pub(crate) fn note(ctx: &ProbeContext, key: &ProcessKey) {
+    if key.start_ns != 0 && PROCESSES.get_ptr(key).is_none() {
+        // SAFETY: nothing here is to be dropped. Where the other program was not loaded this one goes on.
+        unsafe { CONTINUATIONS.tail_call(ctx, 0) };
     }
+}
+
+/// The other program. What cannot be read is absent.
+#[kprobe]
+fn note_process(_ctx: ProbeContext) -> u32 {
+    let task = current();
+    // The group's id is in the upper half.
+    let key = &key_of(task, (bpf_get_current_pid_tgid() >> 32) as u32);
+    fill(task, key);
+    0
+}
+
+/// Puts together what is noted.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would not fit on the stack")]
+#[inline(always)]
+fn fill(task: Address, key: &ProcessKey) {
     let Some(fact) = PROCESS.get_ptr_mut(0) else { return };
     // SAFETY: the slot is this CPU's own, see `PROCESS`.
     let fact = unsafe { &mut *fact };
+    const LEN: u16 = size_of::<ProcessFact>() as u16;
+    // SAFETY: the helpers take no argument and touch no memory.
+    let (cpu, time_ns) = unsafe { (bpf_get_smp_processor_id(), bpf_ktime_get_ns()) };
+    fact.header = RecordHeader { kind: kind::PROCESS, len: LEN, cpu, time_ns };
+    fact.key = *key;
+    fact.told = 0;
+    fact.reserved = 0;
     fact.own_pid = own_pid(task).unwrap_or(0);
     path::begin(&mut fact.executable);
     fact.arguments_len = 0;
@@ -106,6 +141,23 @@ pub(crate) fn note(task: Address, key: &ProcessKey) {
     }
     // What is not noted is looked for in /proc, while it is there.
     let _ = PROCESSES.insert(key, &*fact, BPF_NOEXIST.into());
+}
+
+/// Hands on what a sender of a clash or a failure runs, if that has not been done yet. User space can look into the map
+/// instead, but while it does no probe's program runs on its CPU (kernel/bpf/syscall.c, `bpf_disable_instrumentation`).
+#[inline(always)]
+pub(crate) fn tell(owner: &OwnerFact) {
+    if RING_HAS_ROOM.load() == 0 {
+        return;
+    }
+    let key = ProcessKey { start_ns: owner.start_ns, tgid: owner.tgid, exec_id: owner.exec_id };
+    if let Some(fact) = PROCESSES.get_ptr_mut(key) {
+        // SAFETY: the pointer is into a map value. Another CPU may hand it on too, which does no harm.
+        let fact = unsafe { &mut *fact };
+        if fact.told == 0 && RING.output_untyped::<ProcessFact>(&*fact, 0).is_ok() {
+            fact.told = 1;
+        }
+    }
 }
 
 /// Process id in the innermost pid namespace (include/linux/pid.h, `struct pid`).

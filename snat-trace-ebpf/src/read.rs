@@ -1,6 +1,11 @@
 //! Reads of kernel memory through the patched offsets.
 
-use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_probe_read_kernel, generated},
+};
 use snat_trace_common::{ABSENT, Tuple, for_each_offset};
 
 /// A kernel address could not be read.
@@ -56,6 +61,25 @@ impl Address {
     pub(crate) fn read<T: Copy>(self) -> Result<T, Unreadable> {
         // SAFETY: the helper checks the address and fails on one that cannot be read; every bit pattern is a `T`.
         unsafe { bpf_probe_read_kernel(self.as_ptr()) }.map_err(|_| Unreadable)
+    }
+
+    /// The value that stands there, or zeros where it cannot be read. Unlike a result this does not branch, and the verifier
+    /// walks all that follows but once. `T` is plain integers in every use.
+    #[inline(always)]
+    pub(crate) fn read_or_zero<T: Copy>(self) -> T {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes all of `value`, zeros where it fails (kernel/trace/bpf_trace.c,
+        // `bpf_probe_read_kernel_common`); every bit pattern is a `T`.
+        unsafe {
+            generated::bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, self.as_ptr());
+            value.assume_init()
+        }
+    }
+
+    /// The address that stands there, or one at which nothing can be read.
+    #[inline(always)]
+    pub(crate) fn follow_or_zero(self) -> Self {
+        Self(self.read_or_zero())
     }
 
     /// The address that stands there.

@@ -9,7 +9,7 @@ use snat_trace_common::Counter;
 use crate::counters::account::{Account, RaceCounts, close_account};
 use crate::counters::accounts::Closed;
 use crate::counters::window::Windows;
-use crate::kernel::Detail;
+use crate::kernel::{Detail, Role};
 use crate::probe::KernelCounts;
 use crate::race::event::{Class, NatRule, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -168,12 +168,19 @@ impl Totals {
         if missing > 0 {
             lost.insert(ON_THE_WAY, missing);
         }
+        // Nor was seen what the hook missed.
+        if kernel.missed(Role::Clash) > 0 {
+            lost.insert("hook-missed", kernel.missed(Role::Clash));
+        }
         lost.extend(self.close_failures(&kernel));
+        let others_missed =
+            Role::ALL.into_iter().filter(|&role| role != Role::Clash).map(|role| kernel.missed(role)).sum();
         let incomplete = [
             ("flow-without-allocation", self.without_allocation),
             ("flow-without-owner", self.without_owner),
             ("clash-without-verdict", self.without_verdict),
             ("verdict-against-tuples", self.contradicted),
+            ("hook-missed", others_missed),
             ("return-missed", kernel.get(Counter::ReturnMissed)),
             ("allocation-not-kept", kernel.get(Counter::AllocationNotKept)),
             ("owner-not-kept", kernel.get(Counter::OwnerNotKept)),
@@ -469,6 +476,22 @@ mod tests {
         assert_eq!((summary.races(), summary.outside), (7, 4));
         assert_eq!(summary.accounts[0].explained.insert_failed, 3);
         assert!(summary.closes());
+    }
+
+    #[test]
+    fn what_hooks_missed_is_lost_or_incomplete() {
+        let mut missed = [0; Role::ALL.len()];
+        for (role, count) in [(Role::Clash, 2), (Role::Verdict, 3), (Role::OwnerRaw, 4)] {
+            missed[role as usize] = count;
+        }
+        let span = Span { started: at(1), ended: at(2), clock: WallClock::from_offset(0) };
+        let mut counters = [0; Counter::ALL.len()];
+        counters[Counter::ClashSeen as usize] = 1;
+        counters[Counter::LostRingFull as usize] = 1;
+        let summary = Totals::default().close(span, KernelCounts::new(counters, missed), &Closed::default());
+        assert_eq!(summary.lost, [("hook-missed".into(), 2), ("ring-full".into(), 1)]);
+        assert_eq!(summary.incomplete, [("hook-missed".into(), 7)]);
+        assert!(!summary.closes());
     }
 
     #[test]

@@ -238,6 +238,9 @@ pub(super) const CONNTRACK_MODULE: &str = "nf_conntrack";
 /// The module that translates them.
 pub(super) const NAT_MODULE: &str = "nf_nat";
 
+/// Where the programs of senders go on, with what the sender runs.
+pub(crate) const PROCESS_PROGRAM: &str = "note_process";
+
 /// The program of the clash hook.
 pub(crate) const CLASH_PROGRAM: &str = "clash";
 
@@ -346,4 +349,5 @@ pub fn programs(request: Request) -> impl Iterator<Item = &'static str> {
         .iter()
         .filter(move |hook| hook.wanted(request))
         .flat_map(|hook| hook.candidates().map(|candidate| candidate.program))
+        .chain((request.detail == Detail::Full).then_some(PROCESS_PROGRAM))
 }

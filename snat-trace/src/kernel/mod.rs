@@ -21,7 +21,7 @@ pub use capability::{Capabilities, Capability, Missing};
 pub use cgroups::{Hierarchies, Legacy, LegacyController};
 pub use doctor::Report;
 pub use facts::{FactsError, KernelFacts, Kprobes, Lockdown, Presence};
-pub(crate) use hooks::CLASH_PROGRAM;
+pub(crate) use hooks::{CLASH_PROGRAM, PROCESS_PROGRAM};
 pub use hooks::{Detail, Mechanism, Request, Role, programs};
 pub use modules::ModuleWatch;
 pub use plan::{CannotTrace, MissingHook, MissingReason, Plan, PlannedHook, plan};

@@ -14,7 +14,7 @@ use super::{Action, KEPT, Picture, View, draw};
 use crate::counters::account::Delta;
 use crate::counters::accounts::Closed;
 use crate::counters::figures::Tally;
-use crate::kernel::Detail;
+use crate::kernel::{Detail, Role};
 use crate::output::golden::{bare, clock, collision, owner};
 use crate::probe::KernelCounts;
 use crate::race::event::{Class, Flow, Race, Verdict};
@@ -37,7 +37,7 @@ fn so_far(races: &[Race], at: u64, counted: u64, connections: u64, seen: u64) ->
     counts[Counter::Connection as usize] = connections;
     counts[Counter::ClashSeen as usize] = seen;
     let span = Span { started: second(0), ended: second(at), clock: clock() };
-    totals.close(span, KernelCounts::new(counts), &closed)
+    totals.close(span, KernelCounts::new(counts, [0; Role::ALL.len()]), &closed)
 }
 
 /// Races of every kind: with little known, of another class, and by a name that would steer a terminal or is wide.

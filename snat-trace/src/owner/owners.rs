@@ -1,6 +1,6 @@
 //! Owners as events need them, from either level of detail.
 
-use snat_trace_common::{FlowFact, OwnerFact, ProcessKey, flow_flags, owner_flags};
+use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, ProcessKey, flow_flags, owner_flags};
 
 use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
 use super::container::container;
@@ -60,6 +60,13 @@ impl Owners {
         let Sources { recording, senders, cgroups, commands } = sources;
         let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
         Self { paths, names, recording, senders, commands, clock: StartClock::now() }
+    }
+
+    /// Keeps what the kernel told of processes.
+    pub fn learn(&mut self, processes: Vec<ProcessFact>) {
+        if let Some(senders) = &mut self.senders {
+            processes.into_iter().for_each(|process| senders.learn(process));
+        }
     }
 
     /// The owner of each flow, which clashed at the time given: as the kernel recorded it, else by its socket, else through
@@ -150,7 +157,7 @@ impl Owners {
             path => path,
         };
         let key = ProcessKey { start_ns: fact.start_ns, tgid: fact.tgid, exec_id: fact.exec_id };
-        let noted = self.senders.as_ref().and_then(|senders| senders.process(&key));
+        let noted = self.senders.as_mut().and_then(|senders| senders.process(&key));
         let container = cgroup.as_deref().and_then(container);
         Owner {
             pid: fact.tgid,
@@ -161,7 +168,7 @@ impl Owners {
             cgroup,
             container,
             pod: None,
-            program: Program::recorded(fact, noted.as_ref(), self.clock),
+            program: Program::recorded(fact, noted, self.clock),
             source: OwnerSource::Socket,
         }
     }

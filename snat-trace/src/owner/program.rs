@@ -52,7 +52,7 @@ impl StartClock {
 
 impl Program {
     /// What the kernel noted of a sender; `noted` of the program it ran.
-    pub(super) fn recorded(fact: &OwnerFact, noted: Option<&ProcessFact>, clock: StartClock) -> Self {
+    pub(crate) fn recorded(fact: &OwnerFact, noted: Option<&ProcessFact>, clock: StartClock) -> Self {
         let Some(started) = clock.wall(fact.start_ns) else {
             return Self { uid: Some(fact.uid), ..Self::default() };
         };
@@ -126,11 +126,11 @@ pub(super) fn path(fact: &PathFact) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::process::{Command, Stdio};
 
     use proptest::prelude::*;
-    use snat_trace_common::COMPONENT_LEN;
+    use snat_trace_common::{COMPONENT_LEN, ProcessKey, RecordHeader, kind};
 
     use super::*;
 
@@ -138,6 +138,36 @@ mod tests {
         let mut fact = PathFact { len: components.len() as u32, whole, components: [7; 2 * COMPONENT_LEN] };
         fact.components[..components.len()].copy_from_slice(components);
         fact
+    }
+
+    /// `/usr/sbin/nginx`, as the kernel would write it.
+    pub(crate) fn worker() -> ProcessFact {
+        let command_line = b"nginx: worker process\0";
+        let mut arguments = [0; ARGUMENTS_LEN];
+        arguments[..command_line.len()].copy_from_slice(command_line);
+        let header = RecordHeader { kind: kind::PROCESS, len: size_of::<ProcessFact>() as u16, cpu: 1, time_ns: 2 };
+        ProcessFact {
+            header,
+            key: ProcessKey { start_ns: 1, tgid: 4711, exec_id: 3 },
+            told: 0,
+            reserved: 0,
+            own_pid: 12,
+            arguments_len: command_line.len() as u32,
+            executable: noted(b"nginx\0sbin\0usr\0", 1),
+            arguments,
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_noted_is_told() {
+        let fact = OwnerFact { start_ns: 1, uid: 33, ..OwnerFact::default() };
+        let program = Program::recorded(&fact, Some(&worker()), StartClock::now());
+        assert_eq!((program.uid, program.own_pid), (Some(33), Some(12)));
+        assert_eq!(program.executable.as_deref(), Some("/usr/sbin/nginx"));
+        assert_eq!(program.command_line.unwrap().words, ["nginx: worker process"]);
+        // Whose start is not known cannot be told from another with its id.
+        let unknown = Program::recorded(&OwnerFact { start_ns: 0, ..fact }, Some(&worker()), StartClock::now());
+        assert_eq!(unknown, Program { uid: Some(33), ..Program::default() });
     }
 
     #[test]

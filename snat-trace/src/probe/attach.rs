@@ -1,12 +1,14 @@
 //! Carrying out a plan, hook by hook.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use aya::Ebpf;
+use aya::maps::ProgramArray;
 
 use super::error::{ProbeError, is_refusal, reason};
 use super::object::verify;
-use crate::kernel::{Mechanism, MissingHook, Plan, PlannedHook, Role};
+use crate::kernel::{Detail, Mechanism, MissingHook, PROCESS_PROGRAM, Plan, PlannedHook, Role};
 
 /// How a hook of the plan fared.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,27 +37,53 @@ pub struct AttachedHook {
     pub state: HookState,
 }
 
+/// What each program that runs is for, by the kernel's id of it.
+pub(super) type Programs = HashMap<u32, Role>;
+
 /// Loads and attaches every hook of the plan, the clash hook last, so that what it joins is there from its first call on.
 ///
 /// A hook that cannot be attached is reported in the result; only the clash hook is fatal.
-pub(super) fn attach(object: &mut Ebpf, plan: &Plan) -> Result<Vec<AttachedHook>, ProbeError> {
+pub(super) fn attach(object: &mut Ebpf, plan: &Plan) -> Result<(Vec<AttachedHook>, Programs), ProbeError> {
     let (clash, others): (Vec<_>, Vec<_>) = plan.hooks.iter().partition(|hook| hook.role == Role::Clash);
+    let mut programs = Programs::new();
     let mut hooks: Vec<AttachedHook> = plan.missing.iter().map(not_planned).collect();
+    if plan.request.detail == Detail::Full
+        && let Err(error) = load_continuation(object)
+    {
+        tracing::warn!("what senders run is known of those that are still there only: {error}");
+    }
     for hook in others.into_iter().chain(clash) {
         let state = match attach_one(object, hook) {
-            Ok(()) => HookState::Attached,
+            Ok(id) => {
+                programs.insert(id, hook.role);
+                HookState::Attached
+            }
             Err(error) if hook.role == Role::Clash => return Err(error),
             Err(error) => HookState::NotAttached { reason: error.to_string(), cost: hook.cost },
         };
         hooks.push(AttachedHook { role: hook.role, symbol: hook.symbol.into(), mechanism: hook.mechanism, state });
     }
     hooks.sort_by_key(|hook| hook.role as u8);
-    Ok(hooks)
+    Ok((hooks, programs))
 }
 
-fn attach_one(object: &mut Ebpf, hook: &PlannedHook) -> Result<(), ProbeError> {
+/// Loads the program that those of senders go on with. The map stays the object's: the kernel empties it when its last
+/// descriptor is closed.
+fn load_continuation(object: &mut Ebpf) -> Result<(), ProbeError> {
+    let (name, program) = ("CONTINUATIONS", PROCESS_PROGRAM);
+    let loaded = verify(object, program)?.fd().and_then(|loaded| Ok(loaded.try_clone()?));
+    let loaded = loaded.map_err(|error| ProbeError::Refused { program, reason: reason(&error) })?;
+    let map_error = |error| ProbeError::Map { name, error: Box::new(error) };
+    let map = object.map_mut(name).ok_or(ProbeError::NotInObject { kind: "map", name })?;
+    ProgramArray::try_from(map).and_then(|mut map| map.set(0, &loaded, 0)).map_err(map_error)
+}
+
+/// Gives the kernel's id of the program.
+fn attach_one(object: &mut Ebpf, hook: &PlannedHook) -> Result<u32, ProbeError> {
     let symbol = hook.symbol;
-    verify(object, hook.program)?.attach(symbol, 0).map(|_link| ()).map_err(|error| {
+    let program = verify(object, hook.program)?;
+    let attached = program.attach(symbol, 0).and_then(|_link| program.info());
+    attached.map(|info| info.id()).map_err(|error| {
         if is_refusal(&error) {
             return ProbeError::NotPrivileged { symbol };
         }

@@ -3,6 +3,7 @@
 mod attach;
 mod error;
 mod losses;
+mod missed;
 mod object;
 mod senders;
 mod tracer;

@@ -27,6 +27,9 @@ impl Default for Sizes {
     }
 }
 
+/// From this size on a ring has records of processes in it too, each of 840 bytes.
+const ROOM: u32 = 256 << 10;
+
 /// Calls in flight, with room for returns that are missed: some for every CPU.
 const CALLS: u32 = 4096;
 
@@ -58,6 +61,7 @@ pub(super) fn load(kernel: Differences<'_>, request: Request, sizes: Sizes) -> R
     let has = |need| u8::from(offsets.has_all(need));
     let (processes, cgroups, commands) = (has(Need::Processes), has(Need::Cgroups), u8::from(request.commands));
     let legacy = legacy.map_or(0, |controller| controller as u8);
+    let room = u8::from(sizes.ring_bytes >= ROOM);
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
@@ -74,6 +78,7 @@ pub(super) fn load(kernel: Differences<'_>, request: Request, sizes: Sizes) -> R
         .override_global("FAILURES", &failures, true)
         .override_global("PROCESS_FACTS", &processes, true)
         .override_global("CGROUP_FACTS", &cgroups, true)
+        .override_global("RING_HAS_ROOM", &room, true)
         .override_global("COMMANDS", &commands, true)
         .override_global("LEGACY_CONTROLLER", &legacy, true)
         .override_global("EXT_GENID", &ext_generation, true);

@@ -1,5 +1,6 @@
 //! The running tracer: attached programs and the ring they write to.
 
+use std::path::Path;
 use std::{fmt, io};
 
 use aya::Ebpf;
@@ -7,12 +8,13 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::attach::{AttachedHook, attach};
+use super::attach::{AttachedHook, Programs, attach};
 use super::error::ProbeError;
 use super::losses::KernelCounts;
+use super::missed;
 use super::object::{Differences, Sizes, detach, load};
 use super::senders::Senders;
-use crate::kernel::{CLASH_PROGRAM, Plan};
+use crate::kernel::{CLASH_PROGRAM, Plan, Role};
 
 /// Most records taken before others have their turn.
 const AT_ONCE: usize = 4096;
@@ -28,6 +30,10 @@ pub struct Tracer {
     /// `None` once taken.
     senders: Option<Senders>,
     hooks: Vec<AttachedHook>,
+    /// Those attached.
+    programs: Programs,
+    /// What they had missed when they were detached.
+    missed: [u64; Role::ALL.len()],
     #[cfg(feature = "log")]
     log: aya_log::EbpfLogger<&'static dyn log::Log>,
 }
@@ -59,7 +65,7 @@ impl Tracer {
         #[cfg(feature = "log")]
         let log = aya_log::EbpfLogger::init(&mut object)
             .map_err(|_no_map| ProbeError::NotInObject { kind: "map", name: "AYA_LOGS" })?;
-        let hooks = attach(&mut object, plan)?;
+        let (hooks, programs) = attach(&mut object, plan)?;
         Ok(Self {
             object: Some(object),
             ring,
@@ -67,6 +73,8 @@ impl Tracer {
             counters,
             senders: Some(senders),
             hooks,
+            programs,
+            missed: [0; Role::ALL.len()],
             #[cfg(feature = "log")]
             log,
         })
@@ -116,6 +124,7 @@ impl Tracer {
     /// Detaches every hook, the clash hook first, so that each clash still has its verdict. After this no record comes;
     /// the ring may still hold some.
     pub fn detach(&mut self) {
+        self.missed = self.missed();
         if let Some(object) = &mut self.object {
             detach(object, CLASH_PROGRAM);
         }
@@ -128,6 +137,21 @@ impl Tracer {
     ///
     /// When the map cannot be read.
     pub fn counts(&self) -> Result<KernelCounts, ProbeError> {
-        KernelCounts::read(&self.counters)
+        KernelCounts::read(&self.counters, self.missed())
+    }
+
+    /// How many runs each hook missed so far. What cannot be read is not known to be missed.
+    fn missed(&self) -> [u64; Role::ALL.len()] {
+        if self.object.is_none() {
+            return self.missed;
+        }
+        let mut missed = [0; Role::ALL.len()];
+        for (program, count) in missed::by_program(Path::new("/proc/self/fdinfo")).unwrap_or_default() {
+            let role = self.programs.get(&program);
+            if let Some(place) = role.and_then(|&role| missed.get_mut(role as usize)) {
+                *place += count;
+            }
+        }
+        missed
     }
 }

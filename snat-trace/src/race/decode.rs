@@ -14,6 +14,8 @@ pub enum Record {
     Verdict(VerdictRecord),
     /// A connection that did not come into the table without a clash.
     Failure(Box<FailureRecord>),
+    /// What the sender of a clash or a failure runs.
+    Process(Box<ProcessFact>),
 }
 
 /// Why bytes are no record. Such bytes are counted by [`Undecodable::reason`], never fatal.
@@ -67,6 +69,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, Undecodable> {
         kind::CLASH => read(bytes).map(|clash| Record::Clash(Box::new(clash))).ok_or(short),
         kind::VERDICT => read(bytes).map(Record::Verdict).ok_or(short),
         kind::FAILURE => read(bytes).map(|failure| Record::Failure(Box::new(failure))).ok_or(short),
+        kind::PROCESS => read(bytes).map(|process| Record::Process(Box::new(process))).ok_or(short),
         kind => Err(Undecodable::UnknownKind { kind }),
     }
 }
@@ -121,10 +124,11 @@ mod tests {
     use super::*;
     use crate::mutate::survives;
     use crate::output::Sink;
+    use crate::output::golden::owner;
     use crate::output::json::JsonSink;
     use crate::output::text::{Style, TextSink};
     use crate::owner::recorded::{Sender, sender};
-    use crate::owner::{Owner, OwnerSource, Program, Recording};
+    use crate::owner::{Owner, OwnerSource, Program, Recording, StartClock, worker};
     use crate::race::classify::{
         classify,
         tests::{clash, since},
@@ -134,14 +138,16 @@ mod tests {
     use crate::race::verdict::{decided, tests::verdict_on};
 
     /// One record of each kind, as the kernel would write it.
-    fn of_each_kind() -> [(Vec<u8>, Record); 3] {
+    fn of_each_kind() -> [(Vec<u8>, Record); 4] {
         let clash = clash();
         let verdict = verdict_on(&clash);
         let failure = refused();
+        let process = worker();
         [
             (bytes_of(&clash).to_vec(), Record::Clash(Box::new(clash))),
             (bytes_of(&verdict).to_vec(), Record::Verdict(verdict)),
             (bytes_of(&failure).to_vec(), Record::Failure(Box::new(failure))),
+            (bytes_of(&process).to_vec(), Record::Process(Box::new(process))),
         ]
     }
 
@@ -180,7 +186,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..1024),
-            known in proptest::option::of(kind::CLASH..=kind::FAILURE),
+            known in proptest::option::of(kind::CLASH..=kind::PROCESS),
         ) {
             if let Some(kind) = known && bytes.len() >= 2 {
                 bytes[..2].copy_from_slice(&kind.to_ne_bytes());
@@ -195,9 +201,17 @@ mod tests {
                 Ok(Record::Failure(failure)) => {
                     let _ = judge(&failure);
                 }
+                Ok(Record::Process(process)) => {
+                    let _ = ran(&process);
+                }
                 Err(_) => {}
             }
         }
+    }
+
+    /// What a sender runs, of which the kernel noted this.
+    fn ran(process: &ProcessFact) -> Program {
+        Program::recorded(&OwnerFact { start_ns: 1, ..OwnerFact::default() }, Some(process), StartClock::now())
     }
 
     /// Has something printed every way there is, and looks at it.
@@ -220,8 +234,8 @@ mod tests {
     #[test]
     fn mutated_records_are_survived() {
         let clock = WallClock::from_offset(1_772_366_400_000_000_000);
-        let [(clash, _), (verdict, _), (failure, _)] = of_each_kind();
-        survives("record", &[&clash, &verdict, &failure], |bytes| {
+        let [(clash, _), (verdict, _), (failure, _), (process, _)] = of_each_kind();
+        survives("record", &[&clash, &verdict, &failure, &process], |bytes| {
             let record = match decode(bytes) {
                 Ok(Record::Clash(record)) => record,
                 Ok(Record::Verdict(verdict)) => {
@@ -231,6 +245,12 @@ mod tests {
                 Ok(Record::Failure(failure)) => {
                     let Ok(failure) = judge(&failure) else { return };
                     printed(|sink| sink.failure(&failure, clock));
+                    return;
+                }
+                Ok(Record::Process(process)) => {
+                    let mut race = classify(&crate::race::classify::tests::clash(), since()).unwrap();
+                    race.loser.owner = Some(Owner { program: ran(&process), ..owner("nginx", 4711, None) });
+                    printed(|sink| sink.race(&race, clock));
                     return;
                 }
                 Err(_) => return,

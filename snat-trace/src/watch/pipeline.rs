@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
 
-use snat_trace_common::{ClashRecord, FailureRecord, FlowFact};
+use snat_trace_common::{ClashRecord, FailureRecord, FlowFact, ProcessFact};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::writer::{Message, Room, Writer};
@@ -35,6 +35,8 @@ pub(super) struct Pipeline<'a> {
     /// `None` while a batch is being named.
     finder: Option<Finder>,
     pub(super) naming: Option<JoinHandle<Named>>,
+    /// What senders of the next batch run.
+    processes: Vec<ProcessFact>,
     /// Named, and on their way to the output.
     named: VecDeque<Event>,
     pub(super) totals: Totals,
@@ -79,6 +81,7 @@ impl<'a> Pipeline<'a> {
             order: Reorder::default(),
             finder: Some(Finder { owners, ports: PortCounts::default() }),
             naming: None,
+            processes: Vec::new(),
             named: VecDeque::new(),
             totals,
             involved: BTreeSet::new(),
@@ -111,6 +114,7 @@ impl<'a> Pipeline<'a> {
                     self.totals.lose_failure("failure-queue-full");
                 }
             }
+            Ok(Record::Process(process)) => self.processes.push(*process),
             Err(undecodable) => self.totals.lose(undecodable.reason()),
         }
     }
@@ -173,7 +177,8 @@ impl<'a> Pipeline<'a> {
             return;
         }
         if let Some(finder) = self.finder.take() {
-            self.naming = Some(spawn_blocking(move || name_all(finder, batch)));
+            let processes = std::mem::take(&mut self.processes);
+            self.naming = Some(spawn_blocking(move || name_all(finder, processes, batch)));
         }
     }
 
@@ -250,8 +255,9 @@ impl<'a> Pipeline<'a> {
 }
 
 /// Names the owners of a batch, and counts the ports in use where there seemed to be none left.
-fn name_all(mut finder: Finder, batch: Vec<Judged>) -> Named {
+fn name_all(mut finder: Finder, processes: Vec<ProcessFact>, batch: Vec<Judged>) -> Named {
     let Finder { owners, ports } = &mut finder;
+    owners.learn(processes);
     let flows: Vec<_> = batch.iter().flat_map(Judged::flows).collect();
     let mut names = owners.name(&flows).into_iter();
     let mut events = Vec::with_capacity(batch.len());
