@@ -1,6 +1,7 @@
 //! The owner of a flow is right or absent, never wrong: traffic of many kinds, each sender of which says who it is.
 
 mod churn;
+mod gone;
 mod link;
 mod place;
 mod pods;
@@ -48,6 +49,8 @@ pub const SCENARIOS: &[Scenario] = &[
     brief("owners: pods, full", || pods::pods("full")),
     whole("owners: pods, minimal", || pods::pods("minimal")),
     whole("owners: pods, from a container", pods::from_a_container),
+    brief("owners: gone with their cgroups", gone::unified),
+    whole("owners: gone with their cgroups, version 1", gone::legacy),
     whole("owners: churn", churn::churn),
 ];
 

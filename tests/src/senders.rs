@@ -6,6 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::output::{Lines, SNAT_TRACE};
 use crate::races::{exactly, some};
@@ -13,9 +14,10 @@ use crate::scenario::{Numbers, Row, Scenario, brief, whole};
 
 /// Forced, but for one.
 pub const SCENARIOS: &[Scenario] = &[
-    brief("senders: short-lived, full", || short_lived("full", "snat-udp")),
-    whole("senders: short-lived, minimal", || short_lived("minimal", "snat-udp")),
-    whole("senders: short-lived tcp, full", || short_lived("full", "snat-tcp")),
+    brief("senders: short-lived, full", || short_lived("full", "snat-udp", 20)),
+    whole("senders: short-lived, minimal", || short_lived("minimal", "snat-udp", 20)),
+    whole("senders: short-lived tcp, full", || short_lived("full", "snat-tcp", 20)),
+    whole("senders: 10 000 short-lived", || short_lived("full", "snat-udp", 5000)),
     brief("senders: pid namespaces, full", || exactly(20, "full", &["--senders", "pid-namespace"])),
     whole("senders: pid namespaces, minimal", || exactly(20, "minimal", &["--senders", "pid-namespace"])),
     brief("senders: of the node, full", || exactly(20, "full", &["--senders", "host"])),
@@ -35,17 +37,23 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Each packet has a process of its own.
-fn short_lived(detail: &str, scenario: &str) -> Result<Row> {
-    const ROUNDS: u64 = 20;
-
-    let rounds = ROUNDS.to_string();
+fn short_lived(detail: &str, scenario: &str, rounds: u64) -> Result<Row> {
+    let expected = rounds;
+    let rounds = rounds.to_string();
     let arguments =
         ["lab", "--senders", "short-lived", "--detail", detail, "--scenario", scenario, "--rounds", &rounds];
-    let lines = Lines::of(&arguments)?;
+    let output = Command::new(SNAT_TRACE).args(arguments).args(["--format", "json"]).output()?;
+    let lines = Lines::parse(&output)?;
     let (lab, summary) = (lines.only("lab")?, lines.only("summary")?);
-    ensure!(lab["ok"] == true && lines.races() == ROUNDS, "{} races: {lab}", lines.races());
-    ensure!(summary["closes"] == true && lines.lost_in_all()? == 0, "{summary}");
+    // Probes are blind on a CPU where somebody reads a map, as is done for every process here that was not seen before.
+    let (unseen, unnamed) = (count(&summary["lost"]["hook-missed"]), count(&summary["incomplete"]["hook-missed"]));
+    ensure!(output.status.success() == (lab["ok"] == true), "ended with {}", output.status);
+    ensure!(lab["ok"] == true || unseen + unnamed > 0, "{lab}");
+    ensure!(lines.races() + unseen == expected && lines.lost_in_all()? == unseen, "{} races: {summary}", lines.races());
+    ensure!(summary["closes"] == (unseen == 0), "{summary}");
+    ensure!(unseen + unnamed <= expected / 250, "{unseen} not seen, {unnamed} other runs missed");
     let mut pids = HashSet::new();
+    let mut nameless = 0;
     for race in lines.all("race") {
         for side in ["loser", "winner"] {
             let owner = &race[side]["owner"];
@@ -53,11 +61,26 @@ fn short_lived(detail: &str, scenario: &str) -> Result<Row> {
                 ensure!(owner.is_null(), "nobody has that socket: {race}");
                 continue;
             }
+            // Each process was told by its command line from where to send.
+            let source = race[side]["original"]["src"].as_str().context("a source")?;
+            if owner.is_null() {
+                nameless += 1;
+                continue;
+            }
+            let told = owner["cmdline"].as_array().is_some_and(|words| words.iter().any(|word| word == source));
+            ensure!(detail == "minimal" || told, "not what {source} runs: {race}");
             let pid = owner["pid"].as_u64().with_context(|| format!("{side} is not named: {race}"))?;
             ensure!(pids.insert(pid) && owner["tid"] == pid, "{pid} sent another packet too: {race}");
         }
     }
-    Ok(Row { text: format!("{} processes", pids.len()), numbers: lines.numbers()? })
+    ensure!(nameless <= unnamed, "{nameless} senders without a name, {unnamed} runs missed");
+    let missed = if unseen + unnamed > 0 { format!(", {unseen} + {unnamed} runs missed") } else { String::new() };
+    Ok(Row { text: format!("{} processes{missed}", pids.len()), numbers: lines.numbers()? })
+}
+
+/// A figure that is left out where it is nought.
+fn count(figure: &Value) -> u64 {
+    figure.as_u64().unwrap_or_default()
 }
 
 /// A thread of the kernel's, or one of the pod's that it did not start, sends each packet. Whoever is named has the socket; a

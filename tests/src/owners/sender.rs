@@ -18,7 +18,7 @@ use rustix::net::{
     socket_with,
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use serde_json::json;
+use serde_json::{Value, json};
 use snat_trace::lab::Ring;
 
 use super::{churn, link, rights};
@@ -366,10 +366,43 @@ impl Flow {
         let netns = netns.to_string_lossy().trim_matches(|letter: char| !letter.is_ascii_digit()).parse::<u32>()?;
         let comm = fs::read_to_string("/proc/thread-self/comm")?;
         let tid = this.then_some(tid);
-        println!("{}", json!({"pid": pid, "tid": tid, "comm": comm.trim_end(), "netns": netns}));
+        let mut report = json!({"pid": pid, "tid": tid, "comm": comm.trim_end(), "netns": netns});
+        report["program"] = program()?;
+        println!("{report}");
         io::stdout().flush()?;
         Ok(())
     }
+}
+
+/// What this process runs, as whom, since when, in the words of a race.
+fn program() -> Result<Value> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned());
+    let own_pid: u32 = field("NSpid:")?.split_whitespace().next_back().context("a pid")?.parse()?;
+    let arguments = fs::read_to_string("/proc/self/cmdline")?;
+    let arguments: Vec<&str> = arguments.trim_end_matches('\0').split('\0').collect();
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("a name in parentheses")?;
+    // Field 22 of proc_pid_stat(5), in ticks from boot.
+    let ticks: u64 = fields.split_whitespace().nth(19).context("a start")?.parse()?;
+    Ok(json!({
+        "uid": rustix::process::getuid().as_raw(),
+        "own_pid": own_pid,
+        "exe": fs::read_link("/proc/self/exe")?,
+        "cmdline": arguments,
+        "started": wall(ticks)?.to_string(),
+    }))
+}
+
+/// The wall time of so many ticks after boot.
+fn wall(ticks: u64) -> Result<jiff::Timestamp> {
+    let clock = |clock| {
+        let time = rustix::time::clock_gettime(clock);
+        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+    };
+    let since_boot = i128::from(ticks) * 1_000_000_000 / i128::from(rustix::param::clock_ticks_per_second());
+    let boot = clock(rustix::time::ClockId::Realtime) - clock(rustix::time::ClockId::Boottime);
+    Ok(jiff::Timestamp::from_nanosecond(boot + since_boot)?)
 }
 
 /// `MSG_FASTOPEN` (include/linux/socket.h).

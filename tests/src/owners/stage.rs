@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::place::{Place, external};
@@ -188,7 +189,8 @@ impl Stage {
         self.senders.push(child);
         let mut truth: Value = serde_json::from_str(&line)
             .with_context(|| format!("{way} {socket} from {pod} ({from} > {to}) said {line:?}"))?;
-        if let Some(Workload { cgroup: _, container, pod, seen }) = &self.workload {
+        if let Some(Workload { cgroup, container, pod, seen }) = &self.workload {
+            truth["cgroup"] = below_its_mount(cgroup)?.into();
             truth["container"].clone_from(container);
             truth["pod"].clone_from(pod);
             truth["seen"] = (*seen).into();
@@ -230,6 +232,29 @@ impl Stage {
             self.send(&Sender { pod, way, socket, from, to, seen_as: from, expected })?;
         }
         self.races += 1;
+        Ok(())
+    }
+
+    /// Keeps the watch from reading on until [`Self::resume`].
+    pub(super) fn pause(&mut self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub(super) fn resume(&mut self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        let child = self.watch.as_mut().context("it is watched")?.child()?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
+    /// Waits until every sender so far has ended by itself.
+    pub(super) fn bury(&mut self) -> Result<()> {
+        for mut child in self.senders.drain(..) {
+            ensure!(child.wait()?.success(), "a sender");
+        }
         Ok(())
     }
 
@@ -303,6 +328,10 @@ impl Stage {
         if !owner["tid"].is_null() && !truth["tid"].is_null() {
             ensure!(owner["tid"] == truth["tid"], "{what}: the thread of {owner} is not that of {truth}");
         }
+        judge_program(owner, &truth["program"]).with_context(|| format!("{what}: {owner} is not {truth}"))?;
+        if let Some(cgroup) = truth.get("cgroup") {
+            ensure!(owner["cgroup"] == *cgroup, "{what}: {owner} is not in {cgroup}");
+        }
         if truth.get("container").is_some() {
             let says = [&owner["container"], &owner["pod"]];
             let by_cgroup = json!({"runtime": truth["container"]["runtime"], "id": truth["container"]["id"]});
@@ -321,6 +350,30 @@ impl Drop for Stage {
             let _ended = (child.kill(), child.wait());
         }
     }
+}
+
+/// What is said of the program must be what the sender said; of a look-up after the clash, too. The sender counts its start in
+/// ticks of a hundredth of a second, by clocks read one after the other.
+fn judge_program(owner: &Value, truth: &Value) -> Result<()> {
+    const TICK: f64 = 0.01;
+
+    for fact in ["uid", "own_pid", "exe", "cmdline"] {
+        ensure!(owner[fact] == truth[fact], "{fact}");
+    }
+    let time =
+        |value: &Value| -> Result<jiff::Timestamp> { Ok(value["started"].as_str().context("a start")?.parse()?) };
+    let later = time(owner)?.duration_since(time(truth)?).as_secs_f64();
+    ensure!((-TICK..2.0 * TICK).contains(&later), "started {later} s later");
+    Ok(())
+}
+
+/// Where a hierarchy of version 1 is mounted, for a scenario of it.
+pub(super) const LEGACY: &str = "/tmp/snat-trace-legacy";
+
+/// The path of a cgroup in its hierarchy.
+fn below_its_mount(directory: &Path) -> Result<String> {
+    let below = ["/sys/fs/cgroup", LEGACY].into_iter().find_map(|mount| directory.strip_prefix(mount).ok());
+    Ok(format!("/{}", below.context("no cgroup")?.display()))
 }
 
 /// The node through which a pod sends.
