@@ -44,7 +44,7 @@ pub(super) struct Query {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Found {
     /// Its sender.
-    Owner(Owner),
+    Owner(Box<Owner>),
     /// The namespace that has its source address made it of another flow.
     Translated(OriginalTuple),
     /// Nothing for sure.
@@ -93,7 +93,7 @@ pub(super) fn look_up(queries: &[Query], looks: &Looks<'_>) -> Vec<Found> {
         }
         let owner = only_holder(candidates, &holders)
             .and_then(|(netns, inode, pid)| describe(pid, netns, inode, query.time, looks));
-        found.push(owner.map_or(Found::Nothing, Found::Owner));
+        found.push(owner.map_or(Found::Nothing, |owner| Found::Owner(Box::new(owner))));
     }
     found
 }
@@ -438,7 +438,7 @@ mod tests {
 
     fn owners(queries: &[Query]) -> Vec<Option<Owner>> {
         let owner = |found| match found {
-            Found::Owner(owner) => Some(owner),
+            Found::Owner(owner) => Some(*owner),
             Found::Translated(_) | Found::Nothing => None,
         };
         look_up(queries, &looks(&paths())).into_iter().map(owner).collect()

@@ -90,7 +90,7 @@ impl Owners {
             let queries: Vec<Query> = wanted.iter().map(|&(_, query)| query).collect();
             for (found, (outer, _)) in look_up(&queries, &self.looks()).into_iter().zip(wanted) {
                 match found {
-                    Found::Owner(owner) => put(&mut owners, outer.index, owner),
+                    Found::Owner(owner) => put(&mut owners, outer.index, *owner),
                     Found::Translated(inner) => {
                         let inner = self.behind(outer, inner);
                         nameless.extend(self.by_record(inner, &mut owners));

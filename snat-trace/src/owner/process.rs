@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_recorded_start_is_the_one_of_its_tick() {
-        let start = |start_ns| StartTime::from_record(start_ns).map(|start| start.since_boot());
+        let start = |start_ns| StartTime::from_record(start_ns).map(StartTime::since_boot);
         assert_eq!(start(2_184_376_543_210), Some(2_184_370_000_000));
         assert_eq!((start(1), start(0)), (Some(0), None));
     }

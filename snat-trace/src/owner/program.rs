@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::Path;
 
 use rustix::time::ClockId;
 use snat_trace_common::{ARGUMENTS_LEN, OwnerFact, PathFact, ProcessFact};
@@ -75,7 +75,7 @@ impl Program {
         let started = clock.wall(start.since_boot());
         let mut program = Self { uid: ids.uid, started, own_pid: ids.own_pid, ..Self::default() };
         if commands {
-            program.executable = fs::read_link(format!("/proc/{pid}/exe")).ok().map(executable);
+            program.executable = fs::read_link(format!("/proc/{pid}/exe")).ok().map(|path| executable(&path));
             program.command_line = read_command_line(pid).ok().flatten();
         }
         program
@@ -85,7 +85,7 @@ impl Program {
 /// What the kernel puts after the path of a file that was removed.
 const DELETED: &str = " (deleted)";
 
-fn executable(path: PathBuf) -> String {
+fn executable(path: &Path) -> String {
     let path = path.to_string_lossy();
     path.strip_suffix(DELETED).unwrap_or(&path).to_owned()
 }
@@ -135,7 +135,8 @@ pub(crate) mod tests {
     use super::*;
 
     fn noted(components: &[u8], whole: u32) -> PathFact {
-        let mut fact = PathFact { len: components.len() as u32, whole, components: [7; 2 * COMPONENT_LEN] };
+        let mut fact =
+            PathFact { len: u32::try_from(components.len()).unwrap(), whole, components: [7; 2 * COMPONENT_LEN] };
         fact.components[..components.len()].copy_from_slice(components);
         fact
     }
@@ -145,14 +146,15 @@ pub(crate) mod tests {
         let command_line = b"nginx: worker process\0";
         let mut arguments = [0; ARGUMENTS_LEN];
         arguments[..command_line.len()].copy_from_slice(command_line);
-        let header = RecordHeader { kind: kind::PROCESS, len: size_of::<ProcessFact>() as u16, cpu: 1, time_ns: 2 };
+        let header =
+            RecordHeader { kind: kind::PROCESS, len: size_of::<ProcessFact>().try_into().unwrap(), cpu: 1, time_ns: 2 };
         ProcessFact {
             header,
             key: ProcessKey { start_ns: 1, tgid: 4711, exec_id: 3 },
             told: 0,
             reserved: 0,
             own_pid: 12,
-            arguments_len: command_line.len() as u32,
+            arguments_len: u32::try_from(command_line.len()).unwrap(),
             executable: noted(b"nginx\0sbin\0usr\0", 1),
             arguments,
         }

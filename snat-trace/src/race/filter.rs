@@ -6,24 +6,43 @@ use std::str::FromStr;
 use super::event::{Class, Flow, NetnsInum, Race};
 use super::failure::Failure;
 use super::tuple::Protocol;
+use crate::owner::Owner;
 
-/// Everything given must hold; an owner's or an address's condition holds when it does for the loser or the winner.
+/// Everything given must hold, what is about a flow of the loser or of the winner.
+///
+/// Races are chosen here and not in the kernel: nothing but what clashed or failed comes up from there, and the summary counts
+/// what is not shown too.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Network namespace of the entries.
     pub netns: Option<NetnsInum>,
     /// Protocol.
     pub protocol: Option<Protocol>,
+    /// Class.
+    pub class: Option<Class>,
     /// Original source.
     pub source: Option<Prefix>,
     /// Original destination.
     pub destination: Option<Prefix>,
+    /// Its sender.
+    pub owner: OwnerFilter,
+}
+
+/// What must hold of one sender, all at once. Who is not known is never meant.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct OwnerFilter {
     /// Process id.
     pub pid: Option<u32>,
+    /// Name of the thread or process, whole.
+    pub comm: Option<String>,
     /// Part of the cgroup path.
     pub cgroup: Option<String>,
-    /// Class.
-    pub class: Option<Class>,
+    /// The container's name, whole, or the beginning of its id.
+    pub container: Option<String>,
+    /// Part of the pod's name.
+    pub pod: Option<String>,
+    /// The pod's namespace, whole.
+    pub namespace: Option<String>,
 }
 
 impl Filter {
@@ -41,17 +60,34 @@ impl Filter {
     }
 
     fn shows_flows(&self, of_netns: Option<NetnsInum>, of_protocol: Protocol, flows: &[&Flow]) -> bool {
-        let Self { netns, protocol, source, destination, pid, cgroup, class: _ } = self;
-        let either = |holds: &dyn Fn(&Flow) -> bool| flows.iter().any(|flow| holds(flow));
+        let Self { netns, protocol, class: _, source, destination, owner } = self;
         netns.is_none_or(|netns| of_netns == Some(netns))
             && protocol.is_none_or(|protocol| of_protocol == protocol)
-            && source.is_none_or(|prefix| either(&|flow| prefix.contains(flow.original.ends().source.ip())))
-            && destination.is_none_or(|prefix| either(&|flow| prefix.contains(flow.original.ends().destination.ip())))
-            && pid.is_none_or(|pid| either(&|flow| flow.owner.as_ref().is_some_and(|owner| owner.pid == pid)))
-            && cgroup.as_ref().is_none_or(|part| {
-                let path = |flow: &Flow| flow.owner.as_ref().and_then(|owner| owner.cgroup.clone());
-                either(&|flow| path(flow).is_some_and(|path| path.contains(part)))
+            && flows.iter().any(|flow| {
+                let ends = flow.original.ends();
+                source.is_none_or(|prefix| prefix.contains(ends.source.ip()))
+                    && destination.is_none_or(|prefix| prefix.contains(ends.destination.ip()))
+                    && owner.means(flow.owner.as_ref())
             })
+    }
+}
+
+impl OwnerFilter {
+    fn means(&self, owner: Option<&Owner>) -> bool {
+        let Self { pid, comm, cgroup, container, pod, namespace } = self;
+        let Some(owner) = owner else { return *self == Self::default() };
+        /// Whether a condition holds, if there is one, of what is known.
+        fn holds<T>(wanted: Option<&String>, known: Option<&T>, holds: impl Fn(&str, &T) -> bool) -> bool {
+            wanted.is_none_or(|wanted| known.is_some_and(|known| holds(wanted, known)))
+        }
+        pid.is_none_or(|pid| owner.pid == pid)
+            && comm.as_ref().is_none_or(|comm| owner.comm == *comm)
+            && holds(cgroup.as_ref(), owner.cgroup.as_ref(), |part, path| path.contains(part))
+            && holds(container.as_ref(), owner.container.as_ref(), |wanted, container| {
+                container.name.as_deref() == Some(wanted) || container.id.starts_with(wanted)
+            })
+            && holds(pod.as_ref(), owner.pod.as_ref(), |part, pod| pod.name.contains(part))
+            && holds(namespace.as_ref(), owner.pod.as_ref(), |wanted, pod| pod.namespace == wanted)
     }
 }
 
@@ -91,6 +127,8 @@ impl FromStr for Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::golden::owner;
+    use crate::owner::Pod;
     use crate::race::classify::{
         classify,
         tests::{clash, since},
@@ -135,8 +173,61 @@ mod tests {
             filter.protocol = Some(Protocol::UDP);
             filter.class = Some(Class::FixedPort);
         }));
-        assert!(!shows(&|filter| filter.pid = Some(1)), "no owner is no match");
+        assert!(!shows(&|filter| filter.owner.pid = Some(1)), "no owner is no match");
         assert!(!shows(&|filter| filter.netns = Some(NetnsInum(1))));
+    }
+
+    /// One of a pod's container, or of a process outside any.
+    fn sent(pid: u32, comm: &str, pod: Option<(&str, &str)>) -> Owner {
+        let id = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
+        let mut owner = owner(comm, pid, pod.map(|_| ("containerd", id)));
+        if let Some((namespace, name)) = pod {
+            owner.container.as_mut().unwrap().name = Some("app".to_owned());
+            owner.pod = Some(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: String::new() });
+        }
+        owner
+    }
+
+    #[test]
+    fn conditions_on_a_sender_hold_of_one_sender() {
+        let mut race = classify(&clash(), since()).unwrap();
+        race.loser.owner = Some(sent(41, "curl", Some(("shop", "cart-x2k4q"))));
+        race.winner.owner = Some(sent(42, "ntpd", None));
+        let shows = |change: fn(&mut OwnerFilter)| {
+            let mut filter = Filter::default();
+            change(&mut filter.owner);
+            filter.shows(&race)
+        };
+        for (change, expected) in [
+            ((|_| {}) as fn(&mut OwnerFilter), true),
+            (|of| of.pid = Some(42), true),
+            (|of| of.pid = Some(43), false),
+            (|of| of.comm = Some("curl".to_owned()), true),
+            (|of| of.comm = Some("cur".to_owned()), false),
+            (|of| of.cgroup = Some("kubepods".to_owned()), true),
+            (|of| of.cgroup = Some("system.slice".to_owned()), false),
+            (|of| of.container = Some("app".to_owned()), true),
+            (|of| of.container = Some("ap".to_owned()), false),
+            (|of| of.container = Some("5e3fa1c0d2b4".to_owned()), true),
+            (|of| of.container = Some("d2b4".to_owned()), false),
+            (|of| of.pod = Some("cart".to_owned()), true),
+            (|of| of.pod = Some("shop".to_owned()), false),
+            (|of| of.namespace = Some("shop".to_owned()), true),
+            (|of| of.namespace = Some("sho".to_owned()), false),
+        ] {
+            let mut of = OwnerFilter::default();
+            change(&mut of);
+            assert_eq!(shows(change), expected, "{of:?}");
+        }
+        let both = |of: &mut OwnerFilter| {
+            of.comm = Some("ntpd".to_owned());
+            of.namespace = Some("shop".to_owned());
+        };
+        assert!(!shows(both), "each holds of another sender");
+        let source = "10.99.0.10".parse().ok();
+        let of_winner =
+            |pid| Filter { source, owner: OwnerFilter { pid: Some(pid), ..Default::default() }, ..Default::default() };
+        assert!(of_winner(42).shows(&race) && !of_winner(41).shows(&race), "so it is with an address");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snat_trace::kernel::{Detail, Request};
 use snat_trace::race::event::{Class, NetnsInum};
-use snat_trace::race::filter::{Filter, Prefix};
+use snat_trace::race::filter::{Filter, OwnerFilter, Prefix};
 use snat_trace::race::tuple::Protocol;
 
 pub(crate) use evidence::{CompareArgs, ExportArgs, RecordArgs, ReplayArgs, ReportArgs, ReportFormat};
@@ -246,9 +246,9 @@ pub(crate) struct WatchArgs {
     pub(crate) filter: FilterArgs,
 }
 
-/// Which races to show; the summary counts all.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Filters (what is shown; the summary counts everything)")]
+/// Which races to show: all that is given holds of one of both flows. The summary counts all.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Filters (all must hold of the loser, or of the winner; the summary counts everything)")]
 pub(crate) struct FilterArgs {
     /// Network namespace of the conntrack entries, by inode number (lsns -t net)
     #[arg(long, value_name = "INUM")]
@@ -256,18 +256,30 @@ pub(crate) struct FilterArgs {
     /// Protocol: tcp, udp, sctp, icmp, icmpv6 or a number
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     proto: Option<Protocol>,
-    /// Original source of either flow, an address or prefix
+    /// Original source of the flow, an address or prefix
     #[arg(long, value_name = "ADDRESS")]
     src: Option<Prefix>,
-    /// Original destination of either flow, an address or prefix
+    /// Original destination of the flow, an address or prefix
     #[arg(long, value_name = "ADDRESS")]
     dst: Option<Prefix>,
-    /// Process id of either sender
+    /// Process id of the sender
     #[arg(long)]
     pid: Option<u32>,
-    /// Part of the cgroup path of either sender
+    /// Name of the sender's process or thread (ps -o comm)
+    #[arg(long, value_name = "NAME")]
+    comm: Option<String>,
+    /// Part of the sender's cgroup path
     #[arg(long, value_name = "TEXT")]
     cgroup: Option<String>,
+    /// Name of the sender's container, or the beginning of its id
+    #[arg(long, value_name = "NAME|ID")]
+    container: Option<String>,
+    /// Part of the name of the sender's pod
+    #[arg(long, value_name = "TEXT")]
+    pod: Option<String>,
+    /// Namespace of the sender's pod
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
     /// Class of the race
     #[arg(long, value_parser = class_parser())]
     class: Option<Class>,
@@ -275,15 +287,14 @@ pub(crate) struct FilterArgs {
 
 impl FilterArgs {
     pub(crate) fn to_filter(&self) -> Filter {
-        let Self { netns, proto, src, dst, pid, cgroup, class } = self;
+        let Self { netns, proto, src, dst, pid, comm, cgroup, container, pod, namespace, class } = self.clone();
         Filter {
             netns: netns.map(NetnsInum),
-            protocol: *proto,
-            source: *src,
-            destination: *dst,
-            pid: *pid,
-            cgroup: cgroup.clone(),
-            class: *class,
+            protocol: proto,
+            class,
+            source: src,
+            destination: dst,
+            owner: OwnerFilter { pid, comm, cgroup, container, pod, namespace },
         }
     }
 }
