@@ -49,6 +49,7 @@ pub const SCENARIOS: &[Scenario] = &[
     brief("owners: pods, full", || pods::pods("full")),
     whole("owners: pods, minimal", || pods::pods("minimal")),
     whole("owners: pods, from a container", pods::from_a_container),
+    brief("owners: pods whose senders are gone", pods::gone),
     brief("owners: gone with their cgroups", gone::unified),
     whole("owners: gone with their cgroups, version 1", gone::legacy),
     whole("owners: churn", churn::churn),

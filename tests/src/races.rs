@@ -61,7 +61,8 @@ fn of(connections: u64, expected: u64, arguments: &[&str]) -> Result<Row> {
     judge_exactly(&lines, "full", expected)
 }
 
-fn judge_exactly(lines: &Lines, detail: &str, expected: u64) -> Result<Row> {
+/// The same of a run that has been.
+pub(crate) fn judge_exactly(lines: &Lines, detail: &str, expected: u64) -> Result<Row> {
     let races = judge(lines, detail, false)?;
     ensure!(races == expected, "{races} races, expected {expected}");
     Ok(Row { text: String::new(), numbers: lines.numbers()? })

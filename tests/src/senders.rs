@@ -1,7 +1,7 @@
 //! Races of the lab whose senders are not processes that stay, each in a pod. Where any sender can be named at all, whoever is
 //! must be the one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::output::{Lines, SNAT_TRACE};
-use crate::races::{exactly, some};
+use crate::races::{exactly, judge_exactly, some};
 use crate::scenario::{Numbers, Row, Scenario, brief, whole};
 
 /// Forced, but for one.
@@ -54,11 +54,17 @@ fn short_lived(detail: &str, scenario: &str, rounds: u64) -> Result<Row> {
     ensure!(unseen + unnamed <= expected / 250, "{unseen} not seen, {unnamed} other runs missed");
     let mut pids = HashSet::new();
     let mut nameless = 0;
+    let mut pods = HashMap::new();
     for race in lines.all("race") {
         for side in ["loser", "winner"] {
             let owner = &race[side]["owner"];
             if detail == "minimal" && scenario == "snat-udp" {
                 ensure!(owner.is_null(), "nobody has that socket: {race}");
+                let behind = &race[side]["behind"];
+                let netns = behind["netns"].as_u64().with_context(|| format!("the pod is still there: {race}"))?;
+                let source = race[side]["original"]["src"].as_str().context("a source")?;
+                let before = *pods.entry(source.to_owned()).or_insert(netns);
+                ensure!(before == netns && race["netns"] != netns, "{source} is in {before}: {race}");
                 continue;
             }
             // Each process was told by its command line from where to send.
@@ -73,6 +79,8 @@ fn short_lived(detail: &str, scenario: &str, rounds: u64) -> Result<Row> {
             ensure!(pids.insert(pid) && owner["tid"] == pid, "{pid} sent another packet too: {race}");
         }
     }
+    let different: HashSet<u64> = pods.values().copied().collect();
+    ensure!(different.len() == pods.len(), "pods in one namespace: {pods:?}");
     ensure!(nameless <= unnamed, "{nameless} senders without a name, {unnamed} runs missed");
     let missed = if unseen + unnamed > 0 { format!(", {unseen} + {unnamed} runs missed") } else { String::new() };
     Ok(Row { text: format!("{} processes{missed}", pids.len()), numbers: lines.numbers()? })
@@ -113,7 +121,15 @@ fn sent_again(detail: &str, more: &[&str]) -> Result<Row> {
 
 /// Nobody here has sent it, though the packets come from processes of this machine.
 fn outside(detail: &str) -> Result<Row> {
-    let row = exactly(20, detail, &["--senders", "outside"])?;
+    let arguments = ["lab", "--senders", "outside", "--detail", detail];
+    let lines = Lines::of(&arguments)?;
+    for race in lines.all("race") {
+        for side in ["loser", "winner"] {
+            let behind = &race[side]["behind"];
+            ensure!(behind["interface"] == "x0" && behind["port"].is_null(), "answers go to x0: {race}");
+        }
+    }
+    let row = judge_exactly(&lines, detail, 20)?;
     // The lab finds fault with any name.
     let numbers = Numbers { pids_right: None, cgroups_right: None, ..row.numbers };
     Ok(Row { text: "nobody named".to_owned(), numbers })

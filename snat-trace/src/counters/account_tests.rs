@@ -17,8 +17,14 @@ const HERE: NetnsInum = NetnsInum(4_026_531_840);
 fn race(netns: Option<NetnsInum>, verdict: Option<Verdict>) -> Race {
     let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1);
     let ends = Ends { source: any, destination: any };
-    let flow =
-        Flow { original: OriginalTuple::from_ends(ends), allocated: None, inserted: None, cpu: None, owner: None };
+    let flow = Flow {
+        original: OriginalTuple::from_ends(ends),
+        allocated: None,
+        inserted: None,
+        cpu: None,
+        owner: None,
+        behind: None,
+    };
     Race {
         time: KernelTime::from_record(1).unwrap(),
         class: Class::SnatPortCollision,

@@ -20,7 +20,7 @@ use siphasher::sip::SipHasher24;
 
 use super::node::NodeRecord;
 use super::reader::Item;
-use crate::owner::{CommandLine, Container, Owner, Pod, Program};
+use crate::owner::{Behind, CommandLine, Container, Owner, Pod, Program};
 use crate::race::event::{Flow, Race};
 use crate::race::failure::Failure;
 use crate::race::tuple::{Ends, OriginalTuple, Protocol, TranslatedTuple};
@@ -148,23 +148,37 @@ impl Redactor {
         Flow {
             original: OriginalTuple::from_ends(self.ends(flow.original.ends())),
             owner: flow.owner.as_ref().map(|owner| self.owner(owner)),
+            behind: flow.behind.as_ref().map(|behind| self.behind(behind)),
             ..flow.clone()
         }
     }
 
-    fn owner(&self, owner: &Owner) -> Owner {
-        let words = |text: &String| self.words(text);
-        let container = |Container { runtime, id, name, image }: &Container| Container {
+    /// Interfaces of pods have names made of the pods' own.
+    fn behind(&self, Behind { interface, port, netns, container, pod }: &Behind) -> Behind {
+        Behind {
+            interface: self.words(interface),
+            port: port.as_deref().map(|port| self.words(port)),
+            netns: *netns,
+            container: container.as_ref().map(|container| self.container(container)),
+            pod: pod.as_ref().map(|pod| self.pod(pod)),
+        }
+    }
+
+    fn container(&self, Container { runtime, id, name, image }: &Container) -> Container {
+        Container {
             runtime: runtime.clone(),
             id: self.words(id),
-            name: name.as_ref().map(words),
-            image: image.as_ref().map(words),
-        };
-        let pod = |Pod { namespace, name, uid }: &Pod| Pod {
-            namespace: self.words(namespace),
-            name: self.words(name),
-            uid: self.words(uid),
-        };
+            name: name.as_deref().map(|name| self.words(name)),
+            image: image.as_deref().map(|image| self.words(image)),
+        }
+    }
+
+    fn pod(&self, Pod { namespace, name, uid }: &Pod) -> Pod {
+        Pod { namespace: self.words(namespace), name: self.words(name), uid: self.words(uid) }
+    }
+
+    fn owner(&self, owner: &Owner) -> Owner {
+        let words = |text: &String| self.words(text);
         let command = |CommandLine { words, cut }: &CommandLine| CommandLine {
             words: words.iter().map(|word| self.words(word)).collect(),
             cut: *cut,
@@ -179,8 +193,8 @@ impl Redactor {
             program,
             comm: self.words(&owner.comm),
             cgroup: owner.cgroup.as_ref().map(words),
-            container: owner.container.as_ref().map(container),
-            pod: owner.pod.as_ref().map(pod),
+            container: owner.container.as_ref().map(|container| self.container(container)),
+            pod: owner.pod.as_ref().map(|pod| self.pod(pod)),
             ..owner.clone()
         }
     }

@@ -14,10 +14,11 @@ use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Mechanism, Request, Role};
 use crate::output::json::records::{
-    AccountRecord, EndsRecord, FailureRecord, FlowRecord, HookRecord, Map, NatRecord, OwnerRecord, PodRecord,
-    PortChoiceRecord, RaceRecord, RulesRecord, SampleRecord, SessionRecord, SummaryRecord, Time,
+    AccountRecord, BehindRecord, ContainerRecord, EndsRecord, FailureRecord, FlowRecord, HookRecord, Map, NatRecord,
+    OwnerRecord, PodRecord, PortChoiceRecord, RaceRecord, RulesRecord, SampleRecord, SessionRecord, SummaryRecord,
+    Time,
 };
-use crate::owner::{CommandLine, Container, Owner, OwnerSource, Pod, Program};
+use crate::owner::{Behind, CommandLine, Container, Owner, OwnerSource, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -106,7 +107,31 @@ fn flow(record: FlowRecord<'_>) -> Result<Flow, NotKnown> {
         inserted: record.inserted.map(moment).transpose()?,
         cpu: record.cpu,
         owner: record.owner.map(owner).transpose()?,
+        behind: record.behind.map(behind),
     })
+}
+
+fn behind(BehindRecord { interface, port, netns, container, pod }: BehindRecord<'_>) -> Behind {
+    Behind {
+        interface: interface.into_owned(),
+        port: port.map(Cow::into_owned),
+        netns: netns.map(NetnsInum),
+        container: container.map(self::container),
+        pod: pod.map(self::pod),
+    }
+}
+
+fn container(ContainerRecord { runtime, id, name, image }: ContainerRecord<'_>) -> Container {
+    Container {
+        runtime: runtime.into_owned().into(),
+        id: id.into_owned(),
+        name: name.map(Cow::into_owned),
+        image: image.map(Cow::into_owned),
+    }
+}
+
+fn pod(PodRecord { namespace, name, uid }: PodRecord<'_>) -> Pod {
+    Pod { namespace: namespace.into_owned(), name: name.into_owned(), uid: uid.into_owned() }
 }
 
 fn owner(record: OwnerRecord<'_>) -> Result<Owner, NotKnown> {
@@ -119,17 +144,8 @@ fn owner(record: OwnerRecord<'_>) -> Result<Owner, NotKnown> {
         netns: netns.map(NetnsInum),
         cgroup_id,
         cgroup: cgroup.map(Cow::into_owned),
-        container: container.map(|container| Container {
-            runtime: container.runtime.into_owned().into(),
-            id: container.id.into_owned(),
-            name: container.name.map(Cow::into_owned),
-            image: container.image.map(Cow::into_owned),
-        }),
-        pod: pod.map(|PodRecord { namespace, name, uid }| Pod {
-            namespace: namespace.into_owned(),
-            name: name.into_owned(),
-            uid: uid.into_owned(),
-        }),
+        container: container.map(self::container),
+        pod: pod.map(self::pod),
         program: Program {
             uid,
             started: started.map(|Time(started)| started),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::output::escape;
 use crate::output::text::duration;
-use crate::owner::{Container, Pod};
+use crate::owner::{Behind, Container, Pod};
 use crate::race::event::{Flow, Race, Verdict};
 use crate::race::tuple::{Ends, Protocol};
 
@@ -28,11 +28,16 @@ pub(super) fn comment(race: &Race) -> String {
     }
     // Last, as it is long: the list of Wireshark shows the first 240 characters.
     for (side, flow) in [("loser", loser), ("winner", winner)] {
-        let Some(owner) = &flow.owner else { continue };
-        if let Some(Pod { namespace, name, uid }) = &owner.pod {
+        let owner = flow.owner.as_ref();
+        let (container, pod) = match (owner, &flow.behind) {
+            (Some(owner), _) => (&owner.container, &owner.pod),
+            (None, Some(behind)) => (&behind.container, &behind.pod),
+            (None, None) => continue,
+        };
+        if let Some(Pod { namespace, name, uid }) = pod {
             let _ = write!(text, "\n{side}'s pod: {}/{}, uid {}", bounded(namespace), bounded(name), bounded(uid));
         }
-        if let Some(Container { runtime, id, name, image }) = &owner.container {
+        if let Some(Container { runtime, id, name, image }) = container {
             let _ = write!(text, "\n{side}'s container: {} {}", bounded(runtime), bounded(id));
             for (what, known) in [("name", name), ("image", image)] {
                 if let Some(known) = known {
@@ -40,16 +45,25 @@ pub(super) fn comment(race: &Race) -> String {
                 }
             }
         }
-        if let Some(cgroup) = &owner.cgroup {
+        if let Some(cgroup) = owner.and_then(|owner| owner.cgroup.as_ref()) {
             let _ = write!(text, "\n{side}'s cgroup: {}", bounded(cgroup));
+        }
+        if let Some(executable) = owner.and_then(|owner| owner.program.executable.as_ref()) {
+            let _ = write!(text, "\n{side} runs: {}", bounded(executable));
         }
     }
     text
 }
 
 fn sender(flow: &Flow) -> String {
-    let known = flow.owner.as_ref().map(|owner| format!("{}[{}]", bounded(&owner.comm), owner.pid));
-    known.unwrap_or_else(|| "sender unknown".to_owned())
+    match (&flow.owner, &flow.behind) {
+        (Some(owner), _) => format!("{}[{}]", bounded(&owner.comm), owner.pid),
+        (None, Some(Behind { interface, port, .. })) => {
+            let port = port.as_ref().map_or_else(String::new, |port| format!(", port {}", bounded(port)));
+            format!("sender unknown, answers go to {}{port}", bounded(interface))
+        }
+        (None, None) => "sender unknown".to_owned(),
+    }
 }
 
 /// ICMP has an id and no ports.

@@ -85,6 +85,7 @@ pub(in super::super) fn race(round: u16, loser: usize, winner: usize) -> Race {
         inserted: None,
         cpu: None,
         owner: Some(owner(pod)),
+        behind: None,
     };
     let contested = Ends { source: address(&format!("10.99.1.1:{port}")), destination: external() };
     Race {

@@ -139,7 +139,14 @@ mod tests {
             protocol: Protocol::UDP,
             netns: None,
             zone: 0,
-            flow: Flow { original: original(pod, port), allocated: None, inserted: None, cpu: None, owner },
+            flow: Flow {
+                original: original(pod, port),
+                allocated: None,
+                inserted: None,
+                cpu: None,
+                owner,
+                behind: None,
+            },
             by_packet: true,
             counted: crate::counters::figures::Tally::default(),
         }

@@ -70,8 +70,9 @@ const HELP: &str = "\
 q, Ctrl-C        end; the summary follows
 p, space         stop the picture, and go on; counting never stops
 /                filter: words that must all hold, each an address, part of
-                 one or a prefix, a port or pid, or part of a process name,
-                 cgroup, container, class, protocol or verdict
+                 one or a prefix, a port or pid, or part of a process or
+                 executable, cgroup, container, pod, interface, class,
+                 protocol or verdict
                  Enter keeps it, Esc takes it away
 up, down         select a race; PgUp, PgDn, Home, End too
 Enter            everything known of that race; Esc goes back

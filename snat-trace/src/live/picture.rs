@@ -1,10 +1,12 @@
 //! What is known so far, as much of it as is kept: the last races and the running figures.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::race::event::Race;
+use crate::owner::{Owner, workload};
+use crate::race::event::{Flow, Race};
 use crate::race::time::{KernelTime, WallClock};
 use crate::summary::{ON_THE_WAY, Summary};
 
@@ -211,11 +213,13 @@ pub(super) fn destinations<'a>(races: impl Iterator<Item = &'a Race>) -> Vec<(St
     }))
 }
 
-/// Who loses most, the most first; a sender that is not known by its address.
+/// Who loses most, the most first; a sender that is not known by what is behind its address, or by that.
 pub(super) fn losers<'a>(races: impl Iterator<Item = &'a Race>) -> Vec<(String, usize)> {
-    ranked(races.map(|race| match &race.loser.owner {
-        Some(owner) => owner.workload().into_owned(),
-        None => race.loser.original.ends().source.ip().to_string(),
+    ranked(races.map(|race| {
+        let Flow { owner, behind, original, .. } = &race.loser;
+        let behind = || behind.as_ref().and_then(|behind| workload(behind.container.as_ref(), behind.pod.as_ref()));
+        let known = owner.as_ref().map(Owner::workload).or_else(behind);
+        known.map_or_else(|| original.ends().source.ip().to_string(), Cow::into_owned)
     }))
 }
 

@@ -1,5 +1,6 @@
 //! Which races of the view are shown: words typed into it.
 
+use crate::owner::{Container, Pod};
 use crate::race::event::{Flow, Race, Verdict};
 use crate::race::filter::Prefix;
 
@@ -56,19 +57,33 @@ impl Word {
                 says(race.class.name())
                     || says(&race.protocol.to_string())
                     || race.verdict.is_some_and(|verdict| says(Verdict::name(verdict)))
-                    || flows.into_iter().any(|flow| sender_says(flow, &says))
+                    || flows.into_iter().any(|flow| sender_says(flow, says))
                     || sockets.any(|socket| says(&socket.to_string()))
             }
         }
     }
 }
 
-fn sender_says(flow: &Flow, says: &dyn Fn(&str) -> bool) -> bool {
-    flow.owner.as_ref().is_some_and(|owner| {
+fn sender_says(flow: &Flow, says: impl Fn(&str) -> bool + Copy) -> bool {
+    let container = |container: &Container| {
+        let Container { runtime, id, name, image } = container;
+        says(runtime) || says(id) || [name, image].into_iter().flatten().any(|text| says(text))
+    };
+    let pod = |Pod { namespace, name, uid }: &Pod| [namespace, name, uid].into_iter().any(|text| says(text));
+    let of_owner = flow.owner.as_ref().is_some_and(|owner| {
         says(&owner.comm)
             || owner.cgroup.as_deref().is_some_and(says)
-            || owner.container.as_ref().is_some_and(|container| says(&container.runtime) || says(&container.id))
-    })
+            || owner.program.executable.as_deref().is_some_and(says)
+            || owner.container.as_ref().is_some_and(container)
+            || owner.pod.as_ref().is_some_and(pod)
+    });
+    of_owner
+        || flow.behind.as_ref().is_some_and(|behind| {
+            says(&behind.interface)
+                || behind.port.as_deref().is_some_and(says)
+                || behind.container.as_ref().is_some_and(container)
+                || behind.pod.as_ref().is_some_and(pod)
+        })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::text::{Style, TextSink};
 use crate::counters::account::{Account, Caveat};
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Mechanism, Role};
-use crate::owner::{CommandLine, Container, Owner, OwnerSource, Pod, Program};
+use crate::owner::{Behind, CommandLine, Container, Owner, OwnerSource, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Class, Flow, NatRule, NetnsInum, PortUse, Race, Verdict};
 use crate::race::failure::{Failure, Reason};
@@ -75,6 +75,7 @@ fn flow(source: &str, destination: &str, owner: Option<Owner>) -> Flow {
         inserted: None,
         cpu: None,
         owner,
+        behind: None,
     }
 }
 
@@ -209,6 +210,24 @@ fn named_container() -> Race {
     Race { winner, loser, ..collision() }
 }
 
+/// Forwarded: for a virtual machine on a bridge, and out of a pod whose process is gone.
+fn forwarded() -> Race {
+    let machine = Behind { interface: "virbr0".to_owned(), port: Some("vnet3".to_owned()), ..Behind::default() };
+    let pod = pods().loser.owner.unwrap();
+    let pod = Behind {
+        interface: "cali7f2c1d0e9a8".to_owned(),
+        port: None,
+        netns: Some(POD),
+        container: pod.container,
+        pod: pod.pod,
+    };
+    Race {
+        loser: Flow { owner: None, behind: Some(machine), ..collision().loser },
+        winner: Flow { owner: None, behind: Some(pod), ..collision().winner },
+        ..collision()
+    }
+}
+
 /// Names that try to steer the terminal, break the line or turn it round.
 fn hostile() -> Race {
     let mut mean = owner("a\x1b[2Jb\nc\u{9b}1m", 13, None);
@@ -258,7 +277,19 @@ pub(crate) fn failures() -> [Failure; 2] {
 }
 
 pub(crate) fn every_kind() -> Vec<Race> {
-    vec![collision(), bare(), widest(), ipv6(), icmp(), exhaustion(), resolved(), pods(), named_container(), hostile()]
+    vec![
+        collision(),
+        bare(),
+        widest(),
+        ipv6(),
+        icmp(),
+        exhaustion(),
+        resolved(),
+        pods(),
+        named_container(),
+        forwarded(),
+        hostile(),
+    ]
 }
 
 pub(crate) fn session() -> Session {
@@ -398,10 +429,22 @@ fn what_comes_from_outside_does_not_steer() {
 #[test]
 fn names_of_any_length_keep_to_their_columns() {
     let mean = "\x1b[2J\n\u{fffd}\u{202e}".repeat(4096 / 10);
-    let mut races = vec![pods(), named_container()];
+    let mut races = vec![pods(), named_container(), forwarded()];
     for race in &mut races {
+        for behind in [&mut race.loser.behind, &mut race.winner.behind].into_iter().flatten() {
+            let pod = pods().loser.owner.unwrap().pod.filter(|_| behind.pod.is_some());
+            *behind = Behind {
+                interface: mean.clone(),
+                port: Some(mean.clone()),
+                container: Some(Container::of("docker", mean.clone())),
+                pod: pod.map(|_| Pod { namespace: mean.clone(), name: mean.clone(), uid: mean.clone() }),
+                ..behind.clone()
+            };
+        }
         for owner in [&mut race.loser.owner, &mut race.winner.owner].into_iter().flatten() {
             (owner.comm, owner.cgroup) = (mean.clone(), Some(mean.clone()));
+            owner.program.executable = Some(mean.clone());
+            owner.program.command_line = Some(CommandLine { words: vec![mean.clone(); 3], cut: false });
             owner.container = Some(Container {
                 name: Some(mean.clone()),
                 image: Some(mean.clone()),
@@ -422,12 +465,15 @@ fn names_of_any_length_keep_to_their_columns() {
     assert_eq!(everything.find(steers), None);
     for (line, race) in lines.lines().skip(1).zip(&races) {
         let line: Value = serde_json::from_str(line).unwrap();
+        let Some(known) = &race.loser.owner else {
+            let behind = &line["loser"]["behind"];
+            assert_eq!((&behind["interface"], &behind["port"]), (&mean.as_str().into(), &mean.as_str().into()));
+            continue;
+        };
         let owner = &line["loser"]["owner"];
         assert_eq!((&owner["comm"], &owner["container"]["image"]), (&mean.as_str().into(), &mean.as_str().into()));
-        assert_eq!(
-            owner["pod"]["uid"].as_str(),
-            race.loser.owner.as_ref().unwrap().pod.as_ref().map(|_| mean.as_str())
-        );
+        assert_eq!((&owner["exe"], &owner["cmdline"][2]), (&mean.as_str().into(), &mean.as_str().into()));
+        assert_eq!(owner["pod"]["uid"].as_str(), known.pod.as_ref().map(|_| mean.as_str()));
     }
 }
 
@@ -706,6 +752,9 @@ fn json_gives_hostile_names_back_as_they_were() {
     let owner = hostile().loser.owner.unwrap();
     assert_eq!(line["loser"]["owner"]["comm"], owner.comm);
     assert_eq!(line["loser"]["owner"]["cgroup"].as_str(), owner.cgroup.as_deref());
+    assert_eq!(line["loser"]["owner"]["exe"].as_str(), owner.program.executable.as_deref());
+    let words = owner.program.command_line.unwrap().words;
+    assert!(words[0].contains('\x1b') && line["loser"]["owner"]["cmdline"] == Value::from(words));
     assert_eq!(line["winner"]["owner"]["comm"], "wörker");
     let (container, pod) = (owner.container.unwrap(), owner.pod.unwrap());
     assert_eq!(line["loser"]["owner"]["container"]["name"].as_str(), container.name.as_deref());

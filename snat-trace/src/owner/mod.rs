@@ -1,5 +1,6 @@
 //! Who is behind a flow: process, cgroup, container.
 
+pub(crate) mod behind;
 mod cgroup;
 pub mod container;
 mod diag;
@@ -12,6 +13,7 @@ pub(crate) mod recorded;
 mod runtime;
 mod translation;
 
+pub use behind::Behind;
 pub use owners::{Owners, Sources};
 pub use program::{CommandLine, Program};
 #[cfg(test)]
@@ -102,23 +104,42 @@ pub struct Owner {
     pub source: OwnerSource,
 }
 
+/// A cgroup's path, and what is to be found out of it.
+#[derive(Debug)]
+struct Place<'a> {
+    cgroup: &'a str,
+    /// As the path tells, to be named.
+    container: &'a mut Option<Container>,
+    pod: &'a mut Option<Pod>,
+}
+
 /// Characters of a hexadecimal id that tell a container from others, as runtimes print them.
 const SHORT_ID: usize = 12;
 
 impl Owner {
+    /// What its cgroup tells, if that is known.
+    fn place(&mut self) -> Option<Place<'_>> {
+        let Self { cgroup, container, pod, .. } = self;
+        Some(Place { cgroup: cgroup.as_deref()?, container, pod })
+    }
+
     /// The best short name of what runs there: `namespace/name` of the pod, else the container's name or short id, the
     /// unit, the innermost cgroup or the process. Not escaped.
     #[must_use]
     pub fn workload(&self) -> Cow<'_, str> {
-        if let Some(Pod { namespace, name, uid: _ }) = &self.pod {
-            return format!("{namespace}/{name}").into();
-        }
-        if let Some(Container { runtime: _, id, name, image: _ }) = &self.container {
-            return name.as_deref().unwrap_or_else(|| short_id(id)).into();
-        }
-        let innermost = self.cgroup.as_deref().and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
-        innermost.unwrap_or(&self.comm).into()
+        workload(self.container.as_ref(), self.pod.as_ref()).unwrap_or_else(|| {
+            let innermost = self.cgroup.as_deref().and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
+            innermost.unwrap_or(&self.comm).into()
+        })
     }
+}
+
+/// The best short name of a pod or container: `namespace/name` of the pod, else the container's name or short id, or the unit.
+pub(crate) fn workload<'a>(container: Option<&'a Container>, pod: Option<&'a Pod>) -> Option<Cow<'a, str>> {
+    if let Some(Pod { namespace, name, uid: _ }) = pod {
+        return Some(format!("{namespace}/{name}").into());
+    }
+    container.map(|Container { id, name, .. }| name.as_deref().unwrap_or_else(|| short_id(id)).into())
 }
 
 /// The beginning of an id that a runtime made; any other name in full.

@@ -1,7 +1,11 @@
 //! Owners as events need them, from either level of detail.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
 use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, ProcessKey, flow_flags, owner_flags};
 
+use super::behind::{self, Behind, Source};
 use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
 use super::container::container;
 use super::lookup::{Found, Looks, Query, look_up};
@@ -9,12 +13,15 @@ use super::process::{self, StartTime};
 use super::program::{self, Program, StartClock};
 use super::recorded::{Recording, Sender, sender};
 use super::runtime::Names;
-use super::{Owner, OwnerSource};
+use super::{Owner, OwnerSource, Place};
 use crate::kernel::Hierarchies;
 use crate::probe::Senders;
 use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
 use crate::race::tuple::{OriginalTuple, Protocol};
+
+/// How long what is behind an address is taken to be as it was.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Through how many translations a flow is followed back to its sender.
 const DEEPEST: usize = 3;
@@ -41,6 +48,8 @@ pub struct Owners {
     senders: Option<Senders>,
     commands: bool,
     clock: StartClock,
+    /// What was looked for last.
+    behind: Option<(Instant, BTreeMap<Source, Option<Behind>>)>,
 }
 
 /// A flow that is still without its owner.
@@ -59,7 +68,7 @@ impl Owners {
     pub fn new(sources: Sources) -> Self {
         let Sources { recording, senders, cgroups, commands } = sources;
         let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
-        Self { paths, names, recording, senders, commands, clock: StartClock::now() }
+        Self { paths, names, recording, senders, commands, clock: StartClock::now(), behind: None }
     }
 
     /// Keeps what the kernel told of processes.
@@ -99,8 +108,45 @@ impl Owners {
                 }
             }
         }
-        self.names.complete(owners.iter_mut().flatten());
+        self.names.complete(owners.iter_mut().flatten().filter_map(Owner::place));
         owners
+    }
+
+    /// Where answers to each source go, and which pod's or container's processes are there.
+    ///
+    /// What was found stays true for [`FRESH`]: flows whose senders are not known can come by the thousand.
+    #[must_use]
+    pub fn where_answers_go(&mut self, sources: &BTreeSet<Source>) -> BTreeMap<Source, Behind> {
+        let fresh = self.behind.as_ref().is_some_and(|(asked, known)| {
+            asked.elapsed() < FRESH && sources.iter().all(|source| known.contains_key(source))
+        });
+        if !fresh {
+            let mut found = behind::look_up(sources);
+            self.name_behind(&mut found);
+            let all = sources.iter().map(|source| (*source, found.remove(source))).collect();
+            self.behind = Some((Instant::now(), all));
+        }
+        let known = self.behind.iter().flat_map(|(_, known)| known);
+        known
+            .filter(|(source, _)| sources.contains(source))
+            .filter_map(|(source, behind)| Some((*source, behind.clone()?)))
+            .collect()
+    }
+
+    /// Names what all processes of a network namespace are in.
+    fn name_behind(&mut self, found: &mut BTreeMap<Source, Behind>) {
+        let namespaces = found.values().filter_map(|behind| behind.netns).collect();
+        for (netns, cgroups) in behind::cgroups_in(&namespaces) {
+            let mut inside: Vec<_> = cgroups.iter().map(|path| (path, container(path), None)).collect();
+            let places = inside.iter_mut().map(|(cgroup, container, pod)| Place { cgroup, container, pod });
+            self.names.complete(places);
+            let pod = the_same(inside.iter().map(|(_, _, pod)| pod.as_ref()));
+            let container = the_same(inside.iter().map(|(_, container, _)| container.as_ref()));
+            for behind in found.values_mut().filter(|behind| behind.netns == Some(netns)) {
+                behind.pod = pod.cloned();
+                behind.container = container.cloned();
+            }
+        }
     }
 
     /// Names it as it was recorded; gives it back if it is worth looking further.
@@ -182,6 +228,12 @@ fn query(nameless: &Nameless) -> Option<Query> {
         time: nameless.clash,
         by_socket: nameless.by_socket,
     })
+}
+
+/// What all have, if there are any.
+fn the_same<'a, T: Eq>(mut all: impl Iterator<Item = Option<&'a T>>) -> Option<&'a T> {
+    let first = all.next()??;
+    all.all(|other| other == Some(first)).then_some(first)
 }
 
 fn put(owners: &mut [Option<Owner>], index: usize, owner: Owner) {

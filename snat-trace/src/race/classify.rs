@@ -194,6 +194,7 @@ pub(super) fn flow(fact: &FlowFact) -> Option<Flow> {
         inserted: KernelTime::from_record(fact.inserted_ns).filter(|_| known),
         cpu: known.then_some(fact.allocated_cpu),
         owner: None,
+        behind: None,
     })
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::time::KernelTime;
 use super::tuple::{OriginalTuple, Protocol, TranslatedTuple};
-use crate::owner::Owner;
+use crate::owner::{Behind, Owner};
 
 /// Inode number of a network namespace, as in `/proc/PID/ns/net`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -119,6 +119,8 @@ pub struct Flow {
     pub cpu: Option<u32>,
     /// Who sent it.
     pub owner: Option<Owner>,
+    /// Where answers to it go, if nobody here is known to have sent it.
+    pub behind: Option<Behind>,
 }
 
 /// One clash, classified.

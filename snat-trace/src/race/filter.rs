@@ -6,7 +6,6 @@ use std::str::FromStr;
 use super::event::{Class, Flow, NetnsInum, Race};
 use super::failure::Failure;
 use super::tuple::Protocol;
-use crate::owner::Owner;
 
 /// Everything given must hold, what is about a flow of the loser or of the winner.
 ///
@@ -28,8 +27,9 @@ pub struct Filter {
     pub owner: OwnerFilter,
 }
 
-/// What must hold of one sender, all at once. Who is not known is never meant.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+/// What must hold of one sender, all at once; of one that is not known, what is behind its address. Nothing that is not known
+/// is ever meant.
+#[derive(Clone, Debug, Default)]
 pub struct OwnerFilter {
     /// Process id.
     pub pid: Option<u32>,
@@ -67,27 +67,32 @@ impl Filter {
                 let ends = flow.original.ends();
                 source.is_none_or(|prefix| prefix.contains(ends.source.ip()))
                     && destination.is_none_or(|prefix| prefix.contains(ends.destination.ip()))
-                    && owner.means(flow.owner.as_ref())
+                    && owner.means(flow)
             })
     }
 }
 
 impl OwnerFilter {
-    fn means(&self, owner: Option<&Owner>) -> bool {
+    fn means(&self, flow: &Flow) -> bool {
         let Self { pid, comm, cgroup, container, pod, namespace } = self;
-        let Some(owner) = owner else { return *self == Self::default() };
+        let Flow { owner, behind, .. } = flow;
+        let (owner, behind) = (owner.as_ref(), behind.as_ref());
+        let container_of = || owner.and_then(|owner| owner.container.as_ref());
+        let of_container = container_of().or_else(|| behind?.container.as_ref());
+        let pod_of = || owner.and_then(|owner| owner.pod.as_ref());
+        let of_pod = pod_of().or_else(|| behind?.pod.as_ref());
         /// Whether a condition holds, if there is one, of what is known.
         fn holds<T>(wanted: Option<&String>, known: Option<&T>, holds: impl Fn(&str, &T) -> bool) -> bool {
             wanted.is_none_or(|wanted| known.is_some_and(|known| holds(wanted, known)))
         }
-        pid.is_none_or(|pid| owner.pid == pid)
-            && comm.as_ref().is_none_or(|comm| owner.comm == *comm)
-            && holds(cgroup.as_ref(), owner.cgroup.as_ref(), |part, path| path.contains(part))
-            && holds(container.as_ref(), owner.container.as_ref(), |wanted, container| {
+        pid.is_none_or(|pid| owner.is_some_and(|owner| owner.pid == pid))
+            && holds(comm.as_ref(), owner, |comm, owner| owner.comm == comm)
+            && holds(cgroup.as_ref(), owner.and_then(|owner| owner.cgroup.as_ref()), |part, path| path.contains(part))
+            && holds(container.as_ref(), of_container, |wanted, container| {
                 container.name.as_deref() == Some(wanted) || container.id.starts_with(wanted)
             })
-            && holds(pod.as_ref(), owner.pod.as_ref(), |part, pod| pod.name.contains(part))
-            && holds(namespace.as_ref(), owner.pod.as_ref(), |wanted, pod| pod.namespace == wanted)
+            && holds(pod.as_ref(), of_pod, |part, pod| pod.name.contains(part))
+            && holds(namespace.as_ref(), of_pod, |wanted, pod| pod.namespace == wanted)
     }
 }
 
@@ -128,7 +133,7 @@ impl FromStr for Prefix {
 mod tests {
     use super::*;
     use crate::output::golden::owner;
-    use crate::owner::Pod;
+    use crate::owner::{Behind, Owner, Pod};
     use crate::race::classify::{
         classify,
         tests::{clash, since},
@@ -193,11 +198,12 @@ mod tests {
         let mut race = classify(&clash(), since()).unwrap();
         race.loser.owner = Some(sent(41, "curl", Some(("shop", "cart-x2k4q"))));
         race.winner.owner = Some(sent(42, "ntpd", None));
-        let shows = |change: fn(&mut OwnerFilter)| {
+        let shown = |race: &Race, change: fn(&mut OwnerFilter)| {
             let mut filter = Filter::default();
             change(&mut filter.owner);
-            filter.shows(&race)
+            filter.shows(race)
         };
+        let shows = |change| shown(&race, change);
         for (change, expected) in [
             ((|_| {}) as fn(&mut OwnerFilter), true),
             (|of| of.pid = Some(42), true),
@@ -228,6 +234,12 @@ mod tests {
         let of_winner =
             |pid| Filter { source, owner: OwnerFilter { pid: Some(pid), ..Default::default() }, ..Default::default() };
         assert!(of_winner(42).shows(&race) && !of_winner(41).shows(&race), "so it is with an address");
+        let loser = race.loser.owner.take().unwrap();
+        let in_cart: [fn(&mut OwnerFilter); 2] =
+            [|of| of.pod = Some("cart".to_owned()), |of| of.container = Some("app".to_owned())];
+        assert!(in_cart.iter().all(|&change| !shown(&race, change)));
+        race.loser.behind = Some(Behind { container: loser.container, pod: loser.pod, ..Behind::default() });
+        assert!(in_cart.iter().all(|&change| shown(&race, change)), "so do those behind it");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From records to named races, in the order of kernel time.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::pin::pin;
 
 use snat_trace_common::{ClashRecord, FailureRecord, FlowFact, ProcessFact};
@@ -10,7 +11,7 @@ use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
 use crate::counters::ports::PortCounts;
 use crate::kernel::Role;
-use crate::owner::Owners;
+use crate::owner::{Behind, Owners};
 use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
 use crate::race::decode::{Record, decode};
@@ -282,7 +283,30 @@ fn name_all(mut finder: Finder, processes: Vec<ProcessFact>, batch: Vec<Judged>)
             }
         });
     }
+    look_behind(owners, &mut events);
     (finder, events)
+}
+
+/// Finds out where answers to flows go that nobody here is known to have sent.
+fn look_behind(owners: &mut Owners, events: &mut [Event]) {
+    fn nameless(event: &mut Event) -> impl Iterator<Item = ((NetnsInum, IpAddr), &mut Option<Behind>)> {
+        let (netns, flows) = match event {
+            Event::Race(race) => (race.netns, vec![&mut race.loser, &mut race.winner]),
+            Event::Failure(failure) => (failure.netns.filter(|_| failure.by_packet), vec![&mut failure.flow]),
+        };
+        flows.into_iter().filter(|flow| flow.owner.is_none()).filter_map(move |flow| {
+            let source = flow.original.ends().source.ip().to_canonical();
+            Some(((netns?, source), &mut flow.behind))
+        })
+    }
+    let sources = events.iter_mut().flat_map(nameless).map(|(source, _)| source).collect::<BTreeSet<_>>();
+    if sources.is_empty() {
+        return;
+    }
+    let found = owners.where_answers_go(&sources);
+    for (source, behind) in events.iter_mut().flat_map(nameless) {
+        *behind = found.get(&source).cloned();
+    }
 }
 
 impl Judged {

@@ -37,7 +37,7 @@ fn named(hierarchy: &str) -> Result<Row> {
         stage.workload = Some(Workload { cgroup: cgroup.clone(), container, pod: Value::Null, seen: true });
         stage.pause()?;
         stage.pair(("exit", socket, Named), ("exit", socket, Named))?;
-        stage.bury()?;
+        stage.bury(2)?;
         remove(&cgroup)?;
         remove(&outermost)?;
         stage.resume()?;

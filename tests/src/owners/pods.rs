@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::stage::Expected::Named;
+use super::stage::Expected::{Absent, Named};
 use super::stage::{Sender, Stage, Workload};
 use super::{NODE, P0, P1};
 use crate::node::command;
@@ -80,6 +80,41 @@ fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
             stage.races += 1;
         }
         stage.settle()?;
+    }
+    stage.finish()
+}
+
+/// Senders that no hook has seen, and that are gone before they are looked for: of their pods, whose namespaces are still there,
+/// others are known.
+pub(super) fn gone() -> Result<Row> {
+    if let Some(there) = MADE.into_iter().find(|path| Path::new(path).exists()) {
+        return Ok(Row::said(format!("skipped, there is {there} here")));
+    }
+    let node = Node;
+    let pods = [
+        ("p0", P0, node.containerd(CART, "shop", "cart-x2k4q", "app")?),
+        ("p1", P1, node.containerd(PROXY, "kube-system", "coredns-7db6d8", "coredns")?),
+    ];
+    let mut stage = Stage::new("minimal")?;
+    for (pod, address, workload) in &pods {
+        stage.workload = Some(workload.clone());
+        let (from, to) = (SocketAddr::new(*address, stage.port()), stage.outside());
+        stage.hold(&Sender { pod, way: "plain", socket: "udp", from, to, seen_as: from, expected: Named })?;
+    }
+    for round in 0..2 {
+        stage.pause()?;
+        let to = stage.outside();
+        for (pod, address, workload) in &pods {
+            stage.workload = Some(workload.clone());
+            let from = SocketAddr::new(*address, stage.port());
+            stage.send(&Sender { pod, way: "exit", socket: "udp", from, to, seen_as: from, expected: Absent })?;
+        }
+        stage.races += 1;
+        stage.bury(2)?;
+        stage.resume()?;
+        stage.settle()?;
+        // Names that come too late for the first event are known for the next.
+        stage.placed = 2 * round;
     }
     stage.finish()
 }

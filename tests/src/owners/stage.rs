@@ -83,6 +83,8 @@ pub(super) struct Stage {
     next_port: u16,
     /// Where the next senders are, if they are in a container.
     pub(super) workload: Option<Workload>,
+    /// How many flows without a known sender must at least be told to be of their pod.
+    pub(super) placed: u64,
     /// How many clashes there must be, in all nodes together. There may be more: a SYN is sent again.
     pub(super) races: u64,
 }
@@ -122,6 +124,7 @@ impl Stage {
             sent,
             next_port: 20_000,
             workload: None,
+            placed: 0,
             races: 0,
         })
     }
@@ -250,9 +253,9 @@ impl Stage {
         Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
-    /// Waits until every sender so far has ended by itself.
-    pub(super) fn bury(&mut self) -> Result<()> {
-        for mut child in self.senders.drain(..) {
+    /// Waits until the last of all senders have ended by themselves.
+    pub(super) fn bury(&mut self, last: usize) -> Result<()> {
+        for mut child in self.senders.drain(self.senders.len().saturating_sub(last)..) {
             ensure!(child.wait()?.success(), "a sender");
         }
         Ok(())
@@ -279,18 +282,21 @@ impl Stage {
         // A SYN that is sent again at the end may come too late to be shown.
         let closes = summary["closes"] == true || summary["lost"]["not-shown"].as_u64() > Some(0);
         ensure!(closes && lines.races() >= self.races, "{} races: {summary}", lines.races());
-        let (mut named, mut seen) = (0_u64, HashSet::new());
+        let (mut named, mut placed, mut seen) = (0_u64, 0_u64, HashSet::new());
         for race in lines.all("race") {
             for side in ["loser", "winner"] {
                 let (key, is_named) = self.judge(race, side).with_context(|| format!("{side} of {race}"))?;
                 named += u64::from(is_named);
+                placed += u64::from(!race[side]["behind"]["pod"].is_null());
                 seen.insert(key);
             }
         }
         let by_process = |sent: &VecDeque<Sent>| sent.iter().any(|sent| sent.truth.is_some());
         let unseen: Vec<_> = self.sent.iter().filter(|(key, sent)| !seen.contains(*key) && by_process(sent)).collect();
         ensure!(unseen.is_empty(), "no race has {unseen:?}");
-        Ok(Row::said(format!("{} races, {named} senders named and right", lines.races())))
+        ensure!(placed >= self.placed, "{placed} of {} without a sender are of a pod", self.placed);
+        let placed = if placed > 0 { format!(", {placed} known by their pod") } else { String::new() };
+        Ok(Row::said(format!("{} races, {named} senders named and right{placed}", lines.races())))
     }
 
     /// Looks at what was printed so far, whole lines.
@@ -320,8 +326,12 @@ impl Stage {
         let owner = &flow["owner"];
         if owner.is_null() {
             ensure!(expected != Named, "{what} is not named");
+            if node == "n" {
+                judge_behind(&flow["behind"], from.ip(), truth.as_ref()).with_context(|| format!("behind {what}"))?;
+            }
             return Ok((found.clone(), false));
         }
+        ensure!(flow["behind"].is_null(), "{what} is named, and yet looked for");
         ensure!(expected != Absent, "{what} is named {owner}");
         let truth = truth.with_context(|| format!("{what} is no process, yet {owner}"))?;
         ensure!(owner["pid"] == truth["pid"] && owner["netns"] == truth["netns"], "{what}: {owner} is not {truth}");
@@ -350,6 +360,30 @@ impl Drop for Stage {
             let _ended = (child.kill(), child.wait());
         }
     }
+}
+
+/// Where answers go is known of the wires of the place. The bridge may not have seen the neighbour, or the look may have come
+/// to its end; then less is said, and nothing else.
+fn judge_behind(behind: &Value, source: IpAddr, truth: Option<&Value>) -> Result<()> {
+    let inside = [("10.98.0.10", "v0", "p0"), ("10.98.0.11", "v1", "p1"), ("10.98.0.12", "v2", "i")];
+    let inside = inside.into_iter().find(|(address, ..)| source.to_string() == *address);
+    let (interface, port, netns) = match inside {
+        Some((_, port, netns)) => ("br0", Some(port), Some(netns)),
+        None => (if source.to_string().starts_with("10.98.1.") { "x0" } else { "br0" }, None, None),
+    };
+    if behind.is_null() {
+        return Ok(());
+    }
+    ensure!(behind["interface"] == interface, "{behind} is not {interface}");
+    if let Some((port, netns)) = port.zip(netns) {
+        ensure!(behind["port"].is_null() || behind["port"] == port, "{behind} is not {port}");
+        ensure!(behind["netns"].is_null() || behind["netns"] == inum(netns)?, "{behind} is not {netns}");
+    }
+    for fact in ["container", "pod"] {
+        let right = truth.is_some_and(|truth| behind[fact] == truth[fact]);
+        ensure!(behind[fact].is_null() || right, "{behind} is not {truth:?}");
+    }
+    Ok(())
 }
 
 /// What is said of the program must be what the sender said; of a look-up after the clash, too. The sender counts its start in

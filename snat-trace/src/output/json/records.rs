@@ -16,7 +16,7 @@ use crate::counters::account::Account;
 use crate::counters::figures::Tally;
 use crate::evidence::Rules;
 use crate::evidence::node::NodeRecord;
-use crate::owner::{Owner, Pod, Program};
+use crate::owner::{Behind, Container, Owner, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Flow, NetnsInum, Race, Verdict};
 use crate::race::failure::Failure;
@@ -251,6 +251,9 @@ pub(crate) struct FlowRecord<'a> {
     pub(crate) cpu: Option<u32>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<OwnerRecord<'a>>,
+    /// Where answers go, where the owner is not known.
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) behind: Option<BehindRecord<'a>>,
 }
 
 impl<'a> FlowRecord<'a> {
@@ -262,6 +265,7 @@ impl<'a> FlowRecord<'a> {
             inserted: flow.inserted.map(|time| Time::of(clock, time)),
             cpu: flow.cpu,
             owner: flow.owner.as_ref().map(OwnerRecord::new),
+            behind: flow.behind.as_ref().map(BehindRecord::new),
         }
     }
 }
@@ -345,17 +349,8 @@ impl<'a> OwnerRecord<'a> {
             netns: number(*netns),
             cgroup_id: *cgroup_id,
             cgroup: cgroup.as_deref().map(Cow::from),
-            container: container.as_ref().map(|container| ContainerRecord {
-                runtime: container.runtime.as_ref().into(),
-                id: container.id.as_str().into(),
-                name: container.name.as_deref().map(Cow::from),
-                image: container.image.as_deref().map(Cow::from),
-            }),
-            pod: pod.as_ref().map(|Pod { namespace, name, uid }| PodRecord {
-                namespace: namespace.as_str().into(),
-                name: name.as_str().into(),
-                uid: uid.as_str().into(),
-            }),
+            container: container.as_ref().map(ContainerRecord::new),
+            pod: pod.as_ref().map(PodRecord::new),
             uid: *uid,
             started: started.map(Time),
             own_pid: *own_pid,
@@ -379,6 +374,17 @@ pub(crate) struct ContainerRecord<'a> {
     pub(crate) image: Option<Cow<'a, str>>,
 }
 
+impl<'a> ContainerRecord<'a> {
+    fn new(Container { runtime, id, name, image }: &'a Container) -> Self {
+        Self {
+            runtime: runtime.as_ref().into(),
+            id: id.as_str().into(),
+            name: name.as_deref().map(Cow::from),
+            image: image.as_deref().map(Cow::from),
+        }
+    }
+}
+
 #[derive(Deserialize, Serialize)]
 pub(crate) struct PodRecord<'a> {
     #[serde(borrow)]
@@ -387,6 +393,41 @@ pub(crate) struct PodRecord<'a> {
     pub(crate) name: Cow<'a, str>,
     #[serde(borrow)]
     pub(crate) uid: Cow<'a, str>,
+}
+
+impl<'a> PodRecord<'a> {
+    fn new(Pod { namespace, name, uid }: &'a Pod) -> Self {
+        Self { namespace: namespace.as_str().into(), name: name.as_str().into(), uid: uid.as_str().into() }
+    }
+}
+
+/// What answers to a flow go to.
+#[derive(Deserialize, Serialize)]
+pub(crate) struct BehindRecord<'a> {
+    #[serde(borrow)]
+    pub(crate) interface: Cow<'a, str>,
+    /// Of that interface, a bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<Cow<'a, str>>,
+    /// At the other end of that interface or port, a veth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) netns: Option<u32>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) container: Option<ContainerRecord<'a>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) pod: Option<PodRecord<'a>>,
+}
+
+impl<'a> BehindRecord<'a> {
+    fn new(Behind { interface, port, netns, container, pod }: &'a Behind) -> Self {
+        Self {
+            interface: interface.as_str().into(),
+            port: port.as_deref().map(Cow::from),
+            netns: number(*netns),
+            container: container.as_ref().map(ContainerRecord::new),
+            pod: pod.as_ref().map(PodRecord::new),
+        }
+    }
 }
 
 /// What one network namespace counted since it was first read.

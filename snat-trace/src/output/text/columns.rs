@@ -1,8 +1,10 @@
 //! The columns of the table of races, and which of them a narrow terminal has room for.
 
+use std::borrow::Cow;
+
 use super::{Style, clock_time, duration};
 use crate::output::escape;
-use crate::owner::{Container, Owner};
+use crate::owner::{Behind, Container, Pod, workload};
 use crate::race::event::{Class, Flow, Race, Verdict};
 use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
@@ -195,9 +197,11 @@ impl Columns {
         }
         let Some(owner) = &flow.owner else {
             words.push("?".to_owned());
+            words.extend(flow.behind.as_ref().map(|behind| self.behind(behind)));
             return words.join(" ");
         };
-        let workload = self.shown.container.then(|| self.workload(owner)).flatten();
+        let workload =
+            self.shown.container.then(|| self.workload(owner.container.as_ref(), owner.pod.as_ref())).flatten();
         // An absent container's room is the process's.
         let room = self.process + if self.shown.container && workload.is_none() { 1 + self.workload } else { 0 };
         words.push(self.process(&owner.comm, owner.pid, room));
@@ -205,18 +209,25 @@ impl Columns {
         words.join(" ")
     }
 
+    /// Where answers go: the pod or container if that is known and has a column, else the interface.
+    fn behind(&self, Behind { interface, port, container, pod, netns: _ }: &Behind) -> String {
+        let inside = self.shown.container.then(|| self.workload(container.as_ref(), pod.as_ref())).flatten();
+        if let Some(inside) = inside {
+            return format!("in {inside}");
+        }
+        let room =
+            self.process.saturating_sub("? via ".len()) + if self.shown.container { 1 + self.workload } else { 0 };
+        format!("via {}", self.cut(&escape(port.as_deref().unwrap_or(interface)), room))
+    }
+
     /// The pod, or else the container or unit. What tells the pods of a deployment apart is the end of their names.
-    fn workload(&self, owner: &Owner) -> Option<String> {
-        let Owner { container, pod, .. } = owner;
+    fn workload(&self, container: Option<&Container>, pod: Option<&Pod>) -> Option<String> {
         if let (None, Some(Container { name: None, id, .. })) = (pod, container)
             && is_made(id)
         {
             return id.get(..SHORT_ID).map(str::to_owned);
         }
-        if pod.is_none() && container.is_none() {
-            return None;
-        }
-        let (name, room) = (owner.workload(), self.workload);
+        let (name, room) = (workload(container, pod)?, self.workload);
         let name = escape(&name);
         let length = name.chars().count();
         if self.width.is_none() || length <= room {
@@ -231,11 +242,15 @@ impl Columns {
     fn process(&self, comm: &str, pid: u32, room: usize) -> String {
         let (comm, pid) = (escape(comm), format!("[{pid}]"));
         let room = room.saturating_sub(pid.len()).max(COMM + 1);
-        if self.width.is_none() || comm.chars().count() <= room {
-            return format!("{comm}{pid}");
+        format!("{}{pid}", self.cut(&comm, room))
+    }
+
+    /// As much of a name as has room on a terminal.
+    fn cut<'a>(&self, name: &'a str, room: usize) -> Cow<'a, str> {
+        if self.width.is_none() || name.chars().count() <= room {
+            return name.into();
         }
-        let kept: String = comm.chars().take(room - 1).collect();
-        format!("{kept}{CUT}{pid}")
+        name.chars().take(room - 1).chain([CUT]).collect()
     }
 
     /// The columns of a line, the verdict's value in `colour`.

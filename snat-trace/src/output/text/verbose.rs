@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{clock_time, duration};
 use crate::output::escape;
-use crate::owner::{CommandLine, Container, Owner, OwnerSource, Pod, Program};
+use crate::owner::{Behind, CommandLine, Container, Owner, OwnerSource, Pod, Program};
 use crate::race::event::{Flow, NatRule, PortUse, Race, Verdict};
 use crate::race::failure::Failure;
 use crate::race::time::{KernelTime, WallClock};
@@ -100,8 +100,20 @@ fn write_flow(f: &mut fmt::Formatter<'_>, side: &str, flow: &Flow, protocol: Pro
     }
     match &flow.owner {
         Some(owner) => sender(f, owner, when.zone),
-        None => line(f, "", format_args!("sender unknown")),
+        None => {
+            line(f, "", format_args!("sender unknown"))?;
+            flow.behind.as_ref().map_or(Ok(()), |behind| write_behind(f, behind))
+        }
     }
+}
+
+/// Where answers to a flow go.
+fn write_behind(f: &mut fmt::Formatter<'_>, behind: &Behind) -> fmt::Result {
+    let Behind { interface, port, netns, container, pod } = behind;
+    let port = port.as_deref().map_or_else(String::new, |port| format!(", port {}", escape(port)));
+    let netns = netns.map_or_else(String::new, |netns| format!(", into netns {}", netns.0));
+    line(f, "", format_args!("answers go to {}{port}{netns}", escape(interface)))?;
+    place(f, container.as_ref(), pod.as_ref())
 }
 
 fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner, zone: &jiff::tz::TimeZone) -> fmt::Result {
@@ -119,6 +131,10 @@ fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner, zone: &jiff::tz::TimeZone) 
         (None, Some(id)) => line(f, "", format_args!("cgroup with id {id}, gone"))?,
         (None, None) => {}
     }
+    place(f, container.as_ref(), pod.as_ref())
+}
+
+fn place(f: &mut fmt::Formatter<'_>, container: Option<&Container>, pod: Option<&Pod>) -> fmt::Result {
     if let Some(Pod { namespace, name, uid }) = pod {
         line(f, "", format_args!("pod {}/{}, uid {}", escape(namespace), escape(name), escape(uid)))?;
     }

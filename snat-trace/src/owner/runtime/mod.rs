@@ -26,7 +26,7 @@ use std::io;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use super::Owner;
+use super::Place;
 use key::Key;
 use known::Known;
 use root::Root;
@@ -94,15 +94,15 @@ impl Names {
         Ok(Self { remembered: HashMap::new(), disk, sockets, answers })
     }
 
-    /// Names the containers and pods of owners whose cgroup is known.
-    pub(super) fn complete<'a>(&mut self, owners: impl Iterator<Item = &'a mut Owner>) {
-        self.complete_at(Instant::now(), owners);
+    /// Names containers and pods.
+    pub(super) fn complete<'a>(&mut self, places: impl Iterator<Item = Place<'a>>) {
+        self.complete_at(Instant::now(), places);
     }
 
-    fn complete_at<'a>(&mut self, now: Instant, owners: impl Iterator<Item = &'a mut Owner>) {
-        let owners: Vec<_> = owners.filter_map(|owner| Some((Key::of(owner.cgroup.as_deref()?)?, owner))).collect();
+    fn complete_at<'a>(&mut self, now: Instant, places: impl Iterator<Item = Place<'a>>) {
+        let places: Vec<_> = places.filter_map(|place| Some((Key::of(place.cgroup)?, place))).collect();
         // Of what is inside another container there is only the pod around it to be known.
-        let wanted = owners.iter().filter(|((key, itself), _)| *itself || key.pod_uid.is_some());
+        let wanted = places.iter().filter(|((key, itself), _)| *itself || key.pod_uid.is_some());
         let keys: Vec<Key> = wanted.map(|((key, _), _)| key.clone()).collect();
         while let Ok(answer) = self.answers.try_recv() {
             self.take(answer);
@@ -111,9 +111,9 @@ impl Names {
             self.ask(key, now);
         }
         self.wait(&keys, Instant::now() + PATIENCE);
-        for ((key, itself), owner) in owners {
+        for ((key, itself), mut place) in places {
             if let Some(entry) = self.remembered.get(&key) {
-                fill(owner, &entry.known, itself);
+                fill(&mut place, &entry.known, itself);
             }
         }
     }
@@ -191,10 +191,10 @@ impl Names {
 }
 
 /// Adds what is known. What is inside another container shares that one's pod, and nothing else.
-fn fill(owner: &mut Owner, known: &Known, itself: bool) {
+fn fill(place: &mut Place<'_>, known: &Known, itself: bool) {
     let Known { runtime, name, image, pod } = known;
-    owner.pod.clone_from(pod);
-    if let Some(container) = owner.container.as_mut().filter(|_| itself) {
+    place.pod.clone_from(pod);
+    if let Some(container) = place.container.as_mut().filter(|_| itself) {
         container.name.clone_from(name);
         container.image.clone_from(image);
         if let (Some(runtime), "cri" | "oci") = (runtime, &*container.runtime) {
