@@ -37,7 +37,7 @@ const KERNELS: [(&str, &[Set]); 7] = [
 const OBSERVED: &str = "6.12";
 
 /// For one set on one kernel.
-const TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const TIMEOUT: Duration = Duration::from_secs(45 * 60);
 
 /// A set of scenarios, by the word their binary knows it by.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
