@@ -104,7 +104,7 @@ pub(crate) fn note(ctx: &ProbeContext, key: &ProcessKey) {
     }
 }
 
-/// The other program. What cannot be read is absent.
+/// Goes on where the hooks of senders end, and notes what the current task runs. What cannot be read is absent.
 #[kprobe]
 fn note_process(_ctx: ProbeContext) -> u32 {
     let task = current();

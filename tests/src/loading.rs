@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::modules;
 use crate::output::{Lines, Running, SNAT_TRACE};
+use crate::places::HOOKS;
 use crate::scenario::{Row, Scenario, unloaded};
 
 /// In this order: the last one loads the modules.
@@ -46,6 +47,6 @@ pub fn wait() -> Result<Row> {
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     let lines = Lines::parse(&output)?;
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
-    ensure!(hooks.len() == 8 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
-    Ok(Row::said("8 hooks, once loaded"))
+    ensure!(hooks.len() == HOOKS && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
+    Ok(Row::said(format!("{HOOKS} hooks, once loaded")))
 }

@@ -13,6 +13,9 @@ use rustix::process::Signal;
 use crate::output::{Lines, Running, SNAT_TRACE, verdicts_are_the_kernels};
 use crate::scenario::{Numbers, Row, Scenario, whole};
 
+/// Hooks at full detail: of the clash, its verdict, allocations, insertions, four of senders, and cgroups.
+pub const HOOKS: usize = 9;
+
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] = &[
     whole("not root", not_root),
@@ -116,9 +119,9 @@ pub fn idle() -> Result<Row> {
     let lines = Lines::of(&["watch", "--duration", "1s"])?;
     ensure!(lines.races() == 0 && lines.only("summary")?["closes"] == true, "{lines:?}");
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
-    ensure!(hooks.len() == 8 && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
+    ensure!(hooks.len() == HOOKS && hooks.iter().all(|hook| hook["attached"] == true), "hooks {hooks:?}");
     nothing_attached()?;
-    Ok(Row::said("8 hooks, no event"))
+    Ok(Row::said(format!("{HOOKS} hooks, no event")))
 }
 
 /// A tracer of its own sees the races of a lab as well as the lab's tracer does.

@@ -18,6 +18,8 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("senders: short-lived, minimal", || short_lived("minimal", "snat-udp", 20)),
     whole("senders: short-lived tcp, full", || short_lived("full", "snat-tcp", 20)),
     whole("senders: 10 000 short-lived", || short_lived("full", "snat-udp", 5000)),
+    brief("senders: command lines left out, full", || without_commands("full")),
+    whole("senders: command lines left out, minimal", || without_commands("minimal")),
     brief("senders: pid namespaces, full", || exactly(20, "full", &["--senders", "pid-namespace"])),
     whole("senders: pid namespaces, minimal", || exactly(20, "minimal", &["--senders", "pid-namespace"])),
     brief("senders: of the node, full", || exactly(20, "full", &["--senders", "host"])),
@@ -84,6 +86,25 @@ fn short_lived(detail: &str, scenario: &str, rounds: u64) -> Result<Row> {
     ensure!(nameless <= unnamed, "{nameless} senders without a name, {unnamed} runs missed");
     let missed = if unseen + unnamed > 0 { format!(", {unseen} + {unnamed} runs missed") } else { String::new() };
     Ok(Row { text: format!("{} processes{missed}", pids.len()), numbers: lines.numbers()? })
+}
+
+/// Neither executables nor command lines are anywhere in what is printed; the rest is.
+fn without_commands(detail: &str) -> Result<Row> {
+    /// The second word of a pod's command line.
+    const WORD: &str = "lab-pod";
+
+    let arguments = ["lab", "--detail", detail, "--no-cmdline"];
+    let lines = Lines::of(&arguments)?;
+    ensure!(lines.only("session")?["options"]["no_cmdline"] == true, "the session does not say so");
+    for race in lines.all("race") {
+        for side in ["loser", "winner"] {
+            let owner = &race[side]["owner"];
+            ensure!(owner["uid"] == 0 && owner["started"].is_string(), "as whom, since when: {race}");
+            ensure!(owner["exe"].is_null() && owner["cmdline"].is_null(), "left out: {race}");
+        }
+        ensure!(!race.to_string().contains(WORD), "{WORD}: {race}");
+    }
+    judge_exactly(&lines, detail, 20)
 }
 
 /// A figure that is left out where it is nought.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut};
 
 use super::cgroup::ProcessCgroups;
+use super::process::proc_has_root_pids;
 use super::{Container, Pod};
 use crate::counters::netns::{self, Depth, in_netns};
 use crate::counters::wire::{Attributes, DumpError, Socket, put_attribute};
@@ -22,7 +23,7 @@ use crate::race::event::NetnsInum;
 
 /// A look that takes longer is given up.
 const BUDGET: Duration = Duration::from_secs(2);
-/// Cgroups looked at of one network namespace: a pod has one for each of its containers.
+/// Cgroups with processes in a network namespace that is some pod's or container's: a pod has one for each of its containers.
 const CGROUPS: usize = 64;
 
 const AF_INET: u8 = 2;
@@ -117,23 +118,28 @@ fn find_peers(
     deadline: Instant,
 ) -> BTreeMap<(NetnsInum, i32), NetnsInum> {
     let mut peers = BTreeMap::new();
-    let _ = netns::visit(Depth::Threads, deadline, |inum, fd| {
-        for (&home, home_fd) in homes {
-            if let Ok(Ok(nsid)) = in_netns(home_fd.as_fd(), || nsid_of(fd))
-                && wanted.contains(&(home, nsid))
-            {
-                peers.insert((home, nsid), inum);
-            }
-        }
-        (peers.len() < wanted.len()).then_some(())
-    });
+    for (&home, fd) in homes {
+        let mut missing = wanted.iter().filter(|(netns, _)| *netns == home).count();
+        let found = in_netns(fd.as_fd(), || {
+            let mut found = Vec::new();
+            let _ = netns::visit(Depth::Threads, deadline, |inum, fd| {
+                let nsid = nsid_of(fd).ok().filter(|&nsid| wanted.contains(&(home, nsid)));
+                found.extend(nsid.map(|nsid| ((home, nsid), inum)));
+                missing = missing.saturating_sub(usize::from(nsid.is_some()));
+                (missing > 0).then_some(())
+            });
+            found
+        });
+        peers.extend(found.into_iter().flatten());
+    }
     peers
 }
 
-/// The cgroups of the processes in each of these network namespaces.
+/// The cgroups of the processes in each of these network namespaces, but for those with too many to be of one pod.
 pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum, BTreeSet<String>> {
     let mut found: BTreeMap<NetnsInum, BTreeSet<String>> = BTreeMap::new();
-    if namespaces.is_empty() {
+    // Of all processes can only be said what was seen of all.
+    if namespaces.is_empty() || !proc_has_root_pids() {
         return found;
     }
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -144,13 +150,14 @@ pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum
             continue;
         }
         let cgroups = found.entry(inum).or_default();
-        if cgroups.len() < CGROUPS
+        if cgroups.len() <= CGROUPS
             && let Some(ProcessCgroups { unified, legacy }) = ProcessCgroups::of(pid)
         {
             let unified = unified.filter(|path| path != "/");
             cgroups.extend(unified.or(legacy));
         }
     }
+    found.retain(|_, cgroups| cgroups.len() <= CGROUPS);
     found
 }
 

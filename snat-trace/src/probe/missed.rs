@@ -11,24 +11,30 @@ use std::{fs, io};
 /// A program tells of itself since Linux 6.7, the link it is attached by since 6.17 (kernel/bpf/syscall.c,
 /// `bpf_prog_show_fdinfo` and `bpf_perf_link_fdinfo_kprobe`); where neither does, none is told of.
 pub(super) fn by_program(descriptors: &Path) -> io::Result<HashMap<u32, u64>> {
-    let mut missed = HashMap::new();
+    let mut told = HashMap::new();
     for entry in fs::read_dir(descriptors)? {
-        // The descriptor of this directory itself is gone when the next process-wide look comes to it.
+        // One that is closed by now is none of ours.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        if let Some((program, count)) = of(&text) {
-            *missed.entry(program).or_default() += count;
-        }
+        // Of one program or link there may be several.
+        told.extend(of(&text));
+    }
+    let mut missed = HashMap::new();
+    for ((program, _), count) in told {
+        *missed.entry(program).or_default() += count;
     }
     Ok(missed)
 }
 
-/// A program's id and what one of its descriptors says it missed.
-fn of(text: &str) -> Option<(u32, u64)> {
+/// What a descriptor is of, and what that says was missed.
+type Told = ((u32, Option<u64>), u64);
+
+/// A program by its id, or the link it is attached by, with that link's.
+fn of(text: &str) -> Option<Told> {
     let field = |name: &str| {
         text.lines().find_map(|line| line.split_once(':').filter(|(key, _)| *key == name)?.1.trim().parse::<u64>().ok())
     };
     let count = field("recursion_misses").or_else(|| field("missed"))?;
-    Some((u32::try_from(field("prog_id")?).ok()?, count))
+    Some(((u32::try_from(field("prog_id")?).ok()?, field("link_id")), count))
 }
 
 #[cfg(test)]
@@ -46,8 +52,8 @@ mod tests {
 
     #[test]
     fn programs_and_links_are_told_from_other_descriptors() {
-        assert_eq!(of(PROGRAM), Some((5, 3)));
-        assert_eq!(of(LINK), Some((5, 2)));
+        assert_eq!(of(PROGRAM), Some(((5, None), 3)));
+        assert_eq!(of(LINK), Some(((5, Some(12)), 2)));
         assert_eq!(of(MAP), None);
         assert_eq!(of("prog_id:\t5\nrecursion_misses:\t-1\n"), None);
     }
@@ -55,7 +61,8 @@ mod tests {
     #[test]
     fn both_count() {
         let place = tempfile::tempdir().unwrap();
-        for (name, text) in [("3", PROGRAM), ("4", LINK), ("5", MAP), ("6", "prog_id:\t7\nrecursion_misses:\t0\n")] {
+        let idle = "prog_id:\t7\nrecursion_misses:\t0\n";
+        for (name, text) in [("3", PROGRAM), ("4", LINK), ("5", MAP), ("6", idle), ("7", PROGRAM)] {
             fs::write(place.path().join(name), text).unwrap();
         }
         assert_eq!(by_program(place.path()).unwrap(), HashMap::from([(5, 5), (7, 0)]));
