@@ -123,8 +123,8 @@ const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "a thread for a process",
         file: "snat-trace-ebpf/src/owner.rs",
-        from: "tgid: (task >> 32) as u32,",
-        to: "tgid: task as u32,",
+        from: "process::key_of(current, (task >> 32) as u32)",
+        to: "process::key_of(current, task as u32)",
         scenario: "forced udp, full",
     },
     Mutant {
