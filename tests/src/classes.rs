@@ -31,7 +31,7 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("duplicate flow, ipv6", || clashes("full", "duplicate-flow", &["--ipv6"])),
     brief("duplicate flow, two backends, full", || clashes("full", "duplicate-flow-dnat", &[])),
     whole("duplicate flow, two backends, minimal", || clashes("minimal", "duplicate-flow-dnat", &[])),
-    brief("duplicate flow, tcp, full", || syn_sent_again("full")),
+    whole("duplicate flow, tcp, full", || syn_sent_again("full")),
     whole("duplicate flow, tcp, minimal", || syn_sent_again("minimal")),
     brief("crossed flow, full", || clashes("full", "crossed-flow", &[])),
     whole("crossed flow, minimal", || clashes("minimal", "crossed-flow", &[])),

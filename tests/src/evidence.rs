@@ -10,14 +10,14 @@ use rustix::process::Signal;
 use crate::node::command;
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::until;
-use crate::scenario::{Numbers, Row, Scenario, brief, whole};
+use crate::scenario::{Numbers, Row, Scenario, whole};
 
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] = &[
     whole("evidence: replay, json", || replay(&["--format", "json"])),
     whole("evidence: replay, text", || replay(&["--verbose"])),
     whole("evidence: replay, minimal", || replay(&["--format", "json", "--detail", "minimal"])),
-    brief("evidence: report", report),
+    whole("evidence: report", report),
     whole("evidence: killed and added to", killed),
     whole("evidence: full disk", full_disk),
     whole("evidence: disk full for a while", full_for_a_while),

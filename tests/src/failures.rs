@@ -15,12 +15,12 @@ use serde_json::Value;
 use crate::node::{Counters, Node, command};
 use crate::output::{Lines, Running};
 use crate::places::watching;
-use crate::scenario::{Numbers, Row, Scenario, Skip, brief};
+use crate::scenario::{Numbers, Row, Scenario, Skip, brief, whole};
 
 /// On every kernel: which of them there are differs.
 pub const SCENARIOS: &[Scenario] = &[
     brief("failures, table full", table_full),
-    brief("failures, table full, untraced", table_full_untraced),
+    whole("failures, table full, untraced", table_full_untraced),
     brief("failures, early drop", early_drop),
     brief("failures, chain too long", chain_too_long),
     brief("failures, ctnetlink", ctnetlink),

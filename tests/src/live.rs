@@ -9,12 +9,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::evidence::replayed;
 use crate::output::Lines;
-use crate::scenario::{Numbers, Row, Scenario, Skip, brief};
+use crate::scenario::{Numbers, Row, Scenario, Skip, brief, whole};
 use crate::tmux::Tmux;
 
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] =
-    &[brief("live view", || view("q")), brief("live view, by a signal", || view("SIGTERM"))];
+    &[brief("live view", || view("q")), whole("live view, by a signal", || view("SIGTERM"))];
 
 /// Where the view runs and what it saves comes to lie.
 const PLACE: &str = "/tmp/live";

@@ -42,7 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("owners: tunnel, minimal", || tunnel("minimal")),
     whole("owners: subflows, full", || subflows("full")),
     whole("owners: subflows, minimal", || subflows("minimal")),
-    brief("owners: handed over, full", || handed_over("full")),
+    whole("owners: handed over, full", || handed_over("full")),
     whole("owners: handed over, minimal", || handed_over("minimal")),
     brief("owners: packet sockets, full", || packets("full")),
     whole("owners: packet sockets, minimal", || packets("minimal")),

@@ -15,11 +15,11 @@ use crate::scenario::{Numbers, Row, Scenario, Skip, brief, whole};
 /// All but chains too long need nothing of the node.
 pub const SCENARIOS: &[Scenario] = &[
     brief("lab, table full", || table_full(&["--failures"])),
-    brief("lab, table full, untraced", || table_full(&[])),
+    whole("lab, table full, untraced", || table_full(&[])),
     whole("lab, table full, minimal, ipv6", || table_full(&["--failures", "--detail", "minimal", "--ipv6"])),
-    brief("lab, early drop", early_drop),
-    brief("lab, chain too long", chain_too_long),
-    brief("lab, ctnetlink", ctnetlink),
+    whole("lab, early drop", early_drop),
+    whole("lab, chain too long", chain_too_long),
+    whole("lab, ctnetlink", ctnetlink),
     brief("lab, dying entries, full", || dying("full")),
     whole("lab, dying entries, minimal", || dying("minimal")),
 ];
