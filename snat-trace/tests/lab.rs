@@ -168,13 +168,28 @@ fn in_each(setup: fn(Scenario) -> Setup) -> Result<String> {
 /// Some races, and what arrived bears the node's address.
 fn natural_with(setup: &Setup) -> Result<String> {
     let setup = Setup { rounds: 500, mode: Mode::Natural, ..*setup };
-    let truth = run(&setup)?;
-    let mut arrived = truth.rounds.iter().flat_map(|round| &round.flows).filter_map(|flow| flow.arrived_as);
-    let translated = |seen: SocketAddr| seen.is_ipv6() == (setup.family == Family::V6) && seen.ip() == node(&setup);
-    ensure!(arrived.all(translated), "a packet came with another source than the node's");
+    some(&setup, |truth| {
+        let mut arrived = truth.rounds.iter().flat_map(|round| &round.flows).filter_map(|flow| flow.arrived_as);
+        let translated = |seen: SocketAddr| seen.is_ipv6() == (setup.family == Family::V6) && seen.ip() == node(&setup);
+        ensure!(arrived.all(translated), "a packet came with another source than the node's");
+        Ok(())
+    })
+}
+
+/// Some races, as two CPUs will have it: on one machine nearly all rounds had one or none had, by what else it did. A run
+/// without any is judged as the others are, and repeated.
+fn some(setup: &Setup, judge: impl Fn(&Truth) -> Result<()>) -> Result<String> {
+    const TRIES: usize = 10;
+
     let cpus = std::thread::available_parallelism()?.get();
-    ensure!(truth.packets_lost() > 0 || cpus == 1, "no race in {} rounds on {cpus} CPUs", setup.rounds);
-    Ok(text(&truth))
+    for _ in 0..TRIES {
+        let truth = run(setup)?;
+        judge(&truth)?;
+        if truth.packets_lost() > 0 || cpus == 1 {
+            return Ok(text(&truth));
+        }
+    }
+    bail!("no race in {TRIES} times {} rounds on {cpus} CPUs", setup.rounds)
 }
 
 fn node(setup: &Setup) -> IpAddr {
@@ -192,10 +207,7 @@ fn zones_for_both_directions() -> Result<String> {
 }
 
 fn natural(scenario: Scenario, rounds: u32) -> Result<String> {
-    let truth = run(&Setup { rounds, mode: Mode::Natural, ..Setup::new(scenario) })?;
-    let cpus = std::thread::available_parallelism()?.get();
-    ensure!(truth.packets_lost() > 0 || cpus == 1, "no race in {rounds} rounds on {cpus} CPUs");
-    Ok(text(&truth))
+    some(&Setup { rounds, mode: Mode::Natural, ..Setup::new(scenario) }, |_| Ok(()))
 }
 
 fn control(control: Control) -> Result<String> {
