@@ -1,6 +1,6 @@
 //! The live view: a run as a picture on a terminal, instead of a line for each race.
 //!
-//! [`View`] is what is to be seen and what keys do to it, and [`draw`] makes cells of it: both are pure. [`LiveSink`] is the sink
+//! [`View`] is what is to be seen and what keys do to it, and [`draw()`] makes cells of it: both are pure. [`LiveSink`] is the sink
 //! that feeds it, over a bounded queue that it never waits for, and the thread that draws is the only one that waits for the
 //! terminal.
 

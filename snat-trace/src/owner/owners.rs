@@ -114,7 +114,7 @@ impl Owners {
 
     /// Where answers to each source go, and which pod's or container's processes are there.
     ///
-    /// What was found stays true for [`FRESH`]: flows whose senders are not known can come by the thousand.
+    /// What was found is taken to stay as it was for a second: flows whose senders are not known can come by the thousand.
     #[must_use]
     pub fn where_answers_go(&mut self, sources: &BTreeSet<Source>) -> BTreeMap<Source, Behind> {
         let fresh = self.behind.as_ref().is_some_and(|(asked, known)| {
