@@ -114,6 +114,15 @@ pub struct OwnerFact {
     pub comm: [u8; COMM_LEN],
 }
 
+impl OwnerFact {
+    /// What it ran.
+    #[must_use]
+    #[inline(always)]
+    pub fn process(&self) -> ProcessKey {
+        ProcessKey { start_ns: self.start_ns, tgid: self.tgid, exec_id: self.exec_id }
+    }
+}
+
 /// One program that a process runs: a later process may have the same id, and the same process may execute another
 /// program.
 #[repr(C)]

@@ -150,8 +150,7 @@ pub(crate) fn tell(owner: &OwnerFact) {
     if RING_HAS_ROOM.load() == 0 {
         return;
     }
-    let key = ProcessKey { start_ns: owner.start_ns, tgid: owner.tgid, exec_id: owner.exec_id };
-    if let Some(fact) = PROCESSES.get_ptr_mut(key) {
+    if let Some(fact) = PROCESSES.get_ptr_mut(owner.process()) {
         // SAFETY: the pointer is into a map value. Another CPU may hand it on too, which does no harm.
         let fact = unsafe { &mut *fact };
         if fact.told == 0 && RING.output_untyped::<ProcessFact>(&*fact, 0).is_ok() {

@@ -46,7 +46,7 @@ fn short_lived(detail: &str, scenario: &str, rounds: u64) -> Result<Row> {
         ["lab", "--senders", "short-lived", "--detail", detail, "--scenario", scenario, "--rounds", &rounds];
     let lines = Lines::of_lab(&arguments)?;
     let (lab, summary) = (lines.only("lab")?, lines.only("summary")?);
-    // Probes are blind on a CPU where somebody reads a map, as is done for every process here that was not seen before.
+    // Probes are blind on a CPU where somebody reads a map.
     let (unseen, unnamed) = (count(&summary["lost"]["hook-missed"]), count(&summary["incomplete"]["hook-missed"]));
     ensure!(lab["ok"] == true || unseen + unnamed > 0, "{lab}");
     ensure!(lines.races() + unseen == expected && lines.lost_in_all()? == unseen, "{} races: {summary}", lines.races());

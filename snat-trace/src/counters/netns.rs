@@ -253,7 +253,7 @@ impl Found {
 }
 
 /// Inode numbers of namespaces are 32 bits wide (include/linux/ns_common.h).
-fn inum(metadata: &fs::Metadata) -> NetnsInum {
+pub(crate) fn inum(metadata: &fs::Metadata) -> NetnsInum {
     NetnsInum(u32::try_from(metadata.st_ino()).unwrap_or(0))
 }
 

@@ -29,11 +29,7 @@ pub(super) fn comment(race: &Race) -> String {
     // Last, as it is long: the list of Wireshark shows the first 240 characters.
     for (side, flow) in [("loser", loser), ("winner", winner)] {
         let owner = flow.owner.as_ref();
-        let (container, pod) = match (owner, &flow.behind) {
-            (Some(owner), _) => (&owner.container, &owner.pod),
-            (None, Some(behind)) => (&behind.container, &behind.pod),
-            (None, None) => continue,
-        };
+        let (container, pod) = flow.place();
         if let Some(Pod { namespace, name, uid }) = pod {
             let _ = write!(text, "\n{side}'s pod: {}/{}, uid {}", bounded(namespace), bounded(name), bounded(uid));
         }

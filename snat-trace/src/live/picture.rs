@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::owner::{Owner, workload};
-use crate::race::event::{Flow, Race};
+use crate::race::event::Race;
 use crate::race::time::{KernelTime, WallClock};
 use crate::summary::{ON_THE_WAY, Summary};
 
@@ -216,10 +216,10 @@ pub(super) fn destinations<'a>(races: impl Iterator<Item = &'a Race>) -> Vec<(St
 /// Who loses most, the most first; a sender that is not known by what is behind its address, or by that.
 pub(super) fn losers<'a>(races: impl Iterator<Item = &'a Race>) -> Vec<(String, usize)> {
     ranked(races.map(|race| {
-        let Flow { owner, behind, original, .. } = &race.loser;
-        let behind = || behind.as_ref().and_then(|behind| workload(behind.container.as_ref(), behind.pod.as_ref()));
-        let known = owner.as_ref().map(Owner::workload).or_else(behind);
-        known.map_or_else(|| original.ends().source.ip().to_string(), Cow::into_owned)
+        let flow = &race.loser;
+        let (container, pod) = flow.place();
+        let known = flow.owner.as_ref().map(Owner::workload).or_else(|| workload(container, pod));
+        known.map_or_else(|| flow.original.ends().source.ip().to_string(), Cow::into_owned)
     }))
 }
 

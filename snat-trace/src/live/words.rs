@@ -65,25 +65,20 @@ impl Word {
 }
 
 fn sender_says(flow: &Flow, says: impl Fn(&str) -> bool + Copy) -> bool {
-    let container = |container: &Container| {
-        let Container { runtime, id, name, image } = container;
+    let (container, pod) = flow.place();
+    let of_container = container.is_some_and(|Container { runtime, id, name, image }| {
         says(runtime) || says(id) || [name, image].into_iter().flatten().any(|text| says(text))
-    };
-    let pod = |Pod { namespace, name, uid }: &Pod| [namespace, name, uid].into_iter().any(|text| says(text));
+    });
+    let of_pod =
+        pod.is_some_and(|Pod { namespace, name, uid }| [namespace, name, uid].into_iter().any(|text| says(text)));
     let of_owner = flow.owner.as_ref().is_some_and(|owner| {
         says(&owner.comm)
             || owner.cgroup.as_deref().is_some_and(says)
             || owner.program.executable.as_deref().is_some_and(says)
-            || owner.container.as_ref().is_some_and(container)
-            || owner.pod.as_ref().is_some_and(pod)
     });
-    of_owner
-        || flow.behind.as_ref().is_some_and(|behind| {
-            says(&behind.interface)
-                || behind.port.as_deref().is_some_and(says)
-                || behind.container.as_ref().is_some_and(container)
-                || behind.pod.as_ref().is_some_and(pod)
-        })
+    let of_way =
+        flow.behind.as_ref().is_some_and(|behind| says(&behind.interface) || behind.port.as_deref().is_some_and(says));
+    of_container || of_pod || of_owner || of_way
 }
 
 #[cfg(test)]

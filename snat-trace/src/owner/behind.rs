@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::linux::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
 
 use super::cgroup::ProcessCgroups;
-use super::process::proc_has_root_pids;
+use super::diag::{AF_INET, AF_INET6};
+use super::others::{IFINFOMSG_LEN, IFLA_INFO_KIND, IFLA_LINKINFO, RTM_GETLINK};
+use super::process::{pids, proc_has_root_pids};
 use super::{Container, Pod};
 use crate::counters::netns::{self, Depth, in_netns};
 use crate::counters::wire::{Attributes, DumpError, Socket, put_attribute};
@@ -26,16 +27,10 @@ const BUDGET: Duration = Duration::from_secs(2);
 /// Cgroups with processes in a network namespace that is some pod's or container's: a pod has one for each of its containers.
 const CGROUPS: usize = 64;
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 const AF_BRIDGE: u8 = 7;
-/// `RTM_GETLINK`, `struct ifinfomsg`, `IFLA_*` (include/uapi/linux/if_link.h).
-const RTM_GETLINK: u16 = 18;
-const IFINFOMSG_LEN: usize = 16;
+/// `IFLA_*` (include/uapi/linux/if_link.h).
 const IFLA_IFNAME: u16 = 3;
-const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_INFO_KIND: u16 = 1;
 /// `RTM_GETROUTE`, `struct rtmsg`, `RTA_*` (include/uapi/linux/rtnetlink.h).
 const RTM_GETROUTE: u16 = 26;
 const RTMSG_LEN: usize = 12;
@@ -142,10 +137,9 @@ pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum
     if namespaces.is_empty() || !proc_has_root_pids() {
         return found;
     }
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let Ok(netns) = fs::metadata(entry.path().join("ns/net")) else { continue };
-        let Ok(inum) = u32::try_from(netns.st_ino()).map(NetnsInum) else { continue };
+    for pid in pids().into_iter().flatten().flatten() {
+        let Ok(netns) = fs::metadata(format!("/proc/{pid}/ns/net")) else { continue };
+        let inum = netns::inum(&netns);
         if !namespaces.contains(&inum) {
             continue;
         }
@@ -188,12 +182,8 @@ fn route(to: IpAddr) -> Result<Option<Route>, DumpError> {
     let mut request = vec![family, u8::try_from(bytes.len() * 8).unwrap_or(u8::MAX)];
     request.resize(RTMSG_LEN, 0);
     put_attribute(&mut request, RTA_DST, &bytes);
-    match Socket::open(None)?.get(RTM_GETROUTE, &request) {
-        Ok(answer) => Ok(parse_route(&answer)),
-        // There is none.
-        Err(DumpError::Refused(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
+    let answer = existing(Socket::open(None)?.get(RTM_GETROUTE, &request))?;
+    Ok(answer.and_then(|answer| parse_route(&answer)))
 }
 
 fn parse_route(answer: &[u8]) -> Option<Route> {

@@ -96,7 +96,7 @@ fn below(mount: &Path, path: &Path) -> Option<String> {
 }
 
 /// What the kernel puts after the path of something removed.
-const DELETED: &str = " (deleted)";
+pub(super) const DELETED: &str = " (deleted)";
 
 /// Opens a cgroup's directory by its id (fs/kernfs/mount.c, `kernfs_fh_to_dentry`); needs `CAP_DAC_READ_SEARCH`.
 fn open_by_id(mount: &File, id: u64) -> io::Result<OwnedFd> {

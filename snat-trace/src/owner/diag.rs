@@ -17,8 +17,8 @@ const IFA_LOCAL: u16 = 2;
 const IFADDRMSG_LEN: usize = 8;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_SKV6ONLY: u16 = 11;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub(super) const AF_INET: u8 = 2;
+pub(super) const AF_INET6: u8 = 10;
 
 /// States of a TCP socket that has sent a SYN and that a process may still hold: all but `TIME_WAIT` (6), `CLOSE` (7),
 /// `LISTEN` (10) and the request sockets of `NEW_SYN_RECV` (12) (include/net/tcp_states.h).

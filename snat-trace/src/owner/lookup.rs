@@ -176,8 +176,8 @@ fn find_holders(inodes: &BTreeSet<u32>, deadline: Instant) -> Option<BTreeMap<u3
     if inodes.is_empty() {
         return Some(holders);
     }
-    for entry in fs::read_dir("/proc").ok()? {
-        let Some(pid) = entry.ok()?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+    for pid in process::pids().ok()? {
+        let pid = pid.ok()?;
         if Instant::now() >= deadline {
             return None;
         }

@@ -7,11 +7,11 @@ use std::path::Path;
 use crate::counters::wire::{Attributes, DumpError, Socket};
 
 /// `RTM_GETLINK`.
-const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_GETLINK: u16 = 18;
 /// Size of `struct ifinfomsg`.
-const IFINFOMSG_LEN: usize = 16;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFINFOMSG_LEN: usize = 16;
+pub(super) const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 /// `TUNNEL_ENCAP_NONE` is 0, the others are kinds of UDP (include/uapi/linux/if_tunnel.h).
 const IFLA_IPTUN_ENCAP_TYPE: u16 = 15;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, ProcessKey, flow_flags, owner_flags};
+use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, flow_flags, owner_flags};
 
 use super::behind::{self, Behind, Source};
 use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
@@ -48,8 +48,8 @@ pub struct Owners {
     senders: Option<Senders>,
     commands: bool,
     clock: StartClock,
-    /// What was looked for last.
-    behind: Option<(Instant, BTreeMap<Source, Option<Behind>>)>,
+    /// What was looked for last, and when that was.
+    behind: (Option<Instant>, BTreeMap<Source, Option<Behind>>),
 }
 
 /// A flow that is still without its owner.
@@ -68,7 +68,7 @@ impl Owners {
     pub fn new(sources: Sources) -> Self {
         let Sources { recording, senders, cgroups, commands } = sources;
         let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
-        Self { paths, names, recording, senders, commands, clock: StartClock::now(), behind: None }
+        Self { paths, names, recording, senders, commands, clock: StartClock::now(), behind: Default::default() }
     }
 
     /// Keeps what the kernel told of processes.
@@ -116,21 +116,16 @@ impl Owners {
     ///
     /// What was found is taken to stay as it was for a second: flows whose senders are not known can come by the thousand.
     #[must_use]
-    pub fn where_answers_go(&mut self, sources: &BTreeSet<Source>) -> BTreeMap<Source, Behind> {
-        let fresh = self.behind.as_ref().is_some_and(|(asked, known)| {
-            asked.elapsed() < FRESH && sources.iter().all(|source| known.contains_key(source))
-        });
-        if !fresh {
+    pub fn where_answers_go(&mut self, sources: &BTreeSet<Source>) -> &BTreeMap<Source, Option<Behind>> {
+        let (asked, known) = &self.behind;
+        let fresh = asked.is_some_and(|asked| asked.elapsed() < FRESH);
+        if !fresh || !sources.iter().all(|source| known.contains_key(source)) {
             let mut found = behind::look_up(sources);
             self.name_behind(&mut found);
             let all = sources.iter().map(|source| (*source, found.remove(source))).collect();
-            self.behind = Some((Instant::now(), all));
+            self.behind = (Some(Instant::now()), all);
         }
-        let known = self.behind.iter().flat_map(|(_, known)| known);
-        known
-            .filter(|(source, _)| sources.contains(source))
-            .filter_map(|(source, behind)| Some((*source, behind.clone()?)))
-            .collect()
+        &self.behind.1
     }
 
     /// Names what all processes of a network namespace are in.
@@ -202,8 +197,7 @@ impl Owners {
             None if !self.paths.is_mounted() => self.legacy_path(fact),
             path => path,
         };
-        let key = ProcessKey { start_ns: fact.start_ns, tgid: fact.tgid, exec_id: fact.exec_id };
-        let noted = self.senders.as_mut().and_then(|senders| senders.process(&key));
+        let noted = self.senders.as_mut().and_then(|senders| senders.process(&fact.process()));
         let container = cgroup.as_deref().and_then(container);
         Owner {
             pid: fact.tgid,

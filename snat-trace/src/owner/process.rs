@@ -1,7 +1,7 @@
 //! What `/proc` says of one process.
 
-use std::fs;
 use std::os::linux::fs::MetadataExt;
+use std::{fs, io};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -87,6 +87,16 @@ fn field(stat: &[u8], number: usize) -> Option<u64> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let fields = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
     fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+/// The pids of the processes that `/proc` has now, as far as it can be read.
+///
+/// # Errors
+///
+/// There is no `/proc`.
+pub(super) fn pids() -> io::Result<impl Iterator<Item = io::Result<u32>>> {
+    let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    Ok(fs::read_dir("/proc")?.filter_map(move |entry| entry.map(pid).transpose()))
 }
 
 /// Ids of a process besides its pid.

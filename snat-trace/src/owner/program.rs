@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::time::ClockId;
 use snat_trace_common::{ARGUMENTS_LEN, OwnerFact, PathFact, ProcessFact};
 
+use super::cgroup::DELETED;
 use super::process::{StartTime, ids};
 use crate::race::time::{KernelTime, WallClock};
 
@@ -81,9 +82,6 @@ impl Program {
         program
     }
 }
-
-/// What the kernel puts after the path of a file that was removed.
-const DELETED: &str = " (deleted)";
 
 fn executable(path: &Path) -> String {
     let path = path.to_string_lossy();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::time::KernelTime;
 use super::tuple::{OriginalTuple, Protocol, TranslatedTuple};
-use crate::owner::{Behind, Owner};
+use crate::owner::{Behind, Container, Owner, Pod};
 
 /// Inode number of a network namespace, as in `/proc/PID/ns/net`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -121,6 +121,18 @@ pub struct Flow {
     pub owner: Option<Owner>,
     /// Where answers to it go, if nobody here is known to have sent it.
     pub behind: Option<Behind>,
+}
+
+impl Flow {
+    /// The container and the pod it is of: its sender's, or where that is not known what is behind its source.
+    #[must_use]
+    pub fn place(&self) -> (Option<&Container>, Option<&Pod>) {
+        match (&self.owner, &self.behind) {
+            (Some(owner), _) => (owner.container.as_ref(), owner.pod.as_ref()),
+            (None, Some(behind)) => (behind.container.as_ref(), behind.pod.as_ref()),
+            (None, None) => (None, None),
+        }
+    }
 }
 
 /// One clash, classified.

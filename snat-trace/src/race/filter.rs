@@ -75,12 +75,7 @@ impl Filter {
 impl OwnerFilter {
     fn means(&self, flow: &Flow) -> bool {
         let Self { pid, comm, cgroup, container, pod, namespace } = self;
-        let Flow { owner, behind, .. } = flow;
-        let (owner, behind) = (owner.as_ref(), behind.as_ref());
-        let container_of = || owner.and_then(|owner| owner.container.as_ref());
-        let of_container = container_of().or_else(|| behind?.container.as_ref());
-        let pod_of = || owner.and_then(|owner| owner.pod.as_ref());
-        let of_pod = pod_of().or_else(|| behind?.pod.as_ref());
+        let (owner, (of_container, of_pod)) = (flow.owner.as_ref(), flow.place());
         /// Whether a condition holds, if there is one, of what is known.
         fn holds<T>(wanted: Option<&String>, known: Option<&T>, holds: impl Fn(&str, &T) -> bool) -> bool {
             wanted.is_none_or(|wanted| known.is_some_and(|known| holds(wanted, known)))

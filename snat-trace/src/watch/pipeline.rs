@@ -305,7 +305,7 @@ fn look_behind(owners: &mut Owners, events: &mut [Event]) {
     }
     let found = owners.where_answers_go(&sources);
     for (source, behind) in events.iter_mut().flat_map(nameless) {
-        *behind = found.get(&source).cloned();
+        *behind = found.get(&source).cloned().flatten();
     }
 }
 

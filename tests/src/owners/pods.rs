@@ -46,9 +46,15 @@ pub(super) fn from_a_container() -> Result<Row> {
     })
 }
 
+/// That what [`Node`] would make is another's here, if it is.
+fn occupied() -> Option<Row> {
+    let there = MADE.into_iter().find(|path| Path::new(path).exists())?;
+    Some(Row::said(format!("skipped, there is {there} here")))
+}
+
 fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
-    if let Some(there) = MADE.into_iter().find(|path| Path::new(path).exists()) {
-        return Ok(Row::said(format!("skipped, there is {there} here")));
+    if let Some(row) = occupied() {
+        return Ok(row);
     }
     let node = Node;
     let (app, init) =
@@ -87,8 +93,8 @@ fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
 /// Senders that no hook has seen, and that are gone before they are looked for: of their pods, whose namespaces are still there,
 /// others are known.
 pub(super) fn gone() -> Result<Row> {
-    if let Some(there) = MADE.into_iter().find(|path| Path::new(path).exists()) {
-        return Ok(Row::said(format!("skipped, there is {there} here")));
+    if let Some(row) = occupied() {
+        return Ok(row);
     }
     let node = Node;
     let pods = [
