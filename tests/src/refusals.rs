@@ -142,8 +142,11 @@ fn dying(detail: &str) -> Result<Row> {
         return Err(Skip::because("this kernel leaves alone what is not in the table"));
     }
     let lines = Lines::parse(&output)?;
-    let (lab, summary) = (lines.only("lab")?, lines.only("summary")?);
-    ensure!(output.status.success() && lab["ok"] == true && lines.races() == 0, "{lab}: {error}");
+    // Before its last word stands how far it came.
+    let ended = || format!("{}: {}", output.status, error.lines().last().unwrap_or_default());
+    let lab = lines.only("lab").with_context(ended)?;
+    let summary = lines.only("summary")?;
+    ensure!(output.status.success() && lab["ok"] == true && lines.races() == 0, "{lab}");
     let lost = number(&lab["packets_lost"])?;
     ensure!(lost > 0 && summary["closes"] == true && lines.lost_in_all()? == 0, "{summary}");
     ensure!(counted(&lines, "insert_failed")? + counted(&lines, "drop")? == lost, "{summary}");

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvFlags, recvfrom};
+use rustix::net::{RecvFlags, recvfrom, sockopt};
 
 use super::error::{Doing, LabError};
 use super::netns::{Netns, enter};
@@ -18,6 +18,11 @@ use super::{KEPT_ROUNDS, MAX_PODS, Setup};
 
 /// Connections kept open after their hello: as many as the pods keep.
 const KEPT_CONNECTIONS: usize = KEPT_ROUNDS as usize * MAX_PODS;
+
+/// Bytes that may wait for the receiver in each socket of datagrams: a scenario that does not wait for arrivals sends on while
+/// the receiver has no CPU, and what does not fit would be lost without the node having a part in it. A datagram of the lab
+/// takes less than 1 KiB (`truesize`), and a pod sends some thousand in the time a CPU may be away.
+const WAITING_BYTES: usize = 16 << 20;
 
 /// A thread that lives in the external namespace.
 #[derive(Debug)]
@@ -38,7 +43,10 @@ impl Receiver {
             let open = || -> io::Result<_> {
                 let second = SocketAddr::new(address.ip(), SECOND_BACKEND);
                 let (udp, tcp) = ([UdpSocket::bind(address)?, UdpSocket::bind(second)?], TcpListener::bind(address)?);
-                udp.iter().try_for_each(|socket| socket.set_nonblocking(true))?;
+                for socket in &udp {
+                    socket.set_nonblocking(true)?;
+                    sockopt::set_socket_recv_buffer_size_force(socket, WAITING_BYTES)?;
+                }
                 tcp.set_nonblocking(true)?;
                 Ok((udp, tcp, transport.raw(setup.family)?.map(|socket| (transport, socket))))
             };
