@@ -147,8 +147,9 @@ pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum
         if cgroups.len() <= CGROUPS
             && let Some(ProcessCgroups { unified, legacy }) = ProcessCgroups::of(pid)
         {
-            let unified = unified.filter(|path| path != "/");
-            cgroups.extend(unified.or(legacy));
+            let of_its_own = unified.filter(|path| path != "/").or(legacy);
+            // One in the root is one of all too: it is in no container.
+            cgroups.insert(of_its_own.unwrap_or_else(|| "/".to_owned()));
         }
     }
     found.retain(|_, cgroups| cgroups.len() <= CGROUPS);

@@ -27,6 +27,9 @@ use crate::summary::Totals;
 const PENDING: usize = 16_384;
 /// Most events whose owners are looked for at once, and as many may wait for the output before the next are.
 const BATCH: usize = 256;
+/// Most processes that wait to be learned while a batch is named, of 1 KiB each. Both senders of every record that may wait
+/// would be more.
+const PROCESSES: usize = 8192;
 
 /// Records on their way to the output.
 pub(super) struct Pipeline<'a> {
@@ -115,7 +118,12 @@ impl<'a> Pipeline<'a> {
                     self.totals.lose_failure("failure-queue-full");
                 }
             }
-            Ok(Record::Process(process)) => self.processes.push(*process),
+            Ok(Record::Process(process)) => {
+                // One that is not kept is in the kernel's map still.
+                if self.processes.len() < PROCESSES {
+                    self.processes.push(*process);
+                }
+            }
             Err(undecodable) => self.totals.lose(undecodable.reason()),
         }
     }
