@@ -10,6 +10,7 @@ pub mod crosscheck;
 pub mod evidence;
 pub mod failures;
 pub mod fallback;
+pub mod instructions;
 pub mod kfree_skb;
 pub mod links;
 pub mod live;

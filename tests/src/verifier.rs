@@ -14,11 +14,11 @@ pub const SCENARIOS: &[Scenario] = &[brief("verifier", gate)];
 /// Most instructions the verifier may walk for a program, on any kernel of the matrix. Each is the largest count seen
 /// (6.1 or 7.3 walks most), with a tenth added; the gate prints the counts to take a new one from.
 const BUDGETS: [(Detail, &str, u32); 27] = [
-    (Detail::Minimal, "clash", 3018),
+    (Detail::Minimal, "clash", 720),
     (Detail::Minimal, "verdict", 107),
-    (Detail::Full, "clash", 7033),
+    (Detail::Full, "clash", 1137),
     (Detail::Full, "verdict", 107),
-    (Detail::Full, "allocation", 158),
+    (Detail::Full, "allocation", 151),
     (Detail::Full, "insertion", 18),
     (Detail::Full, "insertion_at_confirm", 30),
     (Detail::Full, "owner_tcp", 4107),
@@ -27,20 +27,20 @@ const BUDGETS: [(Detail, &str, u32); 27] = [
     (Detail::Full, "owner_raw", 6472),
     (Detail::Full, "note_process", 7219),
     (Detail::Full, "cgroup_removed", 2448),
-    (Detail::Full, "confirm_ends", 6779),
-    (Detail::Minimal, "confirm_ends", 2802),
+    (Detail::Full, "confirm_ends", 1246),
+    (Detail::Minimal, "confirm_ends", 855),
     (Detail::Full, "confirm_begins", 91),
     (Detail::Minimal, "confirm_begins", 91),
     (Detail::Full, "early_drop_ends", 20),
     (Detail::Minimal, "early_drop_ends", 20),
-    (Detail::Full, "allocate_ends", 6385),
-    (Detail::Minimal, "allocate_ends", 6385),
+    (Detail::Full, "allocate_ends", 660),
+    (Detail::Minimal, "allocate_ends", 660),
     (Detail::Full, "allocate_begins", 119),
     (Detail::Minimal, "allocate_begins", 119),
-    (Detail::Full, "check_insert_ends", 6280),
-    (Detail::Minimal, "check_insert_ends", 2261),
-    (Detail::Full, "check_insert_begins", 158),
-    (Detail::Minimal, "check_insert_begins", 158),
+    (Detail::Full, "check_insert_ends", 968),
+    (Detail::Minimal, "check_insert_ends", 592),
+    (Detail::Full, "check_insert_begins", 64),
+    (Detail::Minimal, "check_insert_begins", 64),
 ];
 
 /// Loads every program at both levels of detail, prints the verified instructions, and holds them against the budgets.

@@ -8,8 +8,8 @@ use snat_trace_common::Need;
 use super::error::{ProbeError, reason};
 use crate::kernel::{Detail, LegacyController, Offsets, Request, programs};
 
-/// The object `build.rs` made.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-trace-ebpf"));
+/// The BPF object as it was built, without the plan of any kernel in it.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snat-trace-ebpf"));
 
 /// Bounds of what the kernel keeps for us.
 #[derive(Clone, Copy, Debug)]
