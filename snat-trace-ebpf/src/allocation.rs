@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{Allocation, Counter, NatRange};
+use snat_trace_common::{Allocation, Counter, NatRange, Tuple};
 
 use crate::{
     maps::{ALLOCATIONS, count},
@@ -35,11 +35,12 @@ fn allocation(ctx: ProbeContext) -> u32 {
     0
 }
 
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would be made word by word")]
 #[inline(always)]
 fn remember(entry: Address, range: Address) -> Result<(), Unreadable> {
     let [min_port_be, max_port_be] = range.plus(RANGE_PORTS).read::<[u16; 2]>()?;
-    let allocation = Allocation {
-        original: tuple_address(entry, 0).read()?,
+    let allocation = &mut Allocation {
+        original: Tuple::default(),
         // SAFETY: the helpers take no argument and touch no memory.
         allocated_ns: unsafe { bpf_ktime_get_ns() },
         inserted_ns: 0,
@@ -48,5 +49,6 @@ fn remember(entry: Address, range: Address) -> Result<(), Unreadable> {
         allocated_cpu: unsafe { bpf_get_smp_processor_id() },
         inserted_cpu: 0,
     };
-    ALLOCATIONS.insert(entry.as_key(), allocation, 0).map_err(|_| Unreadable)
+    tuple_address(entry, 0).read_into(&mut allocation.original)?;
+    ALLOCATIONS.insert(entry.as_key(), &*allocation, 0).map_err(|_| Unreadable)
 }

@@ -3,13 +3,13 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_ktime_get_ns,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
+        generated::bpf_get_current_comm,
     },
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{ABSENT, Counter, OwnerFact, ProcessKey, Tuple, owner_flags};
+use snat_trace_common::{ABSENT, COMM_LEN, Counter, OwnerFact, ProcessKey, Tuple, owner_flags};
 
 use crate::{
     maps::{OWNERS, count},
@@ -168,8 +168,9 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
         exec_id: now.process.exec_id,
         // The group's id is in the upper half.
         uid: bpf_get_current_uid_gid() as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: [0; COMM_LEN],
     };
+    fill_comm(&mut owner.comm);
     // Two CPUs may send one tuple at once: whoever comes second must find the first.
     let known = match known {
         None if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_ok() => return,
@@ -231,9 +232,16 @@ fn sent_again(known: *mut OwnerFact, now: &Now) -> bool {
     known.exec_id = now.process.exec_id;
     // The upper half is the group's.
     known.uid = bpf_get_current_uid_gid() as u32;
-    known.comm = bpf_get_current_comm().unwrap_or_default();
+    fill_comm(&mut known.comm);
     store(&mut known.sent_ns, now.time_ns);
     load(&known.taker) == 0
+}
+
+/// Writes the current task's name in place: a copy of bytes would be made one by one.
+#[inline(always)]
+fn fill_comm(comm: &mut [u8; COMM_LEN]) {
+    // SAFETY: the helper writes so many bytes, zeros where it fails (kernel/bpf/helpers.c, `bpf_get_current_comm`).
+    unsafe { bpf_get_current_comm(comm.as_mut_ptr().cast(), COMM_LEN as u32) };
 }
 
 /// Reads what another CPU may be writing, here and now.
@@ -274,9 +282,9 @@ fn tcp_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
         if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
             return Ok(false);
         }
-        tuple.dst = sk.field(&SOCK_DADDR6).read()?;
+        sk.field(&SOCK_DADDR6).read_into(&mut tuple.dst)?;
         if tuple.dst[..12] != MAPPED {
-            tuple.src = sk.field(&SOCK_SADDR6).read()?;
+            sk.field(&SOCK_SADDR6).read_into(&mut tuple.src)?;
             return Ok(true);
         }
         tuple.l3num = AF_INET;

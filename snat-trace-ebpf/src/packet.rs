@@ -36,12 +36,12 @@ pub(crate) fn transport_header(skb: Address) -> Result<Address, Unreadable> {
 /// stack when it is `None`, and the verifier of 5.10 does not let the compiler copy that.
 #[inline(always)]
 pub(crate) fn ipv4_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    let words = header.read::<u8>()? & 0x0f;
-    let [src, dst] = header.plus(12).read::<[[u8; 4]; 2]>()?;
+    let [start, _, protocol, src, dst] = header.read::<[u32; 5]>()?;
     tuple.src = ipv4_address(src);
     tuple.dst = ipv4_address(dst);
     tuple.l3num = AF_INET;
-    tuple.protonum = header.plus(9).read::<u8>()?;
+    tuple.protonum = protocol.to_ne_bytes()[1];
+    let words = start.to_ne_bytes()[0] & 0x0f;
     ports(header.plus(u64::from(words) * 4), tuple)
 }
 
@@ -49,16 +49,18 @@ pub(crate) fn ipv4_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unr
 /// behind extension headers.
 #[inline(always)]
 pub(crate) fn ipv6_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    [tuple.src, tuple.dst] = header.plus(8).read::<[[u8; 16]; 2]>()?;
+    header.plus(6).read_into(&mut tuple.protonum)?;
+    header.plus(8).read_into(&mut tuple.src)?;
+    header.plus(24).read_into(&mut tuple.dst)?;
     tuple.l3num = AF_INET6;
-    tuple.protonum = header.plus(6).read::<u8>()?;
     ports(header.plus(40), tuple)
 }
 
-/// An IPv4 address as it stands in a tuple.
+/// An IPv4 address as it stands in a tuple: its bytes, in their order, and zeros. By one number, as the compiler would store
+/// bytes one by one.
 #[inline(always)]
-pub(crate) fn ipv4_address([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+pub(crate) fn ipv4_address(address: u32) -> [u8; 16] {
+    u128::from(address).to_le_bytes()
 }
 
 /// Writes the port fields of a tuple; `false` when the packet starts no flow of interest.

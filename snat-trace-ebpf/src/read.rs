@@ -63,6 +63,16 @@ impl Address {
         unsafe { bpf_probe_read_kernel(self.as_ptr()) }.map_err(|_| Unreadable)
     }
 
+    /// Copies what stands there into place: a copy of bytes on the way would be made one by one. `T` is plain integers in
+    /// every use.
+    #[inline(always)]
+    pub(crate) fn read_into<T: Copy>(self, to: &mut T) -> Result<(), Unreadable> {
+        let to = core::ptr::from_mut(to).cast();
+        // SAFETY: the helper writes the bytes of a `T`, zeros where it fails; every bit pattern is one.
+        let failed = unsafe { generated::bpf_probe_read_kernel(to, size_of::<T>() as u32, self.as_ptr()) };
+        if failed == 0 { Ok(()) } else { Err(Unreadable) }
+    }
+
     /// The value that stands there, or zeros where it cannot be read. Unlike a result this does not branch, and the verifier
     /// walks all that follows but once. `T` is plain integers in every use.
     #[inline(always)]
