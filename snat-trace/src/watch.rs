@@ -1,5 +1,7 @@
 //! The live loop: ring, order, classes, owners, output; and the account around it.
 
+#[cfg(test)]
+mod flood;
 mod pipeline;
 mod writer;
 
@@ -139,20 +141,17 @@ pub async fn watch(
     let mut release = ticks(REORDERING_BOUND / 2);
     let (mut sample, mut told) = (ticks(SAMPLE), ticks(SAMPLE));
     while !pipeline.enough() {
-        let has_named = pipeline.has_named();
         tokio::select! {
             how = &mut stop => {
                 asked = Some(how);
                 break;
             }
             () = until(deadline) => break,
-            named = joined(&mut pipeline.naming), if pipeline.naming.is_some() => pipeline.take_named(named?),
-            room = writer.room(has_named) => pipeline.hand_over(room?),
+            advanced = pipeline.advance(&mut writer, &mut release) => advanced?,
             readable = tracer.readable() => {
                 readable?;
                 tracer.drain(|bytes| pipeline.take(bytes));
             }
-            _ = release.tick(), if pipeline.can_name() => pipeline.name(KernelTime::now()),
             _ = told.tick(), if follows => {
                 let span = Span { started: session.started, ended: KernelTime::now(), clock: session.clock };
                 so_far = Some(pipeline.totals.close(span, tracer.counts()?, &counted(&before)));

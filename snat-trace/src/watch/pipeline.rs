@@ -6,6 +6,7 @@ use std::pin::pin;
 
 use snat_trace_common::{ClashRecord, FailureRecord, FlowFact, ProcessFact};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Interval;
 
 use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
@@ -35,7 +36,7 @@ pub(super) struct Pipeline<'a> {
     order: Reorder,
     /// `None` while a batch is being named.
     finder: Option<Finder>,
-    pub(super) naming: Option<JoinHandle<Named>>,
+    naming: Option<JoinHandle<Named>>,
     /// What senders of the next batch run.
     processes: Vec<ProcessFact>,
     /// Named, and on their way to the output.
@@ -95,6 +96,12 @@ impl<'a> Pipeline<'a> {
         self.options.count.is_some_and(|count| self.shown >= count)
     }
 
+    /// How many more clashes can wait.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> u64 {
+        (PENDING - self.order.len()) as u64
+    }
+
     /// Takes the bytes of one record.
     pub(super) fn take(&mut self, bytes: &[u8]) {
         match decode(bytes) {
@@ -134,18 +141,25 @@ impl<'a> Pipeline<'a> {
         std::mem::take(&mut self.involved)
     }
 
+    /// Brings what was taken nearer to the output, by one step: takes a named batch in, hands one event over, or starts
+    /// naming what is due when `release` ticks. Dropped before its end, it has done nothing.
+    pub(super) async fn advance(&mut self, writer: &mut Writer, release: &mut Interval) -> Result<(), WatchError> {
+        let (has_named, can_name) = (!self.named.is_empty(), self.can_name());
+        tokio::select! {
+            named = joined(&mut self.naming), if self.naming.is_some() => self.take_named(named?),
+            room = writer.room(has_named) => self.hand_over(room?),
+            _ = release.tick(), if can_name => self.name(KernelTime::now()),
+        }
+        Ok(())
+    }
+
     /// Whether there is something to name, and room for it.
-    pub(super) fn can_name(&self) -> bool {
+    fn can_name(&self) -> bool {
         self.naming.is_none() && !self.order.is_empty() && self.named.len() < BATCH
     }
 
-    /// Whether an event waits for the output.
-    pub(super) fn has_named(&self) -> bool {
-        !self.named.is_empty()
-    }
-
     /// Starts naming what no earlier record can precede any more at `now`.
-    pub(super) fn name(&mut self, now: KernelTime) {
+    fn name(&mut self, now: KernelTime) {
         let batch = self.next_batch(|order| order.pop(now));
         self.start_naming(batch);
     }
@@ -184,13 +198,13 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Takes a named batch in.
-    pub(super) fn take_named(&mut self, (finder, events): Named) {
+    fn take_named(&mut self, (finder, events): Named) {
         self.finder = Some(finder);
         self.named.extend(events);
     }
 
     /// Counts the first event that waits, and hands it over if it is to be shown.
-    pub(super) fn hand_over(&mut self, room: Room<'_>) {
+    fn hand_over(&mut self, room: Room<'_>) {
         let enough = self.enough();
         match self.named.pop_front() {
             Some(Event::Race(race)) => {
@@ -228,7 +242,7 @@ impl<'a> Pipeline<'a> {
             tokio::select! {
                 () = &mut enough => return self.give_up().await,
                 named = joined(&mut self.naming), if self.naming.is_some() => self.take_named(named?),
-                room = writer.room_at_last(), if self.has_named() => self.hand_over(room?),
+                room = writer.room_at_last(), if !self.named.is_empty() => self.hand_over(room?),
             }
         }
     }
