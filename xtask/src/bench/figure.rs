@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::targets::FULL;
+
 /// One thing measured. `way` is how a node is watched: `nothing`, one of snat-trace's, or another tool.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -18,9 +20,19 @@ pub(super) enum Figure {
         ratio: [f64; 3],
     },
     /// A BPF program, by the kernel's own statistics. The unit is a flow, or a datagram of an established one.
-    Hook { traffic: String, program: String, runs_per_unit: f64, ns_per_run: f64 },
+    Hook {
+        /// The way it is part of; what it is not told of is full detail.
+        #[serde(default = "full")]
+        way: String,
+        traffic: String,
+        program: String,
+        runs_per_unit: f64,
+        ns_per_run: f64,
+    },
     /// BPF instructions of the longest path through a program.
     Instructions { program: String, longest: u64 },
+    /// BPF instructions that a unit executes at full detail, all programs together.
+    Executed { traffic: String, instructions: u64 },
     /// How many of the pairs of flows that could collide did.
     Collisions { way: String, turns: u32, share: f64, ratio: Option<[f64; 3]> },
     /// From the start of a process to its last hook: median, least and most.
@@ -39,6 +51,10 @@ pub(super) enum Figure {
     User { what: String, per_second: f64 },
     /// Allocations from the heap.
     Allocations { what: String, per_event: f64 },
+}
+
+fn full() -> String {
+    FULL.to_owned()
 }
 
 /// Lines that begin with `figure ` (then JSON), among others. Whoever dies may cut the last line.

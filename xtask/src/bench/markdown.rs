@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::figure::{Cost, Figure};
 use super::plot;
-use super::targets::{BPFTRACE, FULL, NOTHING, TRAFFIC, Target, spoken, targets};
+use super::targets::{BPFTRACE, FAILURES, FULL, NOTHING, TRAFFIC, Target, spoken, targets};
 use super::words::{grouped, ratio, short, size};
 
 const HEAD: &str = "\
@@ -27,18 +27,17 @@ below 1 changes the races it watches.
 const WAYS: &str = "\
 * **snat-trace minimal**, **full**, **full --failures**: `snat-trace watch` at these levels of detail; full is what it does if
   nothing else is asked for.
-* **bpftrace**: a script that records the same facts of each connection (port choice, insertion, clash), in maps.
+* **bpftrace**: a script that notes the same of each connection (`tests/src/measure/full.bt`).
 * **conntrack -E**: every event of the table, as text. It does not show the flow that lost.
-* **tcpdump**: every packet of the node's outer link, into a file.
+* **tcpdump**: every packet on every link of the node, as `-w` writes them.
 ";
 
 const HOOKS: &str = "\
 ## Hooks
 
-BPF programs per new flow, at full detail with everything that can be attached there, by the kernel's own statistics
-(`kernel.bpf_stats_enabled`; they count the program and not the trap that leads to it, of which a kprobe has one and a return
-probe two), and the instructions of the longest path through each. *Together* is what one flow costs; its instructions are a
-bound, as no flow takes every longest path.
+BPF programs by the kernel's own statistics (`kernel.bpf_stats_enabled`; they see the program and not the trap that leads to it,
+of which a kprobe has one and a return probe two), and the instructions of the longest path through each. Instructions of one
+connection are counted without a kernel, on the way of one that succeeds, of a process that has sent before.
 ";
 
 const USER: &str = "\
@@ -146,7 +145,7 @@ fn beside(cost: &Cost) -> String {
         })
     };
     let share = collisions(NOTHING).map_or_else(String::new, |(share, _)| format!("{:.1} % of pairs", 100.0 * share));
-    let head = [("attached", "attached")].iter().chain(&TRAFFIC).map(|(_, unit)| *unit).collect::<Vec<_>>();
+    let [udp, tcp, datagrams] = TRAFFIC.map(|(_, unit)| unit);
     let first = [NOTHING.to_owned(), rate(TRAFFIC[0].0), rate(TRAFFIC[1].0), rate(TRAFFIC[2].0), share];
     let rows = ways.iter().map(|way| {
         let cell = |traffic| cost.ratio(traffic, way).map_or_else(String::new, ratio);
@@ -154,7 +153,7 @@ fn beside(cost: &Cost) -> String {
         let collided = collisions(way).and_then(|(_, ratio)| ratio).map_or_else(String::new, ratio);
         [name, cell(TRAFFIC[0].0), cell(TRAFFIC[1].0), cell(TRAFFIC[2].0), collided]
     });
-    table([head[0], head[1], head[2], head[3], "collisions"], [first].into_iter().chain(rows)) + &pairs(cost)
+    table(["attached", udp, tcp, datagrams, "collisions"], [first].into_iter().chain(rows)) + &pairs(cost)
 }
 
 /// Of how many pairs the intervals are.
@@ -176,7 +175,16 @@ fn pairs(cost: &Cost) -> String {
 }
 
 fn hooks(cost: &Cost) -> String {
-    let runs = TRAFFIC.map(|(traffic, _)| cost.runs(traffic));
+    let ways = [(FULL, ""), (FAILURES, "With `--failures`, on top:\n\n")];
+    joined(ways.into_iter().map(|(way, head)| {
+        let table = hooks_of(cost, way);
+        if table.is_empty() { table } else { format!("{head}{table}") }
+    }))
+}
+
+/// A row for each program of a way, and the sum.
+fn hooks_of(cost: &Cost, way: &str) -> String {
+    let runs = TRAFFIC.map(|(traffic, _)| cost.runs(way, traffic));
     let mut programs: Vec<&str> = Vec::new();
     for (program, ..) in runs.iter().flatten() {
         if !programs.contains(program) {
@@ -198,15 +206,16 @@ fn hooks(cost: &Cost) -> String {
         let [udp, tcp, datagrams] = runs.each_ref().map(|traffic| cell(traffic, program));
         [format!("`{program}`"), longest, udp, tcp, datagrams]
     });
-    let together = runs.iter().zip(TRAFFIC).map(|(runs, (traffic, _))| {
-        if runs.is_empty() {
-            return String::new();
-        }
+    let sum = |runs: &[(&str, f64, f64)], traffic| {
         let ns = grouped(runs.iter().map(|(_, runs, ns)| runs * ns).sum());
-        let instructions = cost.instructions_per_unit(traffic);
-        instructions.map_or_else(|| format!("{ns} ns"), |most| format!("{ns} ns, at most {most:.0} instructions"))
-    });
-    let [udp, tcp, datagrams] = together.collect::<Vec<_>>().try_into().unwrap_or_default();
+        let executed = cost.executed(traffic).filter(|_| way == FULL);
+        match executed {
+            _ if runs.is_empty() => String::new(),
+            Some(instructions) => format!("{ns} ns, {instructions} instructions"),
+            None => format!("{ns} ns"),
+        }
+    };
+    let [udp, tcp, datagrams] = [0, 1, 2].map(|kind| sum(&runs[kind], TRAFFIC[kind].0));
     let last = ["together".to_owned(), String::new(), udp, tcp, datagrams];
     let head = [
         "program",
@@ -344,7 +353,9 @@ mod tests {
             "At least 10 pairs of runs each, and 10 turns of collisions.",
             "| `allocation` | 100 | 2.00 × 1 293 ns |  | 0.0001 × 1 300 ns |",
             "| `clash` | 1200 | 0 |  |  |",
-            "| together |  | 3 486 ns, at most 350 instructions | 500 ns | 880 ns, at most 150 instructions |",
+            "| together |  | 3 486 ns, 350 instructions | 500 ns | 880 ns |",
+            "| `confirm_ends` |  | 1.00 × 700 ns |  |  |",
+            "| together |  | 700 ns |  |  |",
             "| records/decode and correlate | 7 500 000 |",
             "| decode and correlate | 1.50 |",
             "| a flood | 100 000 | 58.6 MiB | 80.0 MiB |",

@@ -55,7 +55,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     let mut figures = vec![Figure::Size { bytes: fs::metadata(&snat_trace)?.len() }];
     let natively = [
         stages.run("benchmarks", || native::benchmarks(project, &built)),
-        stages.run("allocations", || native::allocations(project, &built)),
+        stages.run("allocations and instructions", || native::counted(project, &built)),
         stages.run("floods", || native::flood(project, &built)),
     ];
     figures.extend(natively.into_iter().flatten().flatten());

@@ -96,14 +96,18 @@ fn speed(benchmark: &str, estimates: &str) -> Result<Option<Figure>> {
     }))
 }
 
-/// Allocations per event, as a test counts them.
+/// Allocations per event, and BPF instructions of each program and of a connection, as tests count them.
 ///
 /// # Errors
-/// The test does not build, fails, or says nothing.
-pub(super) fn allocations(project: &Project, toolchain: &Toolchain) -> Result<Vec<Figure>> {
-    let mut cargo = test(project, toolchain, &["--test", "allocations"]);
-    cargo.args(["--", "--nocapture"]);
-    figures(&mut cargo)
+/// A test does not build, fails, or says nothing.
+pub(super) fn counted(project: &Project, toolchain: &Toolchain) -> Result<Vec<Figure>> {
+    let mut all = Vec::new();
+    for (package, name) in [("snat-trace", "allocations"), ("snat-trace-tests", "instructions")] {
+        let mut cargo = test(project, toolchain, &["--package", package, "--test", name]);
+        cargo.args(["--", "--nocapture"]);
+        all.extend(figures(&mut cargo)?);
+    }
+    Ok(all)
 }
 
 /// Memory and speed of the whole way from the ring to a printed line.
@@ -113,7 +117,7 @@ pub(super) fn allocations(project: &Project, toolchain: &Toolchain) -> Result<Ve
 pub(super) fn flood(project: &Project, toolchain: &Toolchain) -> Result<Vec<Figure>> {
     let mut all = Vec::new();
     for rate in RATES {
-        let mut cargo = test(project, toolchain, &["--lib"]);
+        let mut cargo = test(project, toolchain, &["--release", "--package", "snat-trace", "--lib"]);
         cargo.args(["--", "--ignored", "--exact", FLOOD, "--nocapture"]);
         if let Some(rate) = rate {
             cargo.env("SNAT_TRACE_FLOOD", rate.to_string());
@@ -125,7 +129,7 @@ pub(super) fn flood(project: &Project, toolchain: &Toolchain) -> Result<Vec<Figu
 
 fn test(project: &Project, toolchain: &Toolchain, which: &[&str]) -> Command {
     let mut cargo = project.cargo();
-    cargo.args(["test", "--release", "--locked", "--package", "snat-trace"]).args(which);
+    cargo.args(["test", "--locked"]).args(which);
     toolchain.apply(&mut cargo);
     cargo
 }
