@@ -37,7 +37,8 @@ const HOOKS: &str = "\
 
 BPF programs by the kernel's own statistics (`kernel.bpf_stats_enabled`; they see the program and not the trap that leads to it,
 of which a kprobe has one and a return probe two), and the instructions of the longest path through each. Instructions of one
-connection are counted without a kernel, on the way of one that succeeds, of a process that has sent before.
+connection are counted without a kernel, on the way of one that succeeds, of a process that has sent before. `snat-trace doctor`
+says which function of the kernel each is at.
 ";
 
 const USER: &str = "\
@@ -49,14 +50,13 @@ On this machine itself, one core, without a kernel: records as the ring has them
 const STORM: &str = "\
 ## Storms
 
-The largest burst of collisions that a ring keeps while its reader is stopped; the last column is what it kept. Whatever is
-beyond is counted as lost.
+A burst of more collisions than the ring has room for, or as many as could be made in a while, with the reader stopped; then how
+many of them were kept and told. The others are counted as lost.
 ";
 
 const CAVEATS: &str = "\
 * Under emulation (TCG) a microsecond is none: instructions, atomics, page faults and interrupts have other relative costs than
-  on a processor. Ratios and their order are what can be read; a ratio is rather too low than too high, as the network stack
-  around the hooks costs less per instruction than a trap.
+  on a processor. Ratios and their order are what can be read.
 * One generator on one processor; tools that read run on the other. What readers take from a node that is busy everywhere comes
   on top: see the user side.
 * Collisions need two senders at one instant: shares are of a race that was provoked, not of a node's day.
