@@ -37,6 +37,8 @@ pub(super) struct Pipeline<'a> {
     /// `None` while a batch is being named.
     finder: Option<Finder>,
     naming: Option<JoinHandle<Named>>,
+    /// Whether the last batch was as large as they may be: there may be more of what is due.
+    full: bool,
     /// What senders of the next batch run.
     processes: Vec<ProcessFact>,
     /// Named, and on their way to the output.
@@ -83,6 +85,7 @@ impl<'a> Pipeline<'a> {
             order: Reorder::default(),
             finder: Some(Finder { owners, ports: PortCounts::default() }),
             naming: None,
+            full: false,
             processes: Vec::new(),
             named: VecDeque::new(),
             totals,
@@ -144,11 +147,16 @@ impl<'a> Pipeline<'a> {
     /// Brings what was taken nearer to the output, by one step: takes a named batch in, hands one event over, or starts
     /// naming what is due when `release` ticks. Dropped before its end, it has done nothing.
     pub(super) async fn advance(&mut self, writer: &mut Writer, release: &mut Interval) -> Result<(), WatchError> {
-        let (has_named, can_name) = (!self.named.is_empty(), self.can_name());
+        let (has_named, can_name, full) = (!self.named.is_empty(), self.can_name(), self.full);
+        let due = async {
+            if !full {
+                release.tick().await;
+            }
+        };
         tokio::select! {
             named = joined(&mut self.naming), if self.naming.is_some() => self.take_named(named?),
             room = writer.room(has_named) => self.hand_over(room?),
-            _ = release.tick(), if can_name => self.name(KernelTime::now()),
+            () = due, if can_name => self.name(KernelTime::now()),
         }
         Ok(())
     }
@@ -161,6 +169,7 @@ impl<'a> Pipeline<'a> {
     /// Starts naming what no earlier record can precede any more at `now`.
     fn name(&mut self, now: KernelTime) {
         let batch = self.next_batch(|order| order.pop(now));
+        self.full = batch.len() == BATCH;
         self.start_naming(batch);
     }
 
