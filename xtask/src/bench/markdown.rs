@@ -44,7 +44,16 @@ says which function of the kernel each is at.
 const USER: &str = "\
 ## User side
 
-On this machine itself, one core, without a kernel: records as the ring has them, of clashes with a verdict each.
+On this machine itself, without a kernel: records as the ring has them, of clashes with a verdict each. *records* (clashes and
+verdicts) and *races* are of one core; *ring to printed line* is the whole way with its threads, for as many collisions as it
+takes in without a loss.
+";
+
+const MEMORY: &str = "\
+## Memory and idling
+
+Of the process that watches, as the kernel counts it: the ring of 4 MiB twice, as it is mapped twice, and those pages of the
+binary that were used, are in it; where there is no kernel there is no ring either.
 ";
 
 const STORM: &str = "\
@@ -73,7 +82,7 @@ pub(super) fn markdown(cost: &Cost) -> String {
     _ = write!(text, "\n{BESIDE}\n{}\n{WAYS}", beside(cost));
     section(&mut text, HOOKS, &hooks(cost));
     section(&mut text, USER, &user_side(cost));
-    section(&mut text, "## Memory and idling\n\nOf the process that watches.\n", &memory(cost));
+    section(&mut text, MEMORY, &memory(cost));
     section(&mut text, "## From start to the last hook\n", &start(cost));
     section(&mut text, STORM, &storms(cost));
     section(&mut text, "## As it grows\n", &growth(cost));
