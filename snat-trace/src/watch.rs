@@ -1,5 +1,7 @@
 //! The live loop: ring, order, classes, owners, output; and the account around it.
 
+#[cfg(test)]
+mod flood;
 mod pipeline;
 mod writer;
 
@@ -115,6 +117,7 @@ pub async fn watch(
     let windows = accounts.as_ref().map(Accounts::windows).unwrap_or_default();
     let session = Session::start(facts, options.request, tracer.hooks().to_vec());
     say_what_is_missing(&plan, &session.hooks);
+    give_memory_back();
     writer.room_at_last().await?.send(Message::Session(Box::new(session.clone())));
     if let Some(path) = options.ready_file {
         // Never somebody else's file, nor one of an earlier run that told too early.
@@ -139,20 +142,17 @@ pub async fn watch(
     let mut release = ticks(REORDERING_BOUND / 2);
     let (mut sample, mut told) = (ticks(SAMPLE), ticks(SAMPLE));
     while !pipeline.enough() {
-        let has_named = pipeline.has_named();
         tokio::select! {
             how = &mut stop => {
                 asked = Some(how);
                 break;
             }
             () = until(deadline) => break,
-            named = joined(&mut pipeline.naming), if pipeline.naming.is_some() => pipeline.take_named(named?),
-            room = writer.room(has_named) => pipeline.hand_over(room?),
+            advanced = pipeline.advance(&mut writer, &mut release) => advanced?,
             readable = tracer.readable() => {
                 readable?;
                 tracer.drain(|bytes| pipeline.take(bytes));
             }
-            _ = release.tick(), if pipeline.can_name() => pipeline.name(KernelTime::now()),
             _ = told.tick(), if follows => {
                 let span = Span { started: session.started, ended: KernelTime::now(), clock: session.clock };
                 so_far = Some(pipeline.totals.close(span, tracer.counts()?, &counted(&before)));
@@ -274,6 +274,15 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+/// Reading the kernel's types and symbols takes megabytes that are not needed again, and that the allocator would keep.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches nothing but memory that the allocator has to itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Makes the calling thread, and those it starts, never push another off its CPU by waking up (`SCHED_BATCH`; its share of the

@@ -27,6 +27,9 @@ pub(crate) const SNAT_TRACE: Binary = Binary { package: "snat-trace", name: "sna
 /// Runs in a guest and judges snat-trace there.
 pub(crate) const SCENARIOS: Binary = Binary { package: "snat-trace-tests", name: "scenarios" };
 
+/// Runs in a guest and measures what snat-trace and others cost there.
+pub(crate) const MEASURE: Binary = Binary { package: "snat-trace-tests", name: "measure" };
+
 /// The BPF object in `target/dist`, for builds that shall not make it again.
 const OBJECT: &str = "snat-trace.bpf.o";
 

@@ -1,5 +1,6 @@
 //! Set-up, builds, virtual machines and tests of snat-trace.
 
+mod bench;
 mod btf_fixture;
 mod debian;
 mod demo;
@@ -45,6 +46,14 @@ enum Command {
     Test,
     /// Run the scenarios on every kernel and write the table of what came of them: docs/MATRIX.md
     Matrix,
+    /// Measure what snat-trace costs beside other tools, and write docs/COST.md, docs/cost.json and plots
+    ///
+    /// In one virtual machine and on this machine, which should have nothing else to do: most of an hour.
+    Bench {
+        /// Measure nothing: write the document anew from docs/cost.json
+        #[arg(long)]
+        again: bool,
+    },
     /// Break the sources in one place at a time and see that a scenario fails
     Mutants,
     /// Run a command in a virtual machine with a Debian kernel, and end with its exit code
@@ -119,6 +128,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => return demo::run(&project),
         Command::Test => return test::run(&project),
         Command::Matrix => return matrix::run(&project),
+        Command::Bench { again: true } => bench::again(&project)?,
+        Command::Bench { again: false } => return bench::run(&project),
         Command::Mutants => return mutants::run(&project),
         Command::BtfFixture(arguments) => btf_fixture::run(&arguments)?,
         Command::Vm(arguments) => return Ok(run_vm(&project, arguments)),

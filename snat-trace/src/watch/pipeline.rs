@@ -6,6 +6,7 @@ use std::pin::pin;
 
 use snat_trace_common::{ClashRecord, FailureRecord, FlowFact, ProcessFact};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Interval;
 
 use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
@@ -38,7 +39,9 @@ pub(super) struct Pipeline<'a> {
     order: Reorder,
     /// `None` while a batch is being named.
     finder: Option<Finder>,
-    pub(super) naming: Option<JoinHandle<Named>>,
+    naming: Option<JoinHandle<Named>>,
+    /// Whether the last batch was as large as they may be: there may be more of what is due.
+    full: bool,
     /// What senders of the next batch run.
     processes: Vec<ProcessFact>,
     /// Named, and on their way to the output.
@@ -85,6 +88,7 @@ impl<'a> Pipeline<'a> {
             order: Reorder::default(),
             finder: Some(Finder { owners, ports: PortCounts::default() }),
             naming: None,
+            full: false,
             processes: Vec::new(),
             named: VecDeque::new(),
             totals,
@@ -96,6 +100,12 @@ impl<'a> Pipeline<'a> {
     /// Whether as many races were shown as were asked for.
     pub(super) fn enough(&self) -> bool {
         self.options.count.is_some_and(|count| self.shown >= count)
+    }
+
+    /// How many more clashes can wait.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> u64 {
+        (PENDING - self.order.len()) as u64
     }
 
     /// Takes the bytes of one record.
@@ -142,19 +152,32 @@ impl<'a> Pipeline<'a> {
         std::mem::take(&mut self.involved)
     }
 
+    /// Brings what was taken nearer to the output, by one step: takes a named batch in, hands one event over, or starts
+    /// naming what is due when `release` ticks. Dropped before its end, it has done nothing.
+    pub(super) async fn advance(&mut self, writer: &mut Writer, release: &mut Interval) -> Result<(), WatchError> {
+        let (has_named, can_name, full) = (!self.named.is_empty(), self.can_name(), self.full);
+        let due = async {
+            if !full {
+                release.tick().await;
+            }
+        };
+        tokio::select! {
+            named = joined(&mut self.naming), if self.naming.is_some() => self.take_named(named?),
+            room = writer.room(has_named) => self.hand_over(room?),
+            () = due, if can_name => self.name(KernelTime::now()),
+        }
+        Ok(())
+    }
+
     /// Whether there is something to name, and room for it.
-    pub(super) fn can_name(&self) -> bool {
+    fn can_name(&self) -> bool {
         self.naming.is_none() && !self.order.is_empty() && self.named.len() < BATCH
     }
 
-    /// Whether an event waits for the output.
-    pub(super) fn has_named(&self) -> bool {
-        !self.named.is_empty()
-    }
-
     /// Starts naming what no earlier record can precede any more at `now`.
-    pub(super) fn name(&mut self, now: KernelTime) {
+    fn name(&mut self, now: KernelTime) {
         let batch = self.next_batch(|order| order.pop(now));
+        self.full = batch.len() == BATCH;
         self.start_naming(batch);
     }
 
@@ -192,13 +215,13 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Takes a named batch in.
-    pub(super) fn take_named(&mut self, (finder, events): Named) {
+    fn take_named(&mut self, (finder, events): Named) {
         self.finder = Some(finder);
         self.named.extend(events);
     }
 
     /// Counts the first event that waits, and hands it over if it is to be shown.
-    pub(super) fn hand_over(&mut self, room: Room<'_>) {
+    fn hand_over(&mut self, room: Room<'_>) {
         let enough = self.enough();
         match self.named.pop_front() {
             Some(Event::Race(race)) => {
@@ -236,7 +259,7 @@ impl<'a> Pipeline<'a> {
             tokio::select! {
                 () = &mut enough => return self.give_up().await,
                 named = joined(&mut self.naming), if self.naming.is_some() => self.take_named(named?),
-                room = writer.room_at_last(), if self.has_named() => self.hand_over(room?),
+                room = writer.room_at_last(), if !self.named.is_empty() => self.hand_over(room?),
             }
         }
     }

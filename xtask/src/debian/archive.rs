@@ -104,6 +104,16 @@ impl Archive {
         Ok(parse_madison(&progress::capture(self.apt("apt-cache").arg("madison").args(names))?))
     }
 
+    /// Packages and everything they depend on, as a machine without any would install them.
+    ///
+    /// # Errors
+    /// One of them is not to be had.
+    pub(crate) fn closure(&self, names: &[&str]) -> Result<Vec<Package>> {
+        let mut plan = self.apt("apt-get");
+        plan.args(["-q", "--simulate", "--no-install-recommends", "install"]).args(names);
+        Ok(parse_plan(&progress::capture(&mut plan)?))
+    }
+
     /// Downloads packages into `dir`.
     ///
     /// # Errors
@@ -127,9 +137,33 @@ fn parse_madison(text: &str) -> Vec<Package> {
         .collect()
 }
 
+/// Lines of `apt-get --simulate install` for what would be unpacked: `Inst NAME (VERSION SUITES [ARCHITECTURE])`.
+fn parse_plan(text: &str) -> Vec<Package> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.strip_prefix("Inst ")?.split_whitespace();
+            let (name, version) = (words.next()?, words.next()?.strip_prefix('(')?);
+            Some(Package { name: name.to_owned(), version: version.to_owned() })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_a_plan() {
+        let text = "\
+The following NEW packages will be installed:
+  tcpdump libc6
+Inst libc6 (2.41-12+deb13u1 Debian:13.7/stable [amd64]) []
+Inst tcpdump (4.99.5-2 Debian:13.7/stable [amd64])
+Conf tcpdump (4.99.5-2 Debian:13.7/stable [amd64])
+";
+        let package = |name: &str, version: &str| Package { name: name.to_owned(), version: version.to_owned() };
+        assert_eq!(parse_plan(text), [package("libc6", "2.41-12+deb13u1"), package("tcpdump", "4.99.5-2")]);
+    }
 
     #[test]
     fn madison_lines() {

@@ -80,6 +80,11 @@ pub(crate) fn emulator() -> Result<String> {
     qemu::describe()
 }
 
+/// Whether guests are emulated here: their time is then no processor's.
+pub(crate) fn emulates() -> bool {
+    qemu::Accelerator::of_this_machine() == qemu::Accelerator::Tcg
+}
+
 /// The kernel of a series; see [`kernel::ensure`].
 ///
 /// # Errors
