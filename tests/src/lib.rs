@@ -26,10 +26,12 @@ pub mod races;
 pub mod refusals;
 pub mod scenario;
 pub mod senders;
+pub mod statistics;
 pub mod storm;
 pub mod tmux;
 pub mod verdicts;
 pub mod verifier;
+pub mod ways;
 
 use scenario::Scenario;
 
