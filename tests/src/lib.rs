@@ -16,6 +16,7 @@ pub mod live;
 pub mod lives;
 pub mod load;
 pub mod loading;
+pub mod measure;
 pub mod modules;
 pub mod node;
 pub mod observe;

@@ -37,8 +37,8 @@ const GROWTH: u64 = 32 * 1024;
 
 /// What a watch printed, counted as it came.
 #[derive(Debug, Default)]
-struct Printed {
-    races: u64,
+pub(crate) struct Printed {
+    pub(crate) races: u64,
     out_of_order: u64,
     session_and_summary: Vec<u8>,
 }
@@ -63,19 +63,19 @@ impl Printed {
         Ok(printed)
     }
 
-    fn summary(&self) -> Result<Value> {
+    pub(crate) fn summary(&self) -> Result<Value> {
         Lines::parse_bytes(&self.session_and_summary)?.only("summary").cloned()
     }
 }
 
 /// A watch whose output is read as it comes.
-struct Watch {
-    running: Running,
+pub(crate) struct Watch {
+    pub(crate) running: Running,
     reader: JoinHandle<Result<Printed>>,
 }
 
 impl Watch {
-    fn start(arguments: &[&str]) -> Result<Self> {
+    pub(crate) fn start(arguments: &[&str]) -> Result<Self> {
         let mut running = watching(arguments, Path::new("/tmp/ready-load"))?;
         let output = running.child()?.stdout.take().context("stdout is a pipe")?;
         Ok(Self { running, reader: thread::spawn(move || Printed::read(output)) })
@@ -87,7 +87,7 @@ impl Watch {
     }
 
     /// Ctrl-C, and what it printed; and how long that took.
-    fn end(mut self) -> Result<(Printed, Duration)> {
+    pub(crate) fn end(mut self) -> Result<(Printed, Duration)> {
         let start = Instant::now();
         self.running.signal(Signal::INT)?;
         let output = self.running.wait()?;

@@ -1,0 +1,213 @@
+//! What a connection costs as there are more of them, more collisions, more network namespaces and more cgroups: time in our
+//! programs by the kernel's run-time statistics, and CPU time of snat-trace itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::Effort;
+use super::figure::{Axis, Figure, Traffic};
+use super::generator::{Amount, Generator};
+use super::process::Usage;
+use super::programs;
+use crate::storm::{Sent, Storm};
+use crate::ways::Way;
+
+/// How long a point is measured.
+const TIME: Duration = Duration::from_secs(4);
+/// New flows a second where something else grows.
+const STEADY: f64 = 500.0;
+/// The last as many as go.
+const FLOWS: [f64; 5] = [1000.0, 2000.0, 4000.0, 8000.0, f64::INFINITY];
+/// The last as many as go.
+const COLLISIONS: [f64; 6] = [0.0, 10.0, 100.0, 1000.0, 10_000.0, f64::INFINITY];
+const NAMESPACES: [usize; 4] = [1, 10, 100, 1000];
+const CGROUPS: [usize; 5] = [1, 10, 100, 1000, 10_000];
+/// Of how many cgroups flows come, in turn.
+const SENDING: usize = 16;
+/// Clashes in a namespace whose counters are to be read all the time.
+const SOME: u64 = 3;
+
+/// Prints what a connection costs along every axis.
+pub(super) fn measure(effort: Effort) -> Result<()> {
+    let _counted = programs::counted()?;
+    let mut point = Point { generator: Generator::new()?, time: effort.of(TIME, Duration::from_millis(300)) };
+    for pace in effort.of(&FLOWS[..], &FLOWS[..1]) {
+        let reached = point.flows(*pace)?;
+        // The next are beyond what the machine can do too, but for the last, which is as much as it can.
+        if reached < 0.9 * pace && pace.is_finite() {
+            point.flows(f64::INFINITY)?;
+            break;
+        }
+    }
+    for pace in effort.of(&COLLISIONS[..], &COLLISIONS[3..4]) {
+        let reached = point.collisions(*pace)?;
+        if reached < 0.9 * pace && pace.is_finite() {
+            point.collisions(f64::INFINITY)?;
+            break;
+        }
+    }
+    let mut namespaces = Vec::new();
+    for count in effort.of(&NAMESPACES[..], &NAMESPACES[1..2]) {
+        while namespaces.len() < *count {
+            namespaces.push(Storm::empty()?);
+        }
+        point.namespaces(*count)?;
+    }
+    drop(namespaces);
+    let mut cgroups = Cgroups::new()?;
+    for count in effort.of(&CGROUPS[..], &CGROUPS[1..2]) {
+        cgroups.grow(*count)?;
+        point.cgroups(*count, &cgroups)?;
+    }
+    Ok(())
+}
+
+/// How one point is measured.
+struct Point {
+    generator: Generator,
+    time: Duration,
+}
+
+impl Point {
+    /// With new flows only; how many a second there were.
+    fn flows(&mut self, pace: f64) -> Result<f64> {
+        let amount = Amount::Paced(pace, self.time);
+        let (flows, cost) = self.cost(|generator| Ok(generator.run(Traffic::UdpFlows, amount)?.units))?;
+        let value = count(flows) / cost.time.as_secs_f64();
+        cost.figure(Axis::FlowsPerSecond, value, flows).tell()?;
+        Ok(value)
+    }
+
+    /// With collisions beside new flows; how many a second there were.
+    fn collisions(&mut self, pace: f64) -> Result<f64> {
+        let (amount, time) = (Amount::Paced(STEADY, self.time), self.time);
+        let storm = Storm::new()?;
+        let ((flows, sent), cost) = self.cost(|generator| {
+            thread::scope(|scope| {
+                let rage = scope.spawn(|| if pace > 0.0 { storm.rage_at(pace, time) } else { Ok(Sent::default()) });
+                let flows = generator.run(Traffic::UdpFlows, amount)?.units;
+                Ok((flows, rage.join().unwrap_or_else(|_| bail!("a thread panicked"))?))
+            })
+        })?;
+        let value = count(sent.refused) / cost.time.as_secs_f64();
+        cost.figure(Axis::CollisionsPerSecond, value, flows + sent.refused).tell()?;
+        Ok(value)
+    }
+
+    /// With network namespaces beside those of the generator, and one of them with clashes.
+    fn namespaces(&mut self, namespaces: usize) -> Result<()> {
+        let amount = Amount::Paced(STEADY, self.time);
+        let storm = Storm::new()?;
+        let (flows, cost) = self.cost(|generator| {
+            storm.rage(1, |refused| refused >= SOME)?;
+            Ok(generator.run(Traffic::UdpFlows, amount)?.units)
+        })?;
+        let value = count(u64::try_from(namespaces)?);
+        cost.figure(Axis::NetworkNamespaces, value, flows).tell()
+    }
+
+    /// With cgroups, some of which send.
+    fn cgroups(&mut self, number: usize, cgroups: &Cgroups) -> Result<()> {
+        let sending = number.min(SENDING);
+        let amount = Amount::Paced(STEADY, self.time / u32::try_from(sending)?);
+        let (flows, cost) = self.cost(|generator| {
+            let mut flows = 0;
+            for sender in 0..sending {
+                cgroups.enter(sender * number / sending)?;
+                flows += generator.run(Traffic::UdpFlows, amount)?.units;
+            }
+            Ok(flows)
+        })?;
+        cost.figure(Axis::Cgroups, count(u64::try_from(number)?), flows).tell()
+    }
+
+    /// Does something with snat-trace attached; and what that took.
+    fn cost<T>(&mut self, work: impl FnOnce(&mut Generator) -> Result<T>) -> Result<(T, Cost)> {
+        self.generator.flush()?;
+        let mut attached = Way::Full.attach(self.generator.node())?;
+        let pid = attached.pid()?;
+        let (usage, runs, start) = (Usage::of(pid)?, programs::of(pid)?, Instant::now());
+        let done = work(&mut self.generator)?;
+        let (time, usage) = (start.elapsed(), Usage::of(pid)?.since(usage));
+        let runs = programs::since(&programs::of(pid)?, &runs);
+        attached.end()?;
+        Ok((done, Cost { time, nanoseconds: runs.values().map(|runs| runs.nanoseconds).sum(), cpu: usage.cpu }))
+    }
+}
+
+/// What something took.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    time: Duration,
+    /// Of all programs.
+    nanoseconds: u64,
+    /// Of snat-trace itself.
+    cpu: Duration,
+}
+
+impl Cost {
+    fn figure(self, axis: Axis, value: f64, connections: u64) -> Figure {
+        Figure::Growth {
+            axis,
+            value,
+            ns_per_connection: count(self.nanoseconds) / count(connections.max(1)),
+            cpu_milliseconds_of_user_side_per_second: self.cpu.as_secs_f64() * 1000.0 / self.time.as_secs_f64(),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "below 2^52")]
+fn count(number: u64) -> f64 {
+    number as f64
+}
+
+/// Cgroups of our own, removed when dropped.
+struct Cgroups {
+    /// Where this process was before.
+    home: PathBuf,
+    directory: PathBuf,
+    count: usize,
+}
+
+impl Cgroups {
+    /// A directory for them.
+    fn new() -> Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("there is no cgroup version 2")?;
+        let directory = root.join(format!("snat-trace-measure-{}", std::process::id()));
+        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(Self { home: root.join(own), directory, count: 0 })
+    }
+
+    /// Makes more.
+    fn grow(&mut self, count: usize) -> Result<()> {
+        while self.count < count {
+            fs::create_dir(self.path(self.count))?;
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// Moves this process.
+    fn enter(&self, number: usize) -> Result<()> {
+        Ok(fs::write(self.path(number).join("cgroup.procs"), "0")?)
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.directory.join(number.to_string())
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        // What cannot be removed is empty.
+        let _stays = fs::write(self.home.join("cgroup.procs"), "0");
+        (0..self.count).for_each(|number| drop(fs::remove_dir(self.path(number))));
+        let _stays = fs::remove_dir(&self.directory);
+    }
+}

@@ -1,0 +1,113 @@
+//! How much traffic gets through the node, watched and not: each way of watching between two stretches of nothing.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::figure::{Figure, Traffic};
+use super::generator::{Amount, Generator};
+use super::{Effort, ways};
+use crate::statistics::{interval, mean};
+use crate::ways::Way;
+
+/// How often each way has its turn.
+const TURNS: usize = 24;
+/// One window of one kind of traffic. Many short ones tell more than few long ones: what else the machine does comes and goes
+/// in seconds.
+const WINDOW: Duration = Duration::from_millis(600);
+
+/// All kinds of traffic in one go, in the order of [`Traffic::ALL`], each a second.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    way: Way,
+    rates: [f64; Traffic::ALL.len()],
+}
+
+/// Prints the rates of every way and kind of traffic.
+pub(super) fn measure(effort: Effort) -> Result<()> {
+    let (turns, window) = (effort.of(TURNS, 1), effort.of(WINDOW, Duration::from_millis(50)));
+    let mut generator = Generator::new()?;
+    let ways = ways();
+    // Caches, and whatever happens once only.
+    stretch(&mut generator, Way::Nothing, window)?;
+    let mut stretches = vec![stretch(&mut generator, Way::Nothing, window)?];
+    for turn in 0..turns {
+        for step in 0..ways.len() {
+            let way = ways[(turn + step) % ways.len()];
+            stretches.push(stretch(&mut generator, way, window)?);
+            stretches.push(stretch(&mut generator, Way::Nothing, window)?);
+        }
+    }
+    figures(&stretches, &ways).iter().try_for_each(Figure::tell)
+}
+
+fn stretch(generator: &mut Generator, way: Way, window: Duration) -> Result<Stretch> {
+    // Before anybody watches: what is told of entries that go is no matter of new connections.
+    generator.flush()?;
+    let attached = way.attach(generator.node())?;
+    let mut rates = [0.0; Traffic::ALL.len()];
+    for (rate, traffic) in rates.iter_mut().zip(Traffic::ALL) {
+        *rate = generator.run(traffic, Amount::For(window))?.per_second();
+    }
+    attached.end()?;
+    Ok(Stretch { way, rates })
+}
+
+/// Of stretches of which every other is one of nothing, the first and the last among them.
+fn figures(stretches: &[Stretch], ways: &[Way]) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (index, traffic) in Traffic::ALL.into_iter().enumerate() {
+        let rates: Vec<(Way, f64)> = stretches.iter().map(|stretch| (stretch.way, stretch.rates[index])).collect();
+        let bare: Vec<(Way, f64)> = rates.iter().step_by(2).copied().collect();
+        figures.extend(figure(traffic, Way::Nothing, &bare));
+        figures.extend(ways.iter().filter_map(|way| figure(traffic, *way, &rates)));
+    }
+    figures
+}
+
+/// Of each rate of `way`, and its ratio to the mean of those before and after it; nothing where there is none with both.
+fn figure(traffic: Traffic, way: Way, rates: &[(Way, f64)]) -> Option<Figure> {
+    let (all, ratios): (Vec<f64>, Vec<f64>) = rates
+        .windows(3)
+        .filter(|triple| triple[1].0 == way)
+        .map(|triple| (triple[1].1, triple[1].1 / f64::midpoint(triple[0].1, triple[2].1)))
+        .unzip();
+    let figure =
+        Figure::Rate { traffic, way: way.name(), pairs: all.len(), per_second: mean(&all), ratio: interval(&ratios) };
+    (!all.is_empty()).then_some(figure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_held_against_its_neighbours() {
+        let stretch = |way, rate: f64| Stretch { way, rates: [rate, 2.0 * rate, 100.0 * rate] };
+        // The machine gets slower all the time, which is in no ratio.
+        let stretches = [
+            stretch(Way::Nothing, 100.0),
+            stretch(Way::Full, 0.8 * 90.0),
+            stretch(Way::Nothing, 80.0),
+            stretch(Way::Conntrack, 0.5 * 70.0),
+            stretch(Way::Nothing, 60.0),
+            stretch(Way::Full, 0.8 * 50.0),
+            stretch(Way::Nothing, 40.0),
+        ];
+        let figures = figures(&stretches, &[Way::Full, Way::Conntrack]);
+        assert_eq!(figures.len(), 9);
+        let of = |index: usize| match &figures[index] {
+            Figure::Rate { traffic, way, pairs, per_second, ratio } => (*traffic, *way, *pairs, *per_second, ratio[0]),
+            other => panic!("{other:?}"),
+        };
+        let close = |left: f64, right: f64| (left - right).abs() < 1e-9;
+        let (traffic, way, pairs, per_second, ratio) = of(0);
+        assert!((traffic, way, pairs) == (Traffic::UdpFlows, "nothing", 2) && close(per_second, 70.0));
+        assert!(close(ratio, 1.0), "{ratio}");
+        let (traffic, way, pairs, per_second, ratio) = of(4);
+        assert!((traffic, way, pairs) == (Traffic::TcpFlows, "snat-trace full", 2) && close(per_second, 112.0));
+        assert!(close(ratio, 0.8), "{ratio}");
+        let (traffic, way, pairs, _, ratio) = of(8);
+        assert!((traffic, way, pairs) == (Traffic::UdpDatagrams, "conntrack -E", 1) && close(ratio, 0.5));
+    }
+}
