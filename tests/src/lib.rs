@@ -23,6 +23,7 @@ pub mod observe;
 pub mod output;
 pub mod owners;
 pub mod places;
+pub mod process;
 pub mod races;
 pub mod refusals;
 pub mod scenario;

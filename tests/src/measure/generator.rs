@@ -60,7 +60,7 @@ pub(super) enum Amount {
 }
 
 /// What was sent and has arrived.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Sent {
     /// Flows, or datagrams.
     pub(super) units: u64,
@@ -117,20 +117,37 @@ impl Generator {
     ///
     /// Something does not.
     pub(super) fn run(&mut self, traffic: Traffic, amount: Amount) -> Result<Sent> {
+        self.run_after(|| Ok(()), traffic, amount).map(|((), sent)| sent)
+    }
+
+    /// The same, after something that is done when a flow that is to be there is there.
+    ///
+    /// # Errors
+    ///
+    /// That fails, or as before.
+    pub(super) fn run_after<T: Send>(
+        &mut self,
+        first: impl FnOnce() -> Result<T> + Send,
+        traffic: Traffic,
+        amount: Amount,
+    ) -> Result<(T, Sent)> {
         let Self { lab, sink, listener, flows } = self;
         let pod = lab.pod_netns(0).context("the lab has a pod")?;
         in_netns(pod, || {
             let mut cpu = CpuSet::new();
             cpu.set(CPU);
             sched_setaffinity(None, &cpu)?;
-            match traffic {
-                Traffic::UdpFlows => amount.of(|| udp_flow(sink, next(flows)).map(|()| 1)),
-                Traffic::TcpFlows => amount.of(|| tcp_flow(listener, next(flows)).map(|()| 1)),
+            let mut some: Box<dyn FnMut() -> Result<u64>> = match traffic {
+                Traffic::UdpFlows => Box::new(|| udp_flow(sink, next(flows)).map(|()| 1)),
+                Traffic::TcpFlows => Box::new(|| tcp_flow(listener, next(flows)).map(|()| 1)),
                 Traffic::UdpDatagrams => {
                     let socket = established(sink, next(flows))?;
-                    amount.of(|| datagrams(&socket, sink).map(|()| BATCH))
+                    Box::new(move || datagrams(&socket, sink).map(|()| BATCH))
                 }
-            }
+            };
+            let done = first()?;
+            let sent = amount.of(&mut some)?;
+            Ok((done, sent))
         })?
     }
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use super::Effort;
 use super::figure::{Axis, Figure, Traffic};
 use super::generator::{Amount, Generator};
-use super::process::Usage;
 use super::programs;
+use crate::process::Usage;
 use crate::storm::{Sent, Storm};
 use crate::ways::Way;
 

@@ -41,9 +41,8 @@ fn of(generator: &mut Generator, way: Way, effort: Effort) -> Result<Vec<(Traffi
     let pid = attached.pid()?;
     let mut all = Vec::new();
     for traffic in Traffic::ALL {
-        let before = programs::of(pid)?;
+        let (before, sent) = generator.run_after(|| programs::of(pid), traffic, amount(traffic, effort))?;
         ensure!(!before.is_empty(), "{} holds no program that is known", way.name());
-        let sent = generator.run(traffic, amount(traffic, effort))?;
         all.push((traffic, programs::since(&programs::of(pid)?, &before), sent.units));
     }
     attached.end()?;

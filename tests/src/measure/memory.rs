@@ -11,7 +11,7 @@ use snat_trace::lab::{Lab, Mode, Scenario, Setup};
 
 use super::Effort;
 use super::figure::Figure;
-use super::process::Usage;
+use crate::process::Usage;
 use crate::storm::Storm;
 use crate::ways::Way;
 

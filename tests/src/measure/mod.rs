@@ -6,7 +6,6 @@ mod generator;
 mod growth;
 mod hooks;
 mod memory;
-mod process;
 mod programs;
 mod rates;
 mod start;

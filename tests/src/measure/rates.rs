@@ -5,16 +5,21 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::figure::{Figure, Traffic};
-use super::generator::{Amount, Generator};
+use super::generator::{Amount, Generator, Sent};
 use super::{Effort, ways};
 use crate::statistics::{interval, mean};
 use crate::ways::Way;
 
 /// How often each way has its turn.
-const TURNS: usize = 24;
-/// One window of one kind of traffic. Many short ones tell more than few long ones: what else the machine does comes and goes
-/// in seconds.
-const WINDOW: Duration = Duration::from_millis(600);
+const TURNS: usize = 20;
+/// Where in a turn the way that should cost nothing comes once more: it takes many pairs to tell that.
+const ONCE_MORE: [usize; 2] = [3, 6];
+/// One slice of one kind of traffic, and how many of each kind a stretch has, in turns: what else the machine does comes and
+/// goes, and is to meet all kinds alike.
+const SLICE: Duration = Duration::from_millis(100);
+const SLICES: usize = 5;
+/// The same before the first: an emulator translates code that is new to it, which attaching and detaching leave.
+const WARM_UP: Duration = Duration::from_millis(30);
 
 /// All kinds of traffic in one go, in the order of [`Traffic::ALL`], each a second.
 #[derive(Clone, Copy, Debug)]
@@ -25,32 +30,43 @@ struct Stretch {
 
 /// Prints the rates of every way and kind of traffic.
 pub(super) fn measure(effort: Effort) -> Result<()> {
-    let (turns, window) = (effort.of(TURNS, 1), effort.of(WINDOW, Duration::from_millis(50)));
+    let (turns, slices) = (effort.of(TURNS, 1), effort.of(SLICES, 1));
     let mut generator = Generator::new()?;
     let ways = ways();
-    // Caches, and whatever happens once only.
-    stretch(&mut generator, Way::Nothing, window)?;
-    let mut stretches = vec![stretch(&mut generator, Way::Nothing, window)?];
+    let mut in_turn = ways.clone();
+    for place in ONCE_MORE {
+        if place <= in_turn.len() {
+            in_turn.insert(place, Way::Minimal);
+        }
+    }
+    let mut stretches = vec![stretch(&mut generator, Way::Nothing, slices)?];
     for turn in 0..turns {
-        for step in 0..ways.len() {
-            let way = ways[(turn + step) % ways.len()];
-            stretches.push(stretch(&mut generator, way, window)?);
-            stretches.push(stretch(&mut generator, Way::Nothing, window)?);
+        for step in 0..in_turn.len() {
+            let way = in_turn[(turn + step) % in_turn.len()];
+            stretches.push(stretch(&mut generator, way, slices)?);
+            stretches.push(stretch(&mut generator, Way::Nothing, slices)?);
         }
     }
     figures(&stretches, &ways).iter().try_for_each(Figure::tell)
 }
 
-fn stretch(generator: &mut Generator, way: Way, window: Duration) -> Result<Stretch> {
+fn stretch(generator: &mut Generator, way: Way, slices: usize) -> Result<Stretch> {
     // Before anybody watches: what is told of entries that go is no matter of new connections.
     generator.flush()?;
     let attached = way.attach(generator.node())?;
-    let mut rates = [0.0; Traffic::ALL.len()];
-    for (rate, traffic) in rates.iter_mut().zip(Traffic::ALL) {
-        *rate = generator.run(traffic, Amount::For(window))?.per_second();
+    for traffic in Traffic::ALL {
+        generator.run(traffic, Amount::For(WARM_UP))?;
+    }
+    let mut sent = [Sent::default(); Traffic::ALL.len()];
+    for _ in 0..slices {
+        for (sent, traffic) in sent.iter_mut().zip(Traffic::ALL) {
+            let slice = generator.run(traffic, Amount::For(SLICE))?;
+            sent.units += slice.units;
+            sent.time += slice.time;
+        }
     }
     attached.end()?;
-    Ok(Stretch { way, rates })
+    Ok(Stretch { way, rates: sent.map(Sent::per_second) })
 }
 
 /// Of stretches of which every other is one of nothing, the first and the last among them.

@@ -9,8 +9,8 @@ use snat_trace_common::ClashRecord;
 
 use super::Effort;
 use super::figure::Figure;
-use super::process::Usage;
 use crate::load::Watch;
+use crate::process::Usage;
 use crate::storm::Storm;
 
 /// Rings from a page to 64 MiB.

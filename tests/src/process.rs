@@ -9,15 +9,15 @@ use rustix::param::clock_ticks_per_second;
 
 /// Since its start.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Usage {
+pub struct Usage {
     /// In user space and the kernel, by the kernel's ticks.
-    pub(super) cpu: Duration,
+    pub cpu: Duration,
     /// Context switches of the threads it has now.
-    pub(super) switches: u64,
+    pub switches: u64,
     /// Memory it has now, in KiB.
-    pub(super) resident_kib: u64,
+    pub resident_kib: u64,
     /// Most memory it ever had, in KiB.
-    pub(super) peak_kib: u64,
+    pub peak_kib: u64,
 }
 
 impl Usage {
@@ -26,7 +26,7 @@ impl Usage {
     /// # Errors
     ///
     /// It is gone.
-    pub(super) fn of(pid: u32) -> Result<Self> {
+    pub fn of(pid: u32) -> Result<Self> {
         let process = Path::new("/proc").join(pid.to_string());
         let status = fs::read_to_string(process.join("status"))?;
         let mut switches = 0;
@@ -45,7 +45,7 @@ impl Usage {
 
     /// What came on top of an earlier look; memory as it is now.
     #[must_use]
-    pub(super) fn since(self, earlier: Self) -> Self {
+    pub fn since(self, earlier: Self) -> Self {
         Self {
             cpu: self.cpu.saturating_sub(earlier.cpu),
             switches: self.switches.saturating_sub(earlier.switches),
@@ -58,7 +58,7 @@ impl Usage {
     /// # Errors
     ///
     /// It is more than 584 million years.
-    pub(super) fn cpu_milliseconds(self) -> Result<u64> {
+    pub fn cpu_milliseconds(self) -> Result<u64> {
         Ok(u64::try_from(self.cpu.as_millis())?)
     }
 }
