@@ -13,11 +13,13 @@ use super::figure::{Axis, Figure, Traffic};
 use super::generator::{Amount, Generator};
 use super::programs;
 use crate::process::Usage;
+use crate::statistics::median_and_range;
 use crate::storm::{Sent, Storm};
 use crate::ways::Way;
 
-/// How long a point is measured.
+/// How long a point is measured, and in how many slices. The median slice counts: what else the machine does is not to.
 const TIME: Duration = Duration::from_secs(4);
+const SLICES: u32 = 16;
 /// New flows a second where something else grows.
 const STEADY: f64 = 500.0;
 /// The last as many as go.
@@ -26,15 +28,14 @@ const FLOWS: [f64; 5] = [1000.0, 2000.0, 4000.0, 8000.0, f64::INFINITY];
 const COLLISIONS: [f64; 6] = [0.0, 10.0, 100.0, 1000.0, 10_000.0, f64::INFINITY];
 const NAMESPACES: [usize; 4] = [1, 10, 100, 1000];
 const CGROUPS: [usize; 5] = [1, 10, 100, 1000, 10_000];
-/// Of how many cgroups flows come, in turn.
-const SENDING: usize = 16;
 /// Clashes in a namespace whose counters are to be read all the time.
 const SOME: u64 = 3;
 
 /// Prints what a connection costs along every axis.
 pub(super) fn measure(effort: Effort) -> Result<()> {
     let _counted = programs::counted()?;
-    let mut point = Point { generator: Generator::new()?, time: effort.of(TIME, Duration::from_millis(300)) };
+    let slice = effort.of(TIME, Duration::from_millis(800)) / SLICES;
+    let mut point = Point { generator: Generator::new()?, slice };
     for pace in effort.of(&FLOWS[..], &FLOWS[..1]) {
         let reached = point.flows(*pace)?;
         // The next are beyond what the machine can do too, but for the last, which is as much as it can.
@@ -61,7 +62,7 @@ pub(super) fn measure(effort: Effort) -> Result<()> {
     let mut cgroups = Cgroups::new()?;
     for count in effort.of(&CGROUPS[..], &CGROUPS[1..2]) {
         cgroups.grow(*count)?;
-        point.cgroups(*count, &cgroups)?;
+        point.cgroups(&cgroups)?;
     }
     Ok(())
 }
@@ -69,92 +70,104 @@ pub(super) fn measure(effort: Effort) -> Result<()> {
 /// How one point is measured.
 struct Point {
     generator: Generator,
-    time: Duration,
+    slice: Duration,
 }
 
 impl Point {
     /// With new flows only; how many a second there were.
     fn flows(&mut self, pace: f64) -> Result<f64> {
-        let amount = Amount::Paced(pace, self.time);
-        let (flows, cost) = self.cost(|generator| Ok(generator.run(Traffic::UdpFlows, amount)?.units))?;
-        let value = count(flows) / cost.time.as_secs_f64();
-        cost.figure(Axis::FlowsPerSecond, value, flows).tell()?;
+        let cost = self.cost(|generator, _, slice| new_flows(generator, pace, slice))?;
+        let value = count(cost.connections) / cost.time.as_secs_f64();
+        cost.figure(Axis::FlowsPerSecond, value).tell()?;
         Ok(value)
     }
 
     /// With collisions beside new flows; how many a second there were.
     fn collisions(&mut self, pace: f64) -> Result<f64> {
-        let (amount, time) = (Amount::Paced(STEADY, self.time), self.time);
         let storm = Storm::new()?;
-        let ((flows, sent), cost) = self.cost(|generator| {
-            thread::scope(|scope| {
-                let rage = scope.spawn(|| if pace > 0.0 { storm.rage_at(pace, time) } else { Ok(Sent::default()) });
-                let flows = generator.run(Traffic::UdpFlows, amount)?.units;
-                Ok((flows, rage.join().unwrap_or_else(|_| bail!("a thread panicked"))?))
-            })
+        let mut collisions = 0;
+        let cost = self.cost(|generator, _, slice| {
+            let (flows, sent) = thread::scope(|scope| {
+                let rage = scope.spawn(|| if pace > 0.0 { storm.rage_at(pace, slice) } else { Ok(Sent::default()) });
+                let flows = new_flows(generator, STEADY, slice);
+                (flows, rage.join().unwrap_or_else(|_| bail!("a thread panicked")))
+            });
+            let refused = sent?.refused;
+            collisions += refused;
+            Ok(flows? + refused)
         })?;
-        let value = count(sent.refused) / cost.time.as_secs_f64();
-        cost.figure(Axis::CollisionsPerSecond, value, flows + sent.refused).tell()?;
+        let value = count(collisions) / cost.time.as_secs_f64();
+        cost.figure(Axis::CollisionsPerSecond, value).tell()?;
         Ok(value)
     }
 
     /// With network namespaces beside those of the generator, and one of them with clashes.
     fn namespaces(&mut self, namespaces: usize) -> Result<()> {
-        let amount = Amount::Paced(STEADY, self.time);
         let storm = Storm::new()?;
-        let (flows, cost) = self.cost(|generator| {
-            storm.rage(1, |refused| refused >= SOME)?;
-            Ok(generator.run(Traffic::UdpFlows, amount)?.units)
+        let cost = self.cost(|generator, number, slice| {
+            if number == 0 {
+                storm.rage(1, |refused| refused >= SOME)?;
+            }
+            new_flows(generator, STEADY, slice)
         })?;
-        let value = count(u64::try_from(namespaces)?);
-        cost.figure(Axis::NetworkNamespaces, value, flows).tell()
+        cost.figure(Axis::NetworkNamespaces, count(u64::try_from(namespaces)?)).tell()
     }
 
     /// With cgroups, some of which send.
-    fn cgroups(&mut self, number: usize, cgroups: &Cgroups) -> Result<()> {
-        let sending = number.min(SENDING);
-        let amount = Amount::Paced(STEADY, self.time / u32::try_from(sending)?);
-        let (flows, cost) = self.cost(|generator| {
-            let mut flows = 0;
-            for sender in 0..sending {
-                cgroups.enter(sender * number / sending)?;
-                flows += generator.run(Traffic::UdpFlows, amount)?.units;
-            }
-            Ok(flows)
+    fn cgroups(&mut self, cgroups: &Cgroups) -> Result<()> {
+        let cost = self.cost(|generator, number, slice| {
+            cgroups.enter(usize::try_from(number)? * cgroups.count / usize::try_from(SLICES)?)?;
+            new_flows(generator, STEADY, slice)
         })?;
-        cost.figure(Axis::Cgroups, count(u64::try_from(number)?), flows).tell()
+        cost.figure(Axis::Cgroups, count(u64::try_from(cgroups.count)?)).tell()
     }
 
-    /// Does something with snat-trace attached; and what that took.
-    fn cost<T>(&mut self, work: impl FnOnce(&mut Generator) -> Result<T>) -> Result<(T, Cost)> {
+    /// Does something in slices with snat-trace attached, each of which has a number and a time and tells how many connections
+    /// there were; and what that took.
+    fn cost(&mut self, mut work: impl FnMut(&mut Generator, u32, Duration) -> Result<u64>) -> Result<Cost> {
         self.generator.flush()?;
         let mut attached = Way::Full.attach(self.generator.node())?;
         let pid = attached.pid()?;
-        let (usage, runs, start) = (Usage::of(pid)?, programs::of(pid)?, Instant::now());
-        let done = work(&mut self.generator)?;
-        let (time, usage) = (start.elapsed(), Usage::of(pid)?.since(usage));
-        let runs = programs::since(&programs::of(pid)?, &runs);
+        let usage = Usage::of(pid)?;
+        let (mut connections, mut time) = (0, Duration::ZERO);
+        let mut costs = Vec::new();
+        for number in 0..SLICES {
+            let (before, start) = (programs::of(pid)?, Instant::now());
+            let more = work(&mut self.generator, number, self.slice)?;
+            time += start.elapsed();
+            connections += more;
+            let runs = programs::since(&programs::of(pid)?, &before);
+            let nanoseconds: u64 = runs.values().map(|runs| runs.nanoseconds).sum();
+            costs.push(count(nanoseconds) / count(more.max(1)));
+        }
+        let cpu = Usage::of(pid)?.since(usage).cpu;
         attached.end()?;
-        Ok((done, Cost { time, nanoseconds: runs.values().map(|runs| runs.nanoseconds).sum(), cpu: usage.cpu }))
+        let [nanoseconds, ..] = median_and_range(&costs).context("there was a slice")?;
+        Ok(Cost { connections, time, nanoseconds, cpu })
     }
+}
+
+fn new_flows(generator: &mut Generator, pace: f64, time: Duration) -> Result<u64> {
+    Ok(generator.run(Traffic::UdpFlows, Amount::Paced(pace, time))?.units)
 }
 
 /// What something took.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
+    connections: u64,
     time: Duration,
-    /// Of all programs.
-    nanoseconds: u64,
+    /// Of all programs, per connection.
+    nanoseconds: f64,
     /// Of snat-trace itself.
     cpu: Duration,
 }
 
 impl Cost {
-    fn figure(self, axis: Axis, value: f64, connections: u64) -> Figure {
+    fn figure(self, axis: Axis, value: f64) -> Figure {
         Figure::Growth {
             axis,
             value,
-            ns_per_connection: count(self.nanoseconds) / count(connections.max(1)),
+            ns_per_connection: self.nanoseconds,
             cpu_milliseconds_of_user_side_per_second: self.cpu.as_secs_f64() * 1000.0 / self.time.as_secs_f64(),
         }
     }

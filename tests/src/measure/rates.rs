@@ -39,15 +39,14 @@ pub(super) fn measure(effort: Effort) -> Result<()> {
             in_turn.insert(place, Way::Minimal);
         }
     }
-    let mut stretches = vec![stretch(&mut generator, Way::Nothing, slices)?];
-    for turn in 0..turns {
-        for step in 0..in_turn.len() {
-            let way = in_turn[(turn + step) % in_turn.len()];
-            stretches.push(stretch(&mut generator, way, slices)?);
-            stretches.push(stretch(&mut generator, Way::Nothing, slices)?);
-        }
-    }
-    figures(&stretches, &ways).iter().try_for_each(Figure::tell)
+    let mut stretches = Vec::new();
+    let mut watch = |way| stretch(&mut generator, way, slices).map(|stretch| stretches.push(stretch));
+    let all = (0..turns).flat_map(|turn| in_turn.iter().cycle().skip(turn).take(in_turn.len()));
+    let ended = watch(Way::Nothing)
+        .and_then(|()| all.copied().try_for_each(|way| watch(way).and_then(|()| watch(Way::Nothing))));
+    // Of a run that was cut short there is something to tell too.
+    figures(&stretches, &ways).iter().try_for_each(Figure::tell)?;
+    ended
 }
 
 fn stretch(generator: &mut Generator, way: Way, slices: usize) -> Result<Stretch> {
