@@ -85,16 +85,28 @@ fn figure(traffic: Traffic, way: Way, rates: &[(Way, f64)]) -> Option<Figure> {
     let (all, ratios): (Vec<f64>, Vec<f64>) = rates
         .windows(3)
         .filter(|triple| triple[1].0 == way)
-        .map(|triple| (triple[1].1, triple[1].1 / f64::midpoint(triple[0].1, triple[2].1)))
+        .map(|triple| (triple[1].1, (triple[1].1 / f64::midpoint(triple[0].1, triple[2].1)).ln()))
         .unzip();
-    let figure =
-        Figure::Rate { traffic, way: way.name(), pairs: all.len(), per_second: mean(&all), ratio: interval(&ratios) };
+    // As logarithms, where twice as fast and half as fast are as far from the same: their mean is not drawn upwards by a machine
+    // that swings.
+    let ratio = interval(&ratios).map(f64::exp);
+    let figure = Figure::Rate { traffic, way: way.name(), pairs: all.len(), per_second: mean(&all), ratio };
     (!all.is_empty()).then_some(figure)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_swings_draws_no_ratio_upwards() {
+        let rates = [100.0, 200.0, 100.0, 50.0, 100.0].map(|rate| (Way::Full, rate));
+        let Some(Figure::Rate { ratio: [mean, low, high], .. }) = figure(Traffic::UdpFlows, Way::Full, &rates) else {
+            panic!("no figure");
+        };
+        // 2, 100/125 and 1/2, about which a mean of themselves would say 1.1.
+        assert!((mean - 0.8f64.cbrt()).abs() < 1e-9 && 0.0 < low && low < mean && mean < high, "{low} {mean} {high}");
+    }
 
     #[test]
     fn a_rate_is_held_against_its_neighbours() {
