@@ -20,12 +20,14 @@ use crate::ways::Way;
 /// How long a point is measured, and in how many slices. The median slice counts: what else the machine does is not to.
 const TIME: Duration = Duration::from_secs(4);
 const SLICES: u32 = 16;
-/// New flows a second where something else grows.
-const STEADY: f64 = 500.0;
+/// New flows a second beside collisions.
+const BESIDE: f64 = 500.0;
+/// As many as go.
+const MOST: f64 = f64::INFINITY;
 /// The last as many as go.
-const FLOWS: [f64; 5] = [1000.0, 2000.0, 4000.0, 8000.0, f64::INFINITY];
+const FLOWS: [f64; 5] = [1000.0, 2000.0, 4000.0, 8000.0, MOST];
 /// The last as many as go.
-const COLLISIONS: [f64; 6] = [0.0, 10.0, 100.0, 1000.0, 10_000.0, f64::INFINITY];
+const COLLISIONS: [f64; 6] = [0.0, 10.0, 100.0, 1000.0, 10_000.0, MOST];
 const NAMESPACES: [usize; 4] = [1, 10, 100, 1000];
 const CGROUPS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 /// Clashes in a namespace whose counters are to be read all the time.
@@ -40,14 +42,14 @@ pub(super) fn measure(effort: Effort) -> Result<()> {
         let reached = point.flows(*pace)?;
         // The next are beyond what the machine can do too, but for the last, which is as much as it can.
         if reached < 0.9 * pace && pace.is_finite() {
-            point.flows(f64::INFINITY)?;
+            point.flows(MOST)?;
             break;
         }
     }
     for pace in effort.of(&COLLISIONS[..], &COLLISIONS[3..4]) {
         let reached = point.collisions(*pace)?;
         if reached < 0.9 * pace && pace.is_finite() {
-            point.collisions(f64::INFINITY)?;
+            point.collisions(MOST)?;
             break;
         }
     }
@@ -89,7 +91,7 @@ impl Point {
         let cost = self.cost(|generator, _, slice| {
             let (flows, sent) = thread::scope(|scope| {
                 let rage = scope.spawn(|| if pace > 0.0 { storm.rage_at(pace, slice) } else { Ok(Sent::default()) });
-                let flows = new_flows(generator, STEADY, slice);
+                let flows = new_flows(generator, BESIDE, slice);
                 (flows, rage.join().unwrap_or_else(|_| bail!("a thread panicked")))
             });
             let refused = sent?.refused;
@@ -108,7 +110,7 @@ impl Point {
             if number == 0 {
                 storm.rage(1, |refused| refused >= SOME)?;
             }
-            new_flows(generator, STEADY, slice)
+            new_flows(generator, MOST, slice)
         })?;
         cost.figure(Axis::NetworkNamespaces, count(u64::try_from(namespaces)?)).tell()
     }
@@ -117,7 +119,7 @@ impl Point {
     fn cgroups(&mut self, cgroups: &Cgroups) -> Result<()> {
         let cost = self.cost(|generator, number, slice| {
             cgroups.enter(usize::try_from(number)? * cgroups.count / usize::try_from(SLICES)?)?;
-            new_flows(generator, STEADY, slice)
+            new_flows(generator, MOST, slice)
         })?;
         cost.figure(Axis::Cgroups, count(u64::try_from(cgroups.count)?)).tell()
     }
