@@ -9,9 +9,9 @@ use crate::statistics::mean;
 use crate::ways::Way;
 
 /// How often each way has its turn.
-const TURNS: usize = 20;
-/// Rounds of a turn.
-const ROUNDS: u32 = 125;
+const TURNS: usize = 40;
+/// Rounds of a turn. Shares differ more from turn to turn than chance has them differ within one, so more rounds tell little.
+const ROUNDS: u32 = 50;
 
 /// Prints the share of every way.
 pub(super) fn measure(effort: Effort) -> Result<()> {
