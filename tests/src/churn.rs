@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::output::Lines;
 use crate::places::watching;
+use crate::process::Usage;
 use crate::scenario::{Numbers, Row, Scenario, whole};
 use crate::storm::{PORT, Sent, Storm, send};
 
@@ -347,9 +348,12 @@ fn idle_namespaces() -> Result<Row> {
     let idle: Vec<_> = (0..IDLE).map(|_| Storm::empty()).collect::<Result<_>>()?;
     let with = idle_watch()?;
     drop(idle);
-    ensure!(with.used <= without.used * 2 + 10, "{without:?} without, {with:?} with {IDLE} idle namespaces");
+    ensure!(
+        with.used <= without.used * 2 + Duration::from_millis(100),
+        "{without:?} without, {with:?} with {IDLE} idle namespaces"
+    );
     Ok(Row::said(format!(
-        "start {:.1?}, with them {:.1?}; end {:.1?}, {:.1?}; {} and {} ticks in 3 s",
+        "start {:.1?}, with them {:.1?}; end {:.1?}, {:.1?}; {:.1?} and {:.1?} of CPU time in 3 s",
         without.ready, with.ready, without.ended, with.ended, without.used, with.used
     )))
 }
@@ -359,8 +363,8 @@ fn idle_namespaces() -> Result<Row> {
 struct Cost {
     ready: Duration,
     ended: Duration,
-    /// Of CPU time, 10 ms each.
-    used: u64,
+    /// Of CPU time.
+    used: Duration,
 }
 
 /// A watch in which there is one namespace with a few clashes.
@@ -371,10 +375,10 @@ fn idle_watch() -> Result<Cost> {
     let ready = start.elapsed();
     let pid = watch.child()?.id();
     let sent = storm.rage(1, |clashes| clashes >= 3)?;
-    let before = ticks(pid)?;
+    let before = Usage::of(pid)?;
     // What it does in that time is the question, not what it waits for.
     thread::sleep(Duration::from_secs(3));
-    let used = ticks(pid)? - before;
+    let used = Usage::of(pid)?.since(before).cpu;
     let start = Instant::now();
     let output = watch.interrupt()?;
     let ended = start.elapsed();
@@ -382,13 +386,4 @@ fn idle_watch() -> Result<Cost> {
     let summary = lines.only("summary")?;
     ensure!(lines.races() == sent.refused && summary["closes"] == true, "{} races: {summary}", lines.races());
     Ok(Cost { ready, ended, used })
-}
-
-/// Time a process has had on a CPU, in hundredths of a second.
-fn ticks(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
-    // utime and stime are the 14th and 15th of all fields, of which the first two are cut off.
-    let field = |index: usize| -> Result<u64> { Ok(fields.get(index).context("a short stat")?.parse()?) };
-    Ok(field(11)? + field(12)?)
 }

@@ -17,20 +17,24 @@ pub mod live;
 pub mod lives;
 pub mod load;
 pub mod loading;
+pub mod measure;
 pub mod modules;
 pub mod node;
 pub mod observe;
 pub mod output;
 pub mod owners;
 pub mod places;
+pub mod process;
 pub mod races;
 pub mod refusals;
 pub mod scenario;
 pub mod senders;
+pub mod statistics;
 pub mod storm;
 pub mod tmux;
 pub mod verdicts;
 pub mod verifier;
+pub mod ways;
 
 use scenario::Scenario;
 

@@ -1,7 +1,7 @@
 //! More clashes than anybody can read. Whatever happens: seen = delivered + lost, in order, within bounds of memory and
 //! of time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::{nothing_attached, until, watching};
+use crate::process::Usage;
 use crate::scenario::{Numbers, Row, Scenario, whole};
 use crate::storm::{Sent, Storm};
 
@@ -37,8 +38,8 @@ const GROWTH: u64 = 32 * 1024;
 
 /// What a watch printed, counted as it came.
 #[derive(Debug, Default)]
-struct Printed {
-    races: u64,
+pub(crate) struct Printed {
+    pub(crate) races: u64,
     out_of_order: u64,
     session_and_summary: Vec<u8>,
 }
@@ -63,19 +64,19 @@ impl Printed {
         Ok(printed)
     }
 
-    fn summary(&self) -> Result<Value> {
+    pub(crate) fn summary(&self) -> Result<Value> {
         Lines::parse_bytes(&self.session_and_summary)?.only("summary").cloned()
     }
 }
 
 /// A watch whose output is read as it comes.
-struct Watch {
-    running: Running,
+pub(crate) struct Watch {
+    pub(crate) running: Running,
     reader: JoinHandle<Result<Printed>>,
 }
 
 impl Watch {
-    fn start(arguments: &[&str]) -> Result<Self> {
+    pub(crate) fn start(arguments: &[&str]) -> Result<Self> {
         let mut running = watching(arguments, Path::new("/tmp/ready-load"))?;
         let output = running.child()?.stdout.take().context("stdout is a pipe")?;
         Ok(Self { running, reader: thread::spawn(move || Printed::read(output)) })
@@ -83,11 +84,11 @@ impl Watch {
 
     /// Most memory it ever had, in KiB.
     fn peak(&mut self) -> Result<u64> {
-        peak(&mut self.running)
+        Ok(Usage::of(self.running.child()?.id())?.peak_kib)
     }
 
     /// Ctrl-C, and what it printed; and how long that took.
-    fn end(mut self) -> Result<(Printed, Duration)> {
+    pub(crate) fn end(mut self) -> Result<(Printed, Duration)> {
         let start = Instant::now();
         self.running.signal(Signal::INT)?;
         let output = self.running.wait()?;
@@ -95,12 +96,6 @@ impl Watch {
         ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         Ok((self.reader.join().unwrap_or_else(|_| bail!("the reader panicked"))?, took))
     }
-}
-
-fn peak(running: &mut Running) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", running.child()?.id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// Holds what was printed against what the senders know.

@@ -181,13 +181,7 @@ impl Running {
     ///
     /// It cannot be started.
     pub fn by(command: &mut Command) -> Result<Self> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map(|child| Self(Some(child)))
-            .with_context(|| format!("cannot start {SNAT_TRACE}"))
+        Self::with(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
     /// Starts it with its output in a file, for more of it than fits a pipe.
@@ -196,14 +190,18 @@ impl Running {
     ///
     /// It cannot be started.
     pub fn into_file(arguments: &[&str], output: File) -> Result<Self> {
-        Command::new(SNAT_TRACE)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(Stdio::piped())
-            .spawn()
-            .map(|child| Self(Some(child)))
-            .with_context(|| format!("cannot start {SNAT_TRACE}"))
+        let mut command = Command::new(SNAT_TRACE);
+        Self::with(command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(Stdio::piped()))
+    }
+
+    /// Starts whatever it is, with inputs and outputs as they are told.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn with(command: &mut Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        Ok(Self(Some(child)))
     }
 
     /// The process.

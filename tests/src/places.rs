@@ -61,7 +61,7 @@ pub(crate) fn watching(arguments: &[&str], ready: &Path) -> Result<Running> {
 }
 
 /// Functions that have a kprobe now. Needs debugfs.
-fn probed() -> Result<Vec<String>> {
+pub(crate) fn probed() -> Result<Vec<String>> {
     let debugfs = Path::new("/sys/kernel/debug");
     if !debugfs.join("kprobes").exists() {
         let mounted = Command::new("mount").args(["-t", "debugfs", "none"]).arg(debugfs).status()?;

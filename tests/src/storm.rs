@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -167,6 +168,21 @@ impl Storm {
         Ok(all)
     }
 
+    /// As [`rage`](Self::rage), for a time, with so many clashes a second as are wanted, or as many as go.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn rage_at(&self, per_second: f64, time: Duration) -> Result<Sent> {
+        let start = Instant::now();
+        let senders = if per_second.is_finite() { 1 } else { 2 };
+        self.rage(senders, |refused| {
+            // The pace is the point here, not a time to wait for anything.
+            thread::sleep(due(refused, per_second).min(time).saturating_sub(start.elapsed()));
+            start.elapsed() >= time
+        })
+    }
+
     /// As [`rage`](Self::rage), until `halt`.
     ///
     /// # Errors
@@ -175,6 +191,13 @@ impl Storm {
     pub fn rage_until(&self, senders: u16, halt: &AtomicBool) -> Result<Sent> {
         self.rage(senders, |_| halt.load(Ordering::Relaxed))
     }
+}
+
+/// When the next of so many is due, at so many a second.
+#[expect(clippy::cast_precision_loss, reason = "a few million")]
+pub(crate) fn due(number: u64, per_second: f64) -> Duration {
+    // None is due in all time.
+    Duration::try_from_secs_f64(number as f64 / per_second).unwrap_or(Duration::MAX)
 }
 
 /// Sends one packet to the destination `number`; whether it went out.

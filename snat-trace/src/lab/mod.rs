@@ -137,7 +137,19 @@ impl Lab {
         self.topology.node.inum()
     }
 
-    /// The thread of this process that lives there.
+    /// The external host's network namespace.
+    #[must_use]
+    pub fn external_netns(&self) -> BorrowedFd<'_> {
+        self.topology.external.as_fd()
+    }
+
+    /// The network namespace of a pod that has one of its own.
+    #[must_use]
+    pub fn pod_netns(&self, pod: usize) -> Option<BorrowedFd<'_>> {
+        self.topology.pods.get(pod).map(AsFd::as_fd)
+    }
+
+    /// The thread of this process that lives in the node's.
     #[must_use]
     pub fn node_tid(&self) -> u32 {
         self.node.tid()
