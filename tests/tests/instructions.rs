@@ -1,7 +1,7 @@
 //! What the BPF programs cost, in instructions: a gate that asks no clock and no kernel.
 //!
 //! The tables say the present numbers. A program may grow by a twentieth, as compilers differ; who changes one writes the
-//! new number down.
+//! new number down. The figures are for `docs/COST.md` too: `cargo xtask bench` reads them.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use snat_trace::probe::OBJECT;
 use snat_trace_common::Counter;
 use snat_trace_tests::instructions::{Executed, Packet, Programs, Scene};
+use snat_trace_tests::measure::figure::{Figure, Traffic};
 
 /// The longest path through each program, and whether it has a loop, each turn of which comes on top.
 const LONGEST: [(&str, u32, bool); 18] = [
@@ -56,6 +57,12 @@ fn budget(number: u32) -> u32 {
     number + number / 20
 }
 
+/// On a line of its own, whatever the test's runner has begun to print.
+fn tell(figure: &Figure) -> Result<()> {
+    println!();
+    figure.tell()
+}
+
 /// The same programs, in the same order, none over its budget.
 #[track_caller]
 fn hold(what: &str, present: &[Executed], table: &[Executed]) {
@@ -79,6 +86,7 @@ fn no_program_has_a_longer_path_than_it_had() -> Result<()> {
         let longest = programs.longest_path(name)?;
         println!("{name}: {longest:?}");
         let number = longest.instructions;
+        tell(&Figure::Instructions { program: name.to_owned(), longest: number })?;
         assert!(
             number <= budget(known),
             "{name} has grown: its longest path has {number} instructions, and it had {known}"
@@ -98,6 +106,14 @@ fn a_new_connection_costs_what_it_did() -> Result<()> {
         let present = [scene.send(sender, packet, 1001)?, scene.translate()?].concat();
         hold(&format!("a new {packet:?}"), &present, table);
         let sum: u32 = present.iter().map(|(_, number)| number).sum();
+        let traffic = match packet {
+            Packet::Udp => Some(Traffic::UdpFlows),
+            Packet::Tcp => Some(Traffic::TcpFlows),
+            _ => None,
+        };
+        if let Some(traffic) = traffic {
+            tell(&Figure::Executed { traffic, instructions: sum })?;
+        }
         assert!(sum < TARGET, "a new {packet:?} executes {sum} instructions");
         // It is the way of one that succeeds.
         assert_eq!((scene.entries("OWNERS")?, scene.entries("PROCESSES")?, scene.entries("ALLOCATIONS")?), (2, 1, 1));
@@ -116,7 +132,12 @@ fn a_datagram_costs_what_it_did() -> Result<()> {
         let mut scene = Scene::new(&programs)?;
         let sender = scene.sender(100)?;
         scene.send(sender, packet, 1000)?;
-        hold(&format!("a datagram of an established {packet:?}"), &scene.send(sender, packet, 1000)?, table);
+        let present = scene.send(sender, packet, 1000)?;
+        hold(&format!("a datagram of an established {packet:?}"), &present, table);
+        if matches!(packet, Packet::Udp) {
+            let instructions = present.iter().map(|(_, number)| number).sum();
+            tell(&Figure::Executed { traffic: Traffic::UdpDatagrams, instructions })?;
+        }
         assert_eq!(scene.entries("OWNERS")?, 1);
     }
     Ok(())

@@ -24,6 +24,8 @@ pub enum Figure {
     },
     /// What one program costs, by the kernel's run-time statistics.
     Hook {
+        /// Who has the program, and nobody that has fewer.
+        way: &'static str,
         /// What was sent.
         traffic: Traffic,
         /// The program.
@@ -39,6 +41,13 @@ pub enum Figure {
         program: String,
         /// BPF instructions.
         longest: u32,
+    },
+    /// What all programs of full detail execute.
+    Executed {
+        /// For one of these.
+        traffic: Traffic,
+        /// BPF instructions.
+        instructions: u32,
     },
     /// How often two senders collide.
     Collisions {
@@ -160,7 +169,13 @@ mod tests {
             per_second: 6000.5,
             ratio: [0.95, 0.9, 1.0],
         };
-        let hook = Figure::Hook { traffic: Traffic::TcpFlows, program: "clash", runs_per_unit: 0.0, ns_per_run: 0.0 };
+        let hook = Figure::Hook {
+            way: "snat-trace full",
+            traffic: Traffic::TcpFlows,
+            program: "clash",
+            runs_per_unit: 0.0,
+            ns_per_run: 0.0,
+        };
         let growth = Figure::Growth {
             axis: Axis::NetworkNamespaces,
             value: 10.0,
@@ -172,7 +187,10 @@ mod tests {
                 rate,
                 r#"{"kind":"rate","traffic":"udp-flows","way":"snat-trace full","pairs":10,"per_second":6000.5,"ratio":[0.95,0.9,1.0]}"#,
             ),
-            (hook, r#"{"kind":"hook","traffic":"tcp-flows","program":"clash","runs_per_unit":0.0,"ns_per_run":0.0}"#),
+            (
+                hook,
+                r#"{"kind":"hook","way":"snat-trace full","traffic":"tcp-flows","program":"clash","runs_per_unit":0.0,"ns_per_run":0.0}"#,
+            ),
             (
                 growth,
                 r#"{"kind":"growth","axis":"network-namespaces","value":10.0,"ns_per_connection":1.5,"cpu_milliseconds_of_user_side_per_second":0.0}"#,

@@ -26,9 +26,11 @@ pub(super) fn measure(effort: Effort) -> Result<()> {
     for ((_, all, _), (_, more, _)) in full.iter().zip(&mut failures) {
         more.retain(|program, _| !all.contains_key(program));
     }
-    for (traffic, programs, units) in full.into_iter().chain(failures) {
-        for (program, runs) in programs {
-            figure(traffic, program, runs, units).tell()?;
+    for (way, all) in [(Way::Full, full), (Way::Failures, failures)] {
+        for (traffic, programs, units) in all {
+            for (program, runs) in programs {
+                figure(way, traffic, program, runs, units).tell()?;
+            }
         }
     }
     Ok(())
@@ -50,7 +52,7 @@ fn of(generator: &mut Generator, way: Way, effort: Effort) -> Result<Vec<(Traffi
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a few million runs")]
-fn figure(traffic: Traffic, program: &'static str, runs: Runs, units: u64) -> Figure {
+fn figure(way: Way, traffic: Traffic, program: &'static str, runs: Runs, units: u64) -> Figure {
     let ns_per_run = if runs.count == 0 { 0.0 } else { runs.nanoseconds as f64 / runs.count as f64 };
-    Figure::Hook { traffic, program, runs_per_unit: runs.count as f64 / units as f64, ns_per_run }
+    Figure::Hook { way: way.name(), traffic, program, runs_per_unit: runs.count as f64 / units as f64, ns_per_run }
 }

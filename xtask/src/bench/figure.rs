@@ -3,8 +3,6 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::targets::FULL;
-
 /// One thing measured. `way` is how a node is watched: `nothing`, one of snat-trace's, or another tool.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -21,8 +19,7 @@ pub(super) enum Figure {
     },
     /// A BPF program, by the kernel's own statistics. The unit is a flow, or a datagram of an established one.
     Hook {
-        /// The way it is part of; what it is not told of is full detail.
-        #[serde(default = "full")]
+        /// The way it is part of.
         way: String,
         traffic: String,
         program: String,
@@ -51,10 +48,6 @@ pub(super) enum Figure {
     User { what: String, per_second: f64 },
     /// Allocations from the heap.
     Allocations { what: String, per_event: f64 },
-}
-
-fn full() -> String {
-    FULL.to_owned()
 }
 
 /// Lines that begin with `figure ` (then JSON), among others. Whoever dies may cut the last line.
