@@ -16,6 +16,11 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed=SNAT_TRACE_EBPF_TOOLCHAIN");
     println!("cargo:rerun-if-changed=build.rs");
 
+    // Where the binary is put in memory is written small: of ours, which is static and needs nobody's help with it.
+    if env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.split(',').any(|one| one == "crt-static")) {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+
     let out = Path::new(&env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?).join(OBJECT);
     if let Some(object) = env::var_os("SNAT_TRACE_EBPF_OBJECT") {
         let object = Path::new(&object);

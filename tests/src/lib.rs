@@ -6,6 +6,7 @@ pub mod churn;
 pub mod classes;
 pub mod collisions;
 pub mod compared;
+pub mod cost;
 pub mod crosscheck;
 pub mod evidence;
 pub mod failures;
@@ -57,6 +58,7 @@ pub const GROUPS: &[&[Scenario]] = &[
     links::SCENARIOS,
     lives::SCENARIOS,
     load::SCENARIOS,
+    cost::SCENARIOS,
     churn::SCENARIOS,
     audit::SCENARIOS,
     crosscheck::SCENARIOS,

@@ -18,7 +18,7 @@ const BUDGETS: [(Detail, &str, u32); 27] = [
     (Detail::Minimal, "verdict", 107),
     (Detail::Full, "clash", 1137),
     (Detail::Full, "verdict", 107),
-    (Detail::Full, "allocation", 134),
+    (Detail::Full, "allocation", 115),
     (Detail::Full, "insertion", 18),
     (Detail::Full, "insertion_at_confirm", 30),
     (Detail::Full, "owner_tcp", 1298),

@@ -15,7 +15,7 @@ use snat_trace_tests::measure::figure::{Figure, Traffic};
 const LONGEST: [(&str, u32, bool); 18] = [
     ("allocate_begins", 57, false),
     ("allocate_ends", 237, false),
-    ("allocation", 85, false),
+    ("allocation", 77, false),
     ("cgroup_removed", 120, true),
     ("check_insert_begins", 47, false),
     ("check_insert_ends", 334, false),
@@ -35,11 +35,11 @@ const LONGEST: [(&str, u32, bool); 18] = [
 
 /// What each program executes for a new connection of a process that has sent before, at full detail. `allocation` runs twice.
 const NEW_CONNECTION: [(Packet, &[Executed]); 5] = [
-    (Packet::Udp, &[("owner_ipv4", 239), ("allocation", 7), ("allocation", 75), ("insertion", 14)]),
-    (Packet::Tcp, &[("owner_tcp", 225), ("allocation", 7), ("allocation", 75), ("insertion", 14)]),
-    (Packet::Udp6, &[("owner_ipv6", 238), ("allocation", 7), ("allocation", 75), ("insertion", 14)]),
-    (Packet::Tcp6, &[("owner_tcp", 231), ("allocation", 7), ("allocation", 75), ("insertion", 14)]),
-    (Packet::Ping, &[("owner_raw", 250), ("allocation", 7), ("allocation", 75), ("insertion", 14)]),
+    (Packet::Udp, &[("owner_ipv4", 239), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
+    (Packet::Tcp, &[("owner_tcp", 225), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
+    (Packet::Udp6, &[("owner_ipv6", 238), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
+    (Packet::Tcp6, &[("owner_tcp", 231), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
+    (Packet::Ping, &[("owner_raw", 250), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
 ];
 
 /// What a datagram of an established flow makes them execute.

@@ -43,7 +43,7 @@ const BUILT_OBJECT: &str = "snat-trace-ebpf";
 pub(crate) fn build(project: &Project, toolchain: &Toolchain, binary: Binary) -> Result<PathBuf> {
     eprintln!("building {} (static, {TARGET})", binary.name);
     let mut cargo = project.cargo();
-    cargo.args(["build", "--release", "--locked", "--target", TARGET, "--package", binary.package]);
+    cargo.args(["build", "--profile", "dist", "--locked", "--target", TARGET, "--package", binary.package]);
     cargo.args(["--bin", binary.name, "--message-format", "json-render-diagnostics"]);
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
     toolchain.apply(&mut cargo);
