@@ -81,8 +81,8 @@ const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "offset of a rule's ports",
         file: "snat-trace-ebpf/src/allocation.rs",
-        from: "const RANGE_PORTS: u64 = 36;",
-        to: "const RANGE_PORTS: u64 = 34;",
+        from: "const RANGE_WORDS: usize = 10;",
+        to: "const RANGE_WORDS: usize = 9;",
         scenario: "fixed port, full",
     },
     Mutant {
