@@ -11,7 +11,7 @@ use crate::statistics::{interval, mean};
 use crate::ways::Way;
 
 /// How often each way has its turn.
-const TURNS: usize = 24;
+const TURNS: usize = 16;
 /// Where in a turn the way that should cost nothing comes once more: it takes many pairs to tell that.
 const ONCE_MORE: [usize; 2] = [3, 6];
 /// One slice of one kind of traffic, and how many of each kind a stretch has, in turns: what else the machine does comes and

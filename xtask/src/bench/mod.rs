@@ -30,7 +30,7 @@ const KERNEL: &str = "6.12";
 const MEMORY_MIB: u32 = 4096;
 
 /// For the whole guest.
-const TIMEOUT: Duration = Duration::from_secs(90 * 60);
+const TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// What is written, below `docs`.
 const DOCUMENT: &str = "COST.md";
