@@ -34,7 +34,7 @@ const TABLE: &str = "2000";
 /// What the table may have.
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// One packet that was sent to a contested port: by whom, between which moments (nanoseconds since 1970).
+/// One packet that was sent: by whom, between which moments (nanoseconds since 1970).
 #[derive(Clone, Copy, Debug)]
 struct Sending {
     pid: u64,
@@ -64,9 +64,7 @@ pub(super) fn send(source: SocketAddr, destination: SocketAddr) -> Result<()> {
         let before = now()?;
         socket.connect(to)?;
         socket.send(&pid.to_be_bytes())?;
-        if clashing {
-            said += &format!("{} {} {before} {}\n", port, to.port(), now()?);
-        }
+        said += &format!("{} {} {before} {}\n", port, to.port(), now()?);
         sent += 1;
     }
     print!("{pid}\n{said}");
