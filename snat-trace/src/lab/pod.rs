@@ -280,6 +280,15 @@ impl Sender {
             _ => PLAIN_TTL,
         };
         let first = First { source, destination, ttl, ttl_again, open, stamp: self.stamp(round) };
+        if role == Role::ShortLived && !transport.retransmits() {
+            // Its socket is its own, and ends with it. The other pods wait for it even after an error.
+            let once = in_own_process(|| {
+                let socket = transport.prepare(&first);
+                self.barrier.arrive(barrier);
+                transport.send(&socket?, &first)
+            })?;
+            return Ok(Some(once));
+        }
         let mut prepared = transport.prepare(&first);
         if let Some(twin) = &self.twin {
             // Nobody but the twin waits for this one.
@@ -293,10 +302,8 @@ impl Sender {
                 self.barrier.arrive(barrier);
                 transport.send(socket, &first)
             })?;
-            // Nobody has the socket then, but for what must come up yet.
-            if transport.retransmits() {
-                self.keep(round, prepared?);
-            }
+            // What is sent again must come up yet.
+            self.keep(round, prepared?);
             return Ok(Some(once));
         }
         // Also after an error: the other pods wait for this one.
