@@ -18,8 +18,9 @@ const ONCE_MORE: [usize; 2] = [3, 6];
 /// goes, and is to meet all kinds alike.
 const SLICE: Duration = Duration::from_millis(100);
 const SLICES: usize = 5;
-/// The same before the first: an emulator translates code that is new to it, which attaching and detaching leave.
-const WARM_UP: Duration = Duration::from_millis(30);
+/// The same before the first: an emulator translates code that is new to it, and the kernel tidies up, after attaching and
+/// detaching.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// All kinds of traffic in one go, in the order of [`Traffic::ALL`], each a second.
 #[derive(Clone, Copy, Debug)]
