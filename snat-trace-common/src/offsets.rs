@@ -29,6 +29,9 @@ pub enum Need {
     Processes,
     /// Without any of these the paths of cgroups that were removed are not known, nor those of version 1 afterwards.
     Cgroups,
+    /// Without any of these who sends a datagram is not recorded when its flow asks for a port, and the sockets are looked
+    /// for after the clash.
+    Senders,
     /// The kernel does not work that way, and that is worth knowing.
     Telling,
 }
@@ -46,7 +49,6 @@ macro_rules! for_each_offset {
             TUPLE_HASH_SIZE = "nf_conntrack_tuple_hash"."", Required;
             TUPLE_HASH_TUPLE = "nf_conntrack_tuple_hash"."tuple", Required;
             SK_BUFF_NFCT = "sk_buff"."_nfct", Required;
-            SK_BUFF_SK = "sk_buff"."sk", Required;
             SK_BUFF_HEAD = "sk_buff"."head", Required;
             SK_BUFF_TAIL = "sk_buff"."tail", Required;
             SK_BUFF_NETWORK_HEADER = "sk_buff"."network_header", Required;
@@ -54,16 +56,38 @@ macro_rules! for_each_offset {
             NET_NS_INUM = "net"."ns.inum", Required;
             SOCK_FAMILY = "sock"."__sk_common.skc_family", Required;
             SOCK_NET = "sock"."__sk_common.skc_net", Optional;
-            SOCK_SADDR = "sock"."__sk_common.skc_rcv_saddr", Required;
-            SOCK_DADDR = "sock"."__sk_common.skc_daddr", Required;
+            SOCK_ADDRESSES = "sock"."__sk_common.skc_addrpair", Required;
             SOCK_SADDR6 = "sock"."__sk_common.skc_v6_rcv_saddr", Optional;
             SOCK_DADDR6 = "sock"."__sk_common.skc_v6_daddr", Optional;
-            SOCK_SPORT = "sock"."__sk_common.skc_num", Required;
-            SOCK_DPORT = "sock"."__sk_common.skc_dport", Required;
+            SOCK_PORTS = "sock"."__sk_common.skc_portpair", Required;
             SOCK_WRITE_QUEUE = "sock"."sk_write_queue", Required;
+            SOCK_PROTOCOL = "sock"."sk_protocol", Senders;
+            SOCKET_SK = "socket"."sk", Senders;
+            FILE_PRIVATE = "file"."private_data", Senders;
+            TASK_FILES = "task_struct"."files", Senders;
+            FILES_FDT = "files_struct"."fdt", Senders;
+            FDTABLE_FD = "fdtable"."fd", Senders;
+            TASK_STACK = "task_struct"."stack", Senders;
+            PT_REGS_SIZE = "pt_regs"."", Senders;
+            PT_REGS_R8 = "pt_regs"."r8", Senders;
+            HELPER_TASK_PT_REGS = "bpf_func_id"."BPF_FUNC_task_pt_regs", Telling;
+            NET_DEVICES = "net"."dev_base_head", Senders;
+            DEVICE_LIST = "net_device"."dev_list", Senders;
+            DEVICE_IPV4 = "net_device"."ip_ptr", Senders;
+            IN_DEVICE_ADDRESSES = "in_device"."ifa_list", Senders;
+            IN_ADDRESS_NEXT = "in_ifaddr"."ifa_next", Senders;
+            IN_ADDRESS_LOCAL = "in_ifaddr"."ifa_local", Senders;
+            DEVICE_IPV6 = "net_device"."ip6_ptr", Optional;
+            INET6_DEVICE_ADDRESSES = "inet6_dev"."addr_list", Optional;
+            INET6_ADDRESS_LIST = "inet6_ifaddr"."if_list", Optional;
+            INET6_ADDRESS_ADDR = "inet6_ifaddr"."addr", Optional;
             FLOWI4_PROTO = "flowi4"."__fl_common.flowic_proto", Required;
             FLOWI4_SADDR = "flowi4"."saddr", Required;
             FLOWI4_DADDR = "flowi4"."daddr", Required;
+            SOCK_FLOW6 = "inet_sock"."cork.fl.u.ip6", Optional;
+            FLOWI6_PROTO = "flowi6"."__fl_common.flowic_proto", Optional;
+            FLOWI6_SADDR = "flowi6"."saddr", Optional;
+            FLOWI6_DADDR = "flowi6"."daddr", Optional;
             TASK_FLAGS = "task_struct"."flags", Required;
             TASK_LEADER = "task_struct"."group_leader", Processes;
             TASK_START = "task_struct"."start_boottime", Processes;

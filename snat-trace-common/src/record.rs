@@ -71,10 +71,11 @@ pub struct Allocation {
     pub allocated_cpu: u32,
     /// CPU on which it went in.
     pub inserted_cpu: u32,
+    /// See [`FlowFact::sender`].
+    pub sender: u64,
 }
 
-/// Who sent the first packet of a flow, recorded in the sender's own context: the value of a map keyed by the
-/// original tuple.
+/// Who sends with an original tuple, recorded in the sender's own context: the value of a map keyed by the tuple.
 ///
 /// A tuple changes hands: network namespaces may have the same addresses, and a port is used again. That it did, and when
 /// the one before sent last, is kept; what it means is for user space to judge.
@@ -192,6 +193,10 @@ pub mod owner_flags {
     pub const SEVERAL_THREADS: u32 = 1 << 1;
     /// It sent a SYN by a raw socket, which keeps no other socket from sending the same.
     pub const RAW_SYN: u32 = 1 << 2;
+    /// It connected a socket for datagrams, through which it or another may have sent since.
+    pub const CONNECTED: u32 = 1 << 3;
+    /// It was seen sending a datagram whose flow asked for a port.
+    pub const SENDING: u32 = 1 << 4;
 }
 
 /// One side of a clash.
@@ -223,6 +228,10 @@ pub struct FlowFact {
     pub zone_dir: u8,
     /// Always zero.
     pub reserved: u8,
+    /// Which task was in the middle of the system call that sent this flow's first packet when it asked for a port:
+    /// process and thread id in one number; 0 when the packet was not in its sender's hands any more, or cannot be told to
+    /// be.
+    pub sender: u64,
     /// Meaningful with [`flow_flags::OWNER`].
     pub owner: OwnerFact,
 }
@@ -419,12 +428,12 @@ const _: () = {
     assert!(offset_of!(Tuple, dst) == 20 && offset_of!(Tuple, dst_port_be) == 36);
     assert!(offset_of!(Tuple, protonum) == 38 && offset_of!(Tuple, dir) == 39);
     assert!(size_of::<NatRange>() == 8);
-    assert!(size_of::<Allocation>() == 40 + 8 + 8 + 8 + 8);
+    assert!(size_of::<Allocation>() == 40 + 8 + 8 + 8 + 8 + 8);
     assert!(size_of::<OwnerFact>() == 8 * 8 + 6 * 4 + COMM_LEN);
     assert!(size_of::<ProcessKey>() == 16 && size_of::<CgroupKey>() == 16);
     assert!(size_of::<PathFact>() == 8 + 2 * COMPONENT_LEN);
     assert!(size_of::<ProcessFact>() == 2 * 16 + 4 * 4 + size_of::<PathFact>() + ARGUMENTS_LEN);
-    assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + size_of::<OwnerFact>());
+    assert!(size_of::<FlowFact>() == 80 + 3 * 8 + 8 + 3 * 4 + 4 + 8 + size_of::<OwnerFact>());
     assert!(size_of::<RecordHeader>() == 16);
     assert!(size_of::<ClashRecord>() == 16 + 24 + 2 * size_of::<FlowFact>() + PACKET_LEN);
     assert!(align_of::<ClashRecord>() == 8);

@@ -1,15 +1,19 @@
 //! When a new connection asks for its translated source: `nf_nat_setup_info` (net/netfilter/nf_nat_core.c).
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{Allocation, Counter, NatRange, Tuple};
+use snat_trace_common::{Allocation, Counter, NatRange};
 
 use crate::{
     maps::{ALLOCATIONS, count},
-    read::{Address, Unreadable, tuple_address},
+    owner, process,
+    read::{Address, Unreadable, halves, tuple_address},
+    sending,
 };
 
 /// `NF_NAT_MANIP_SRC`, the source side of `enum nf_nat_manip_type`.
@@ -27,36 +31,41 @@ fn allocation(ctx: ProbeContext) -> u32 {
         return 0;
     }
     count(Counter::Connection);
-    if let (Some(entry), Some(range)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1))
-        && remember(Address::new(entry), Address::new(range)).is_err()
-    {
-        count(Counter::AllocationNotKept);
+    if let (Some(entry), Some(range)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) {
+        let mut is_new = false;
+        if remember(Address::new(entry), Address::new(range), &mut is_new).is_err() {
+            count(Counter::AllocationNotKept);
+        }
+        if is_new {
+            process::note(&ctx);
+        }
     }
     0
 }
 
+/// Keeps what asks, and who sends it where that is seen: a process of which it is to be noted what it runs, or not.
 #[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would be made word by word")]
 #[inline(always)]
-fn remember(entry: Address, range: Address) -> Result<(), Unreadable> {
+fn remember(entry: Address, range: Address, is_new: &mut bool) -> Result<(), Unreadable> {
     let [flags, .., ports] = range.read::<[u32; RANGE_WORDS]>()?;
     let [min_port_be, max_port_be] = halves(ports);
-    let allocation = &mut Allocation {
-        original: Tuple::default(),
-        // SAFETY: the helpers take no argument and touch no memory.
-        allocated_ns: unsafe { bpf_ktime_get_ns() },
-        inserted_ns: 0,
-        range: NatRange { flags, min_port_be, max_port_be },
-        // SAFETY: as above.
-        allocated_cpu: unsafe { bpf_get_smp_processor_id() },
-        inserted_cpu: 0,
+    let mut allocation = MaybeUninit::<Allocation>::uninit();
+    // What the helper fills need not be filled before.
+    // SAFETY: the place is there, and all of it is written before it is read: the tuple by the helper, zeros where it fails,
+    // and each of the others here. The helpers besides take no argument and touch no memory.
+    let allocation = unsafe {
+        let to = allocation.as_mut_ptr();
+        (*to).allocated_ns = bpf_ktime_get_ns();
+        (*to).inserted_ns = 0;
+        (*to).range = NatRange { flags, min_port_be, max_port_be };
+        (*to).allocated_cpu = bpf_get_smp_processor_id();
+        (*to).inserted_cpu = 0;
+        (*to).sender = 0;
+        tuple_address(entry, 0).read_to(&raw mut (*to).original)?;
+        allocation.assume_init_mut()
     };
-    tuple_address(entry, 0).read_into(&mut allocation.original)?;
+    if sending::is_seen(&allocation.original) {
+        allocation.sender = owner::keep_sending(&allocation.original, allocation.allocated_ns, is_new);
+    }
     ALLOCATIONS.insert(entry.as_key(), &*allocation, 0).map_err(|_| Unreadable)
-}
-
-/// The two numbers of 16 bits that a word in memory has, in their order.
-#[inline(always)]
-fn halves(word: u32) -> [u16; 2] {
-    let [a, b, c, d] = word.to_ne_bytes();
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
 }

@@ -10,7 +10,7 @@ use snat_trace_common::{ClashRecord, Counter, Deciding, PACKET_LEN, RecordHeader
 
 use crate::{
     confirm,
-    flow::fill_flow,
+    flow::{fill_flow, fill_sender},
     frame,
     maps::{DECIDING, RING, count},
     packet::network_header,
@@ -73,6 +73,7 @@ fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unread
     let winner = h.plus(before.wrapping_neg());
 
     fill_flow(&mut record.loser, loser)?;
+    fill_sender(&mut record.loser);
     fill_flow(&mut record.winner, winner)?;
 
     record.netns = 0;

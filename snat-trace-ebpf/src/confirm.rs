@@ -10,7 +10,7 @@ use snat_trace_common::{ABSENT, Call, FailureRecord, failure_flags, function};
 
 use crate::{
     failure::{begin, failed, fill_netns, now, record, succeeded},
-    flow::fill_flow,
+    flow::{fill_flow, fill_sender},
     maps::CLASHED,
     read::{Address, NF_CONN_EXT, NF_CONN_STATUS, NF_CT_EXT_GEN_ID, STAT_CHAINTOOLONG, Unreadable, entry_of, netns_of},
 };
@@ -79,6 +79,7 @@ fn has_clashed(call: &Call) -> bool {
 fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
     let entry = entry_of(Address::new(call.subject))?;
     fill_flow(&mut record.flow, entry)?;
+    fill_sender(&mut record.flow);
     fill_netns(record, netns_of(entry));
     record.status_before = call.before;
     if STAT_CHAINTOOLONG.load() != ABSENT {

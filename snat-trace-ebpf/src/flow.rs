@@ -4,9 +4,11 @@ use aya_ebpf::Global;
 use snat_trace_common::{ABSENT, FlowFact, OwnerFact, Tuple, flow_flags};
 
 use crate::{
+    failure::now,
     maps::{ALLOCATIONS, OWNERS},
-    process,
+    owner, process,
     read::{Address, NF_CONN_STATUS, NF_CONN_ZONE, Unreadable, same_tuple, tuple_address},
+    sending,
 };
 
 /// Whether the allocation, insertion and owner hooks are attached too.
@@ -42,6 +44,7 @@ pub(crate) fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unrea
             flow.range = allocation.range;
             flow.allocated_cpu = allocation.allocated_cpu;
             flow.inserted_cpu = allocation.inserted_cpu;
+            flow.sender = allocation.sender;
         } else {
             flow.flags |= flow_flags::STALE_ALLOCATION;
         }
@@ -58,7 +61,21 @@ pub(crate) fn fill_flow_without_entry(flow: &mut FlowFact, original: Address, zo
     flow.status = 0;
     fill_zone(flow, zone)?;
     fill_owner(flow, &original);
+    fill_sender(flow);
     Ok(())
+}
+
+/// Who sends a flow that has not asked for a port here, while its packet is on its way.
+#[inline(always)]
+pub(crate) fn fill_sender(flow: &mut FlowFact) {
+    // A key is taken from the stack: from the ring's memory the verifier of 5.10 takes none.
+    let original = flow.original;
+    if FULL.load() != 0 && flow.flags & flow_flags::ALLOCATION == 0 && sending::is_seen(&original) {
+        flow.sender = owner::keep_sending(&original, now(), &mut false);
+        if flow.sender != 0 {
+            fill_owner(flow, &original);
+        }
+    }
 }
 
 /// Writes every byte but the reply and the status: the tuple, and that nothing else is known.
@@ -75,6 +92,7 @@ fn fill_original(flow: &mut FlowFact, original: Address) -> Result<Tuple, Unread
     flow.zone = 0;
     flow.zone_dir = 0;
     flow.reserved = 0;
+    flow.sender = 0;
     flow.owner = OwnerFact::default();
     Ok(original)
 }

@@ -25,6 +25,7 @@ mod packet;
 mod path;
 mod process;
 mod read;
+mod sending;
 mod table;
 mod verdict;
 

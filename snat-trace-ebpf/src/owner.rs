@@ -3,8 +3,7 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
-        generated::bpf_get_current_comm,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, generated::bpf_get_current_comm,
     },
     macros::kprobe,
     programs::ProbeContext,
@@ -12,13 +11,15 @@ use aya_ebpf::{
 use snat_trace_common::{ABSENT, COMM_LEN, Counter, OwnerFact, ProcessKey, Tuple, owner_flags};
 
 use crate::{
+    failure,
     maps::{OWNERS, count},
-    packet::{AF_INET, AF_INET6, TCP, ipv4_address, ipv4_tuple, ipv6_tuple, network_header, ports, transport_header},
+    packet::{AF_INET, AF_INET6, TCP, UDP, UDPLITE, ipv4_address, ports, transport_header},
     process,
     read::{
-        Address, FLOWI4_DADDR, FLOWI4_PROTO, FLOWI4_SADDR, NET_NS_INUM, SK_BUFF_SK, SOCK_DADDR, SOCK_DADDR6,
-        SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_SADDR, SOCK_SADDR6, SOCK_SPORT, SOCK_WRITE_QUEUE, Unreadable,
+        Address, FLOWI4_DADDR, FLOWI4_PROTO, FLOWI4_SADDR, FLOWI6_DADDR, FLOWI6_PROTO, FLOWI6_SADDR, NET_NS_INUM,
+        SOCK_DADDR6, SOCK_FAMILY, SOCK_FLOW6, SOCK_NET, SOCK_PROTOCOL, SOCK_SADDR6, SOCK_WRITE_QUEUE, Unreadable,
     },
+    sending,
 };
 
 /// Entry of `tcp_connect(sk)` (net/ipv4/tcp_output.c): the port is bound and the SYN not yet made.
@@ -36,11 +37,29 @@ fn owner_tcp(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Entry of `ip_send_skb(net, skb)` (net/ipv4/ip_output.c), headers made: UDP.
+/// Entry of `ip4_datagram_release_cb(sk)` (net/ipv4/datagram.c), which ends what holds the lock of a socket for datagrams:
+/// connecting it above all. Who sends through it later is seen then, unless its packet was handed on.
 #[kprobe]
 fn owner_ipv4(ctx: ProbeContext) -> u32 {
-    if let Some(skb) = ctx.arg::<u64>(1) {
-        sent(&ctx, Address::new(skb), ipv4_tuple);
+    released(&ctx)
+}
+
+/// Entry of `ip6_datagram_release_cb(sk)` (net/ipv6/datagram.c): the same.
+#[kprobe]
+fn owner_ipv6(ctx: ProbeContext) -> u32 {
+    released(&ctx)
+}
+
+#[inline(always)]
+fn released(ctx: &ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg::<u64>(0) {
+        let sk = Address::new(sk);
+        let mut tuple = Tuple::default();
+        match datagram_tuple(sk, &mut tuple) {
+            Ok(true) => keep(ctx, &tuple, sk, owner_flags::CONNECTED),
+            Ok(false) => {}
+            Err(Unreadable) => count(Counter::OwnerUnreadable),
+        }
     }
     0
 }
@@ -61,11 +80,17 @@ fn owner_raw(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Entry of `ip6_send_skb(skb)` (net/ipv6/ip6_output.c), headers made: UDP, ICMP and raw sockets.
+/// Entry of `ip6_push_pending_frames(sk)` (net/ipv6/ip6_output.c): the same for IPv6, whose flow is kept with the socket.
 #[kprobe]
-fn owner_ipv6(ctx: ProbeContext) -> u32 {
-    if let Some(skb) = ctx.arg::<u64>(0) {
-        sent(&ctx, Address::new(skb), ipv6_tuple);
+fn owner_raw6(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg::<u64>(0) {
+        let sk = Address::new(sk);
+        let mut tuple = Tuple::default();
+        match pending_tuple6(sk, &mut tuple) {
+            Ok(true) => keep(&ctx, &tuple, sk, flags_of(&tuple)),
+            Ok(false) => {}
+            Err(Unreadable) => count(Counter::OwnerUnreadable),
+        }
     }
     0
 }
@@ -73,32 +98,35 @@ fn owner_ipv6(ctx: ProbeContext) -> u32 {
 /// Writes the original tuple of the packet an IPv4 socket has put together (net/ipv4/ip_output.c, `__ip_make_skb`).
 #[inline(always)]
 fn pending_tuple(sk: Address, flow: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    // `struct sk_buff_head` begins with the first packet, or with itself when it has none.
-    let queue = sk.field(&SOCK_WRITE_QUEUE);
-    let skb = queue.follow()?;
-    if skb.as_key() == queue.as_key() {
-        return Ok(false);
-    }
     tuple.src = ipv4_address(flow.field(&FLOWI4_SADDR).read()?);
     tuple.dst = ipv4_address(flow.field(&FLOWI4_DADDR).read()?);
     tuple.l3num = AF_INET;
     tuple.protonum = flow.field(&FLOWI4_PROTO).read()?;
-    ports(transport_header(skb)?, tuple)
+    pending_ports(sk, tuple)
 }
 
-/// Keeps the sender of a packet whose headers are made.
+/// The same of an IPv6 socket (net/ipv6/ip6_output.c, `__ip6_make_skb`).
 #[inline(always)]
-fn sent(ctx: &ProbeContext, skb: Address, fill: impl Fn(Address, &mut Tuple) -> Result<bool, Unreadable>) {
-    let (Ok(header), Ok(sk)) = (network_header(skb), skb.field(&SK_BUFF_SK).follow()) else {
-        count(Counter::OwnerUnreadable);
-        return;
-    };
-    let mut tuple = Tuple::default();
-    match fill(header, &mut tuple) {
-        Ok(true) => keep(ctx, &tuple, sk, flags_of(&tuple)),
-        Ok(false) => {}
-        Err(Unreadable) => count(Counter::OwnerUnreadable),
+fn pending_tuple6(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    let known = [&SOCK_FLOW6, &FLOWI6_PROTO, &FLOWI6_SADDR, &FLOWI6_DADDR];
+    if known.iter().any(|offset| offset.load() == ABSENT) {
+        return Ok(false);
     }
+    let flow = sk.field(&SOCK_FLOW6);
+    flow.field(&FLOWI6_SADDR).read_into(&mut tuple.src)?;
+    flow.field(&FLOWI6_DADDR).read_into(&mut tuple.dst)?;
+    tuple.l3num = AF_INET6;
+    tuple.protonum = flow.field(&FLOWI6_PROTO).read()?;
+    pending_ports(sk, tuple)
+}
+
+/// Writes the ports of the first packet that waits to be sent; `false` when none does.
+#[inline(always)]
+fn pending_ports(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    // `struct sk_buff_head` begins with the first packet, or with itself when it has none.
+    let queue = sk.field(&SOCK_WRITE_QUEUE);
+    let skb = queue.follow()?;
+    if skb.as_key() == queue.as_key() { Ok(false) } else { ports(transport_header(skb)?, tuple) }
 }
 
 /// What a packet that did not come from `tcp_connect` says of its sender.
@@ -108,11 +136,11 @@ fn flags_of(tuple: &Tuple) -> u32 {
 }
 
 /// Who sends, and from where.
-struct Now {
+pub(crate) struct Now {
     /// Process and thread id in one number.
-    task: u64,
+    pub(crate) task: u64,
     /// What the process runs.
-    process: ProcessKey,
+    pub(crate) process: ProcessKey,
     /// Inode number of the socket's network namespace.
     netns: u32,
     time_ns: u64,
@@ -121,18 +149,61 @@ struct Now {
 /// Keeps the sender of a tuple, and what it runs.
 #[inline(always)]
 fn keep(ctx: &ProbeContext, tuple: &Tuple, sk: Address, flags: u32) {
-    let current = process::current();
-    let task = bpf_get_current_pid_tgid();
-    let now = Now {
-        task,
+    let task = process::current();
+    let now = Now::of(task, bpf_get_current_pid_tgid(), sk, failure::now());
+    let flags = if process::is_kernel_thread(task) { flags | owner_flags::KERNEL_THREAD } else { flags };
+    keep_sender(tuple, task, &now, flags);
+    if process::is_new(&now.process) {
+        process::note(ctx);
+    }
+}
+
+/// How long ago a process connected that sends now, at most, for its id to be still its own: 250 ms.
+const JUST_CONNECTED: u64 = 250_000_000;
+
+/// Keeps the current task as the sender of the flow that asks for a port at `time_ns`, if it is seen to be, and says which it
+/// is: process and thread id in one number, 0 for none. `is_new` becomes true where what it runs is to be noted.
+#[inline(always)]
+pub(crate) fn keep_sending(tuple: &Tuple, time_ns: u64, is_new: &mut bool) -> u64 {
+    let task = process::current();
+    let Ok(call) = sending::call(task) else { return 0 };
+    let ids = bpf_get_current_pid_tgid();
+    if call.is_named() || !has_just_connected(tuple, ids, time_ns) {
+        let Ok(sk) = sending::socket(task, &call, tuple) else { return 0 };
+        let now = Now::of(task, ids, sk, time_ns);
+        keep_sender(tuple, task, &now, owner_flags::SENDING);
+        *is_new = process::is_new(&now.process);
+    }
+    ids
+}
+
+/// Whether the current process, which is sending, is the one that connected just so, and is known by that.
+#[inline(always)]
+fn has_just_connected(tuple: &Tuple, ids: u64, time_ns: u64) -> bool {
+    let Some(known) = OWNERS.get_ptr_mut(tuple) else { return false };
+    // SAFETY: as in `keep_sender`.
+    let known = unsafe { &mut *known };
+    // Two numbers of 32 bits in one of 64.
+    let (tgid, tid) = ((ids >> 32) as u32, ids as u32);
+    if known.tgid != tgid
+        || known.flags & owner_flags::CONNECTED == 0
+        || time_ns.wrapping_sub(load(&known.sent_ns)) > JUST_CONNECTED
+    {
+        return false;
+    }
+    if known.tid != tid {
+        known.flags |= owner_flags::SEVERAL_THREADS;
+    }
+    true
+}
+
+impl Now {
+    /// The current task, with a socket.
+    #[inline(always)]
+    fn of(task: Address, ids: u64, sk: Address, time_ns: u64) -> Self {
         // Two numbers of 32 bits in one of 64.
-        process: process::key_of(current, (task >> 32) as u32),
-        netns: netns_of(sk),
-        // SAFETY: the helper takes no argument and touches no memory.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-    };
-    keep_sender(tuple, current, &now, flags);
-    process::note(ctx, &now.process);
+        Self { task: ids, process: process::key_of(task, (ids >> 32) as u32), netns: netns_of(sk), time_ns }
+    }
 }
 
 /// Keeps the sender of a tuple, and when the one before it sent last.
@@ -147,7 +218,7 @@ fn keep(ctx: &ProbeContext, tuple: &Tuple, sk: Address, flags: u32) {
 fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
     let known = OWNERS.get_ptr_mut(tuple);
     if let Some(known) = known
-        && sent_again(known, now)
+        && sent_again(known, now, flags)
     {
         return;
     }
@@ -164,7 +235,7 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
         tgid: now.process.tgid,
         tid: now.task as u32,
         netns: now.netns,
-        flags: if process::is_kernel_thread(current) { flags | owner_flags::KERNEL_THREAD } else { flags },
+        flags,
         exec_id: now.process.exec_id,
         // The group's id is in the upper half.
         uid: bpf_get_current_uid_gid() as u32,
@@ -181,7 +252,7 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
         count(Counter::OwnerNotKept);
         return;
     };
-    if sent_again(known, now) {
+    if sent_again(known, now, flags) {
         return;
     }
     // SAFETY: the pointer is into a map value, which stays the map's memory for as long as this program runs. Other CPUs
@@ -214,7 +285,7 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
 
 /// Brings the record of a sender that sends again up to date; `false` when it is another's, or being taken over.
 #[inline(always)]
-fn sent_again(known: *mut OwnerFact, now: &Now) -> bool {
+fn sent_again(known: *mut OwnerFact, now: &Now, flags: u32) -> bool {
     // SAFETY: as in `keep_sender`.
     let known = unsafe { &mut *known };
     if known.tgid != now.process.tgid || known.start_ns != now.process.start_ns || known.netns != now.netns {
@@ -222,9 +293,7 @@ fn sent_again(known: *mut OwnerFact, now: &Now) -> bool {
     }
     // The lower of two numbers.
     let tid = now.task as u32;
-    if known.tid != tid {
-        known.flags |= owner_flags::SEVERAL_THREADS;
-    }
+    known.flags |= if known.tid == tid { flags } else { flags | owner_flags::SEVERAL_THREADS };
     known.sends += 1;
     // SAFETY: the helper takes no argument and touches no memory.
     known.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
@@ -267,17 +336,36 @@ fn netns_of(sk: Address) -> u32 {
     sk.field(&SOCK_NET).follow_or_zero().field(&NET_NS_INUM).read_or_zero()
 }
 
-/// Writes the original tuple of a connecting TCP socket; `false` when it is neither IPv4 nor IPv6. A socket of IPv6 that
-/// connects to an IPv4-mapped address sends IPv4 and has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`).
+/// Writes the original tuple of a connecting TCP socket; `false` when it is neither IPv4 nor IPv6.
 #[inline(always)]
 fn tcp_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    tuple.protonum = TCP;
+    connected_tuple(sk, sk.ports(), tuple)
+}
+
+/// Writes the original tuple of what a socket for datagrams sends; `false` when it is not connected, or of no port.
+#[inline(always)]
+fn datagram_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    let ports = sk.ports();
+    if SOCK_PROTOCOL.load() == ABSENT || ports[0] == 0 {
+        return Ok(false);
+    }
+    // A number of 16 bits that fits 8: no other's sockets send datagrams.
+    tuple.protonum = sk.field(&SOCK_PROTOCOL).read::<u16>()? as u8;
+    if matches!(tuple.protonum, UDP | UDPLITE) { connected_tuple(sk, ports, tuple) } else { Ok(false) }
+}
+
+/// Writes the addresses and the ports of a connected socket; `false` when it is neither IPv4 nor IPv6. A socket of IPv6
+/// that connects to an IPv4-mapped address sends IPv4 and has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`;
+/// net/ipv6/datagram.c, `__ip6_datagram_connect`).
+#[inline(always)]
+fn connected_tuple(sk: Address, [dst_port_be, src_port]: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
     let family = sk.field(&SOCK_FAMILY).read::<u16>()?;
-    tuple.src_port_be = sk.field(&SOCK_SPORT).read::<u16>()?.to_be();
-    tuple.dst_port_be = sk.field(&SOCK_DPORT).read()?;
+    tuple.src_port_be = src_port.to_be();
+    tuple.dst_port_be = dst_port_be;
     tuple.l3num = family;
-    tuple.protonum = TCP;
     if family == AF_INET6 {
         if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
             return Ok(false);
@@ -291,7 +379,8 @@ fn tcp_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     } else if family != AF_INET {
         return Ok(false);
     }
-    tuple.src = ipv4_address(sk.field(&SOCK_SADDR).read()?);
-    tuple.dst = ipv4_address(sk.field(&SOCK_DADDR).read()?);
+    let [dst, src] = sk.ipv4_addresses();
+    tuple.src = ipv4_address(src);
+    tuple.dst = ipv4_address(dst);
     Ok(true)
 }

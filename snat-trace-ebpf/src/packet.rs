@@ -12,9 +12,11 @@ pub(crate) const AF_INET6: u16 = 10;
 /// `IPPROTO_TCP`.
 pub(crate) const TCP: u8 = 6;
 const ICMP: u8 = 1;
-const UDP: u8 = 17;
+/// `IPPROTO_UDP`.
+pub(crate) const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
-const UDPLITE: u8 = 136;
+/// `IPPROTO_UDPLITE`.
+pub(crate) const UDPLITE: u8 = 136;
 
 /// Where a packet's network header stands.
 #[inline(always)]
@@ -30,32 +32,6 @@ pub(crate) fn transport_header(skb: Address) -> Result<Address, Unreadable> {
     Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
 }
 
-/// Writes the original tuple of an outgoing IPv4 packet; `false` when its protocol starts no flow of interest.
-///
-/// Into a tuple of the caller's, here and below: a large value handed back in an `Option` lies half uninitialised on the
-/// stack when it is `None`, and the verifier of 5.10 does not let the compiler copy that.
-#[inline(always)]
-pub(crate) fn ipv4_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    let [start, _, protocol, src, dst] = header.read::<[u32; 5]>()?;
-    tuple.src = ipv4_address(src);
-    tuple.dst = ipv4_address(dst);
-    tuple.l3num = AF_INET;
-    tuple.protonum = protocol.to_ne_bytes()[1];
-    let words = start.to_ne_bytes()[0] & 0x0f;
-    ports(header.plus(u64::from(words) * 4), tuple)
-}
-
-/// Writes the original tuple of an outgoing IPv6 packet; `false` when its protocol starts no flow of interest or stands
-/// behind extension headers.
-#[inline(always)]
-pub(crate) fn ipv6_tuple(header: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    header.plus(6).read_into(&mut tuple.protonum)?;
-    header.plus(8).read_into(&mut tuple.src)?;
-    header.plus(24).read_into(&mut tuple.dst)?;
-    tuple.l3num = AF_INET6;
-    ports(header.plus(40), tuple)
-}
-
 /// An IPv4 address as it stands in a tuple: its bytes, in their order, and zeros. By one number, as the compiler would store
 /// bytes one by one.
 #[inline(always)]
@@ -64,6 +40,9 @@ pub(crate) fn ipv4_address(address: u32) -> [u8; 16] {
 }
 
 /// Writes the port fields of a tuple; `false` when the packet starts no flow of interest.
+///
+/// Into a tuple of the caller's: a large value handed back in an `Option` lies half uninitialised on the stack when it is
+/// `None`, and the verifier of 5.10 does not let the compiler copy that.
 ///
 /// Of TCP only a SYN, which a raw socket sends: the kernel's own come from `tcp_connect`, and what else it sends this way
 /// are resets in an unrelated task's context.

@@ -94,14 +94,18 @@ pub(crate) fn legacy_cgroup_id(task: Address) -> u64 {
     node.field(&KERNFS_ID).read_or_zero()
 }
 
-/// Notes what the current task runs, if that is not known yet: by another program, which this one goes over to and never
-/// comes back from. It is large, and the verifier has to walk it but once.
+/// Whether what a process runs is still to be noted.
 #[inline(always)]
-pub(crate) fn note(ctx: &ProbeContext, key: &ProcessKey) {
-    if key.start_ns != 0 && PROCESSES.get_ptr(key).is_none() {
-        // SAFETY: nothing here is to be dropped. Where the other program was not loaded this one goes on.
-        unsafe { CONTINUATIONS.tail_call(ctx, 0) };
-    }
+pub(crate) fn is_new(key: &ProcessKey) -> bool {
+    key.start_ns != 0 && PROCESSES.get_ptr(key).is_none()
+}
+
+/// Notes what the current task runs: by another program, which this one goes over to and never comes back from. It is
+/// large, and the verifier has to walk it but once.
+#[inline(always)]
+pub(crate) fn note(ctx: &ProbeContext) {
+    // SAFETY: nothing here is to be dropped. Where the other program was not loaded this one goes on.
+    unsafe { CONTINUATIONS.tail_call(ctx, 0) };
 }
 
 /// Goes on where the hooks of senders end, and notes what the current task runs. What cannot be read is absent.

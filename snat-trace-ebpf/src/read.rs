@@ -67,9 +67,19 @@ impl Address {
     /// every use.
     #[inline(always)]
     pub(crate) fn read_into<T: Copy>(self, to: &mut T) -> Result<(), Unreadable> {
-        let to = core::ptr::from_mut(to).cast();
+        // SAFETY: a reference can be written to.
+        unsafe { self.read_to(core::ptr::from_mut(to)) }
+    }
+
+    /// The same where nothing stood before; zeros where it fails.
+    ///
+    /// # Safety
+    ///
+    /// A `T` can be written there.
+    #[inline(always)]
+    pub(crate) unsafe fn read_to<T: Copy>(self, to: *mut T) -> Result<(), Unreadable> {
         // SAFETY: the helper writes the bytes of a `T`, zeros where it fails; every bit pattern is one.
-        let failed = unsafe { generated::bpf_probe_read_kernel(to, size_of::<T>() as u32, self.as_ptr()) };
+        let failed = unsafe { generated::bpf_probe_read_kernel(to.cast(), size_of::<T>() as u32, self.as_ptr()) };
         if failed == 0 { Ok(()) } else { Err(Unreadable) }
     }
 
@@ -96,6 +106,21 @@ impl Address {
     #[inline(always)]
     pub(crate) fn follow(self) -> Result<Self, Unreadable> {
         self.read::<u64>().map(Self)
+    }
+}
+
+impl Address {
+    /// Of a socket: the destination port in network byte order, and the source port in the machine's
+    /// (include/net/sock.h, `skc_portpair`).
+    #[inline(always)]
+    pub(crate) fn ports(self) -> [u16; 2] {
+        self.field(&SOCK_PORTS).read_or_zero()
+    }
+
+    /// Of a socket: the IPv4 address it is connected to and that it is bound to, 0 for none (`skc_addrpair`).
+    #[inline(always)]
+    pub(crate) fn ipv4_addresses(self) -> [u32; 2] {
+        self.field(&SOCK_ADDRESSES).read_or_zero()
     }
 }
 
@@ -126,6 +151,13 @@ pub(crate) fn netns_at(field: Address) -> Result<u32, Unreadable> {
 #[inline(always)]
 pub(crate) fn netns_of(entry: Address) -> Result<u32, Unreadable> {
     if NF_CONN_CT_NET.load() != ABSENT { netns_at(entry.field(&NF_CONN_CT_NET)) } else { Ok(0) }
+}
+
+/// The two numbers of 16 bits that a word in memory has, in their order.
+#[inline(always)]
+pub(crate) fn halves(word: u32) -> [u16; 2] {
+    let [a, b, c, d] = word.to_ne_bytes();
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
 }
 
 /// Whether two tuples are the same, by words.

@@ -19,7 +19,7 @@ use crate::counters::accounts::{Accounts, Closed, CountersError};
 use crate::counters::figures::Tally;
 use crate::kernel::{CannotTrace, KernelFacts, ModuleNews, ModuleWatch, Plan, Request, plan};
 use crate::output::Sink;
-use crate::owner::{Owners, Recording, Sources};
+use crate::owner::{Owners, Sources};
 use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
 use crate::race::event::NetnsInum;
 use crate::race::filter::Filter;
@@ -126,7 +126,6 @@ pub async fn watch(
     }
 
     let owners = Owners::new(Sources {
-        recording: Recording::by(session.attached()),
         senders: tracer.take_senders(),
         cgroups: facts.cgroups.clone(),
         commands: options.request.commands,

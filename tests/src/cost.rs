@@ -59,13 +59,12 @@ fn at_minimal(_: Traffic) -> &'static [Runs] {
 }
 
 /// A connection is bound in either direction, each of which asks for a port (net/netfilter/nf_nat_core.c,
-/// `nf_nat_inet_fn`).
+/// `nf_nat_inet_fn`). Each UDP flow has a socket of its own here, and that is bound to an address.
 fn at_full(traffic: Traffic) -> &'static [Runs] {
     match traffic {
         Traffic::UdpFlows => &[("owner_ipv4", 1), ("allocation", 2), (INSERTION, 1)],
         Traffic::TcpFlows => &[("owner_tcp", 1), ("allocation", 2), (INSERTION, 1)],
-        Traffic::UdpDatagrams => &[("owner_ipv4", 1)],
-        Traffic::TcpSegments => &[],
+        Traffic::UdpDatagrams | Traffic::TcpSegments => &[],
     }
 }
 

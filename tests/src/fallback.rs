@@ -20,14 +20,15 @@ use crate::scenario::{Row, Scenario, whole};
 pub const SCENARIOS: &[Scenario] = &[whole("insertion at confirm", insertion_at_confirm)];
 
 /// Every function of the hooks but `__nf_conntrack_hash_insert`.
-const FUNCTIONS: [&str; 7] = [
+const FUNCTIONS: [&str; 8] = [
     "nf_ct_resolve_clash",
     "nf_nat_setup_info",
     "__nf_conntrack_confirm",
     "tcp_connect",
-    "ip_send_skb",
+    "ip4_datagram_release_cb",
+    "ip6_datagram_release_cb",
     "ip_push_pending_frames",
-    "ip6_send_skb",
+    "ip6_push_pending_frames",
 ];
 
 /// Races are as well told with the other hook.

@@ -14,7 +14,7 @@ use crate::output::{Lines, Running, SNAT_TRACE, verdicts_are_the_kernels};
 use crate::scenario::{Numbers, Row, Scenario, whole};
 
 /// Hooks at full detail: of the clash, its verdict, allocations, insertions, four of senders, and cgroups.
-pub const HOOKS: usize = 9;
+pub const HOOKS: usize = 10;
 
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] = &[

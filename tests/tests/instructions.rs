@@ -12,45 +12,48 @@ use snat_trace_tests::instructions::{Executed, Packet, Programs, Scene};
 use snat_trace_tests::measure::figure::{Figure, Traffic};
 
 /// The longest path through each program, and whether it has a loop, each turn of which comes on top.
-const LONGEST: [(&str, u32, bool); 18] = [
+const LONGEST: [(&str, u32, bool); 19] = [
     ("allocate_begins", 57, false),
-    ("allocate_ends", 237, false),
-    ("allocation", 77, false),
+    ("allocate_ends", 1241, false),
+    ("allocation", 1011, false),
     ("cgroup_removed", 120, true),
     ("check_insert_begins", 47, false),
-    ("check_insert_ends", 334, false),
-    ("clash", 708, false),
+    ("check_insert_ends", 337, false),
+    ("clash", 1692, false),
     ("confirm_begins", 67, false),
-    ("confirm_ends", 424, false),
+    ("confirm_ends", 1454, false),
     ("early_drop_ends", 17, false),
     ("insertion", 14, false),
     ("insertion_at_confirm", 24, false),
     ("note_process", 293, true),
-    ("owner_ipv4", 428, false),
-    ("owner_ipv6", 427, false),
-    ("owner_raw", 440, false),
-    ("owner_tcp", 429, false),
+    ("owner_ipv4", 443, false),
+    ("owner_ipv6", 443, false),
+    ("owner_raw", 459, false),
+    ("owner_raw6", 461, false),
+    ("owner_tcp", 410, false),
     ("verdict", 72, false),
 ];
 
 /// What each program executes for a new connection of a process that has sent before, at full detail. `allocation` runs twice.
-const NEW_CONNECTION: [(Packet, &[Executed]); 5] = [
-    (Packet::Udp, &[("owner_ipv4", 239), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
-    (Packet::Tcp, &[("owner_tcp", 225), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
-    (Packet::Udp6, &[("owner_ipv6", 238), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
-    (Packet::Tcp6, &[("owner_tcp", 231), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
-    (Packet::Ping, &[("owner_raw", 250), ("allocation", 7), ("allocation", 67), ("insertion", 14)]),
+const NEW_CONNECTION: [(Packet, &[Executed]); 9] = [
+    (Packet::Udp, &[("allocation", 7), ("allocation", 372), ("insertion", 14)]),
+    (Packet::Udp6, &[("allocation", 7), ("allocation", 408), ("insertion", 14)]),
+    (Packet::Connected, &[("owner_ipv4", 229), ("allocation", 7), ("allocation", 135), ("insertion", 14)]),
+    (Packet::Unbound, &[("allocation", 7), ("allocation", 431), ("insertion", 14)]),
+    (Packet::Unbound6, &[("allocation", 7), ("allocation", 489), ("insertion", 14)]),
+    (Packet::Tcp, &[("owner_tcp", 205), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Tcp6, &[("owner_tcp", 221), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Ping, &[("owner_raw", 260), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Ping6, &[("owner_raw6", 263), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
 ];
-
-/// What a datagram of an established flow makes them execute.
-const DATAGRAM: [(Packet, &[Executed]); 2] =
-    [(Packet::Udp, &[("owner_ipv4", 210)]), (Packet::Udp6, &[("owner_ipv6", 209)])];
 
 /// What comes on top for the first packet of a process, which is noted with all it runs.
 const NEW_PROCESS: u32 = 409;
 
-/// What a new connection is to execute fewer than.
+/// What a new connection is to execute fewer than, and which do not: of a socket that is bound to no address it must be asked
+/// first whether the packet's is one of its namespace, and an address of IPv6 is compared word by word.
 const TARGET: u32 = 400;
+const OVER_IT: [Packet; 3] = [Packet::Udp6, Packet::Unbound, Packet::Unbound6];
 
 /// With the room that compilers need.
 fn budget(number: u32) -> u32 {
@@ -103,42 +106,25 @@ fn a_new_connection_costs_what_it_did() -> Result<()> {
         let mut scene = Scene::new(&programs)?;
         let sender = scene.sender(100)?;
         scene.send(sender, packet, 1000)?;
+        scene.translate()?;
         let present = [scene.send(sender, packet, 1001)?, scene.translate()?].concat();
         hold(&format!("a new {packet:?}"), &present, table);
         let sum: u32 = present.iter().map(|(_, number)| number).sum();
         let traffic = match packet {
-            Packet::Udp => Some(Traffic::UdpFlows),
+            Packet::Connected => Some(Traffic::UdpFlows),
             Packet::Tcp => Some(Traffic::TcpFlows),
             _ => None,
         };
         if let Some(traffic) = traffic {
             tell(&Figure::Executed { traffic, instructions: sum })?;
         }
-        assert!(sum < TARGET, "a new {packet:?} executes {sum} instructions");
+        assert_eq!(sum < TARGET, !OVER_IT.contains(&packet), "a new {packet:?} executes {sum} instructions");
         // It is the way of one that succeeds.
-        assert_eq!((scene.entries("OWNERS")?, scene.entries("PROCESSES")?, scene.entries("ALLOCATIONS")?), (2, 1, 1));
+        assert_eq!((scene.entries("OWNERS")?, scene.entries("PROCESSES")?, scene.entries("ALLOCATIONS")?), (2, 1, 2));
         for counter in [Counter::OwnerUnreadable, Counter::OwnerNotKept, Counter::AllocationNotKept] {
             assert_eq!(scene.counted(counter)?, 0, "{counter:?} of a new {packet:?}");
         }
-        assert_eq!(scene.counted(Counter::Connection)?, 1);
-    }
-    Ok(())
-}
-
-#[test]
-fn a_datagram_costs_what_it_did() -> Result<()> {
-    let programs = Programs::in_full()?;
-    for (packet, table) in DATAGRAM {
-        let mut scene = Scene::new(&programs)?;
-        let sender = scene.sender(100)?;
-        scene.send(sender, packet, 1000)?;
-        let present = scene.send(sender, packet, 1000)?;
-        hold(&format!("a datagram of an established {packet:?}"), &present, table);
-        if matches!(packet, Packet::Udp) {
-            let instructions = present.iter().map(|(_, number)| number).sum();
-            tell(&Figure::Executed { traffic: Traffic::UdpDatagrams, instructions })?;
-        }
-        assert_eq!(scene.entries("OWNERS")?, 1);
+        assert_eq!(scene.counted(Counter::Connection)?, 2);
     }
     Ok(())
 }
@@ -149,7 +135,7 @@ fn a_new_process_costs_what_it_did() -> Result<()> {
     let mut scene = Scene::new(&programs)?;
     let sender = scene.sender(100)?;
     let mut sum =
-        |port| Ok::<_, anyhow::Error>(scene.send(sender, Packet::Udp, port)?.iter().map(|(_, n)| n).sum::<u32>());
+        |port| Ok::<_, anyhow::Error>(scene.send(sender, Packet::Tcp, port)?.iter().map(|(_, n)| n).sum::<u32>());
     let (first, second) = (sum(1000)?, sum(1001)?);
     hold("a new process", &[("note_process", first - second)], &[("note_process", NEW_PROCESS)]);
     assert_eq!(scene.entries("PROCESSES")?, 1);
@@ -161,7 +147,7 @@ fn what_is_executed_is_no_longer_than_the_longest_path() -> Result<()> {
     let (built, programs) = (Programs::parse(OBJECT)?, Programs::in_full()?);
     let mut scene = Scene::new(&programs)?;
     let sender = scene.sender(100)?;
-    scene.send(sender, Packet::Udp, 1000)?;
+    scene.send(sender, Packet::Tcp, 1000)?;
     for (packet, _) in NEW_CONNECTION {
         for port in [1001, 1001] {
             for (program, number) in [scene.send(sender, packet, port)?, scene.translate()?].concat() {

@@ -88,8 +88,8 @@ const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "offset of a socket's port",
         file: "snat-trace-common/src/offsets.rs",
-        from: "\"__sk_common.skc_num\"",
-        to: "\"__sk_common.skc_dport\"",
+        from: "\"__sk_common.skc_portpair\"",
+        to: "\"__sk_common.skc_hash\"",
         scenario: "forced tcp, full",
     },
     Mutant {
@@ -123,8 +123,8 @@ const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "a thread for a process",
         file: "snat-trace-ebpf/src/owner.rs",
-        from: "process::key_of(current, (task >> 32) as u32)",
-        to: "process::key_of(current, task as u32)",
+        from: "process::key_of(task, (ids >> 32) as u32)",
+        to: "process::key_of(task, ids as u32)",
         scenario: "forced udp, full",
     },
     Mutant {

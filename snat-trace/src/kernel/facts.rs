@@ -242,7 +242,7 @@ mod tests {
                 ("__nf_conntrack_hash_insert", Some("nf_conntrack")),
                 ("nf_nat_setup_info", Some("nf_nat")),
                 ("tcp_connect", None),
-                ("ip6_send_skb", None),
+                ("ip6_push_pending_frames", None),
             ] {
                 let modules: Vec<_> = facts.symbols.locations(symbol).iter().map(|found| found.module()).collect();
                 assert_eq!(modules, [module], "{symbol} on {series}");

@@ -7,7 +7,8 @@ use std::fmt;
 pub enum Detail {
     /// The clash alone, and what became of it: nothing runs until two flows clash.
     Minimal,
-    /// Allocations, insertions and senders as well: once or twice per new flow, and once per datagram sent on this node.
+    /// Allocations, insertions and senders as well: a few times per new flow, and never for a packet of a flow that is there.
+    /// Only what raw sockets and ping send is seen packet by packet.
     Full,
 }
 
@@ -62,12 +63,14 @@ pub enum Role {
     Insertion,
     /// Who opened a TCP connection.
     OwnerTcp,
-    /// Who sent a datagram over IPv4.
+    /// Who connected a socket for datagrams over IPv4.
     OwnerIpv4,
+    /// Who connected one over IPv6.
+    OwnerIpv6,
     /// Who sent an ICMP request over IPv4, or anything else from a raw socket.
     OwnerRaw,
-    /// Who sent a datagram or an ICMP request over IPv6, or anything else from a raw socket.
-    OwnerIpv6,
+    /// The same over IPv6.
+    OwnerRaw6,
     /// Cgroups that are removed.
     CgroupRemoval,
     /// Entries refused when they should go into the table.
@@ -82,15 +85,16 @@ pub enum Role {
 
 impl Role {
     /// Every role, in the order of a session.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Clash,
         Self::Verdict,
         Self::Allocation,
         Self::Insertion,
         Self::OwnerTcp,
         Self::OwnerIpv4,
-        Self::OwnerRaw,
         Self::OwnerIpv6,
+        Self::OwnerRaw,
+        Self::OwnerRaw6,
         Self::CgroupRemoval,
         Self::FailureConfirm,
         Self::FailureTable,
@@ -108,8 +112,9 @@ impl Role {
             Self::Insertion => "insertion",
             Self::OwnerTcp => "owner-tcp",
             Self::OwnerIpv4 => "owner-ipv4",
-            Self::OwnerRaw => "owner-raw",
             Self::OwnerIpv6 => "owner-ipv6",
+            Self::OwnerRaw => "owner-raw",
+            Self::OwnerRaw6 => "owner-raw6",
             Self::CgroupRemoval => "cgroup",
             Self::FailureConfirm => "fail-confirm",
             Self::FailureTable => "fail-table",
@@ -268,7 +273,8 @@ pub(super) const HOOKS: &[Hook] = &[
         home: Home::Nat,
         preferred: Candidate::entry("nf_nat_setup_info", "allocation"),
         fallback: None,
-        cost: "allocation times, port ranges and the overlap are absent, and a race cannot be told from an exhausted range",
+        cost: "allocation times, port ranges, the overlap and who sent a datagram are absent, and a race cannot be told from an \
+               exhausted range",
     },
     Hook {
         role: Role::Insertion,
@@ -293,9 +299,19 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::OwnerIpv4,
         part_of: PartOf::Full,
         home: Home::Image,
-        preferred: Candidate::entry("ip_send_skb", "owner_ipv4"),
+        preferred: Candidate::entry("ip4_datagram_release_cb", "owner_ipv4"),
         fallback: None,
-        cost: "owners of UDP flows over IPv4 are looked up after the clash, so a process that has ended is not named",
+        cost: "the owner of a UDP flow over IPv4 is absent where its packet was put off or handed to another CPU, and the process \
+               has ended",
+    },
+    Hook {
+        role: Role::OwnerIpv6,
+        part_of: PartOf::Full,
+        home: Home::Image,
+        preferred: Candidate::entry("ip6_datagram_release_cb", "owner_ipv6"),
+        fallback: None,
+        cost: "the owner of a UDP flow over IPv6 is absent where its packet was put off or handed to another CPU, and the process \
+               has ended",
     },
     Hook {
         role: Role::OwnerRaw,
@@ -306,12 +322,12 @@ pub(super) const HOOKS: &[Hook] = &[
         cost: "owners of ICMP flows over IPv4 are absent",
     },
     Hook {
-        role: Role::OwnerIpv6,
+        role: Role::OwnerRaw6,
         part_of: PartOf::Full,
         home: Home::Image,
-        preferred: Candidate::entry("ip6_send_skb", "owner_ipv6"),
+        preferred: Candidate::entry("ip6_push_pending_frames", "owner_raw6"),
         fallback: None,
-        cost: "owners of UDP and ICMP flows over IPv6 are looked up after the clash, so a process that has ended is not named",
+        cost: "owners of ICMP flows over IPv6 are absent",
     },
     Hook {
         role: Role::CgroupRemoval,

@@ -288,9 +288,10 @@ mod tests {
                     (Role::Allocation, "allocation", "nf_nat_setup_info", Some("nf_nat")),
                     (Role::Insertion, "insertion", "__nf_conntrack_hash_insert", Some("nf_conntrack")),
                     (Role::OwnerTcp, "owner_tcp", "tcp_connect", None),
-                    (Role::OwnerIpv4, "owner_ipv4", "ip_send_skb", None),
+                    (Role::OwnerIpv4, "owner_ipv4", "ip4_datagram_release_cb", None),
+                    (Role::OwnerIpv6, "owner_ipv6", "ip6_datagram_release_cb", None),
                     (Role::OwnerRaw, "owner_raw", "ip_push_pending_frames", None),
-                    (Role::OwnerIpv6, "owner_ipv6", "ip6_send_skb", None),
+                    (Role::OwnerRaw6, "owner_raw6", "ip6_push_pending_frames", None),
                     (Role::CgroupRemoval, "cgroup_removed", "cgroup_rmdir", None),
                 ],
                 "{series}"
@@ -352,9 +353,10 @@ mod tests {
         for (gone, role, reason) in [
             ("nf_nat_setup_info", Role::Allocation, no_symbol("nf_nat_setup_info")),
             ("tcp_connect", Role::OwnerTcp, no_symbol("tcp_connect")),
-            ("ip_send_skb", Role::OwnerIpv4, no_symbol("ip_send_skb")),
+            ("ip4_datagram_release_cb", Role::OwnerIpv4, no_symbol("ip4_datagram_release_cb")),
+            ("ip6_datagram_release_cb", Role::OwnerIpv6, no_symbol("ip6_datagram_release_cb")),
             ("ip_push_pending_frames", Role::OwnerRaw, no_symbol("ip_push_pending_frames")),
-            ("ip6_send_skb", Role::OwnerIpv6, no_symbol("ip6_send_skb")),
+            ("ip6_push_pending_frames", Role::OwnerRaw6, no_symbol("ip6_push_pending_frames")),
             ("cgroup_rmdir", Role::CgroupRemoval, no_symbol("cgroup_rmdir")),
         ] {
             for series in SERIES {
@@ -365,7 +367,7 @@ mod tests {
                     plan.missing.iter().map(|missing| (missing.role, missing.reason.clone())).collect();
                 assert_eq!(missing, [(role, reason.clone())], "{gone} on {series}");
                 assert_eq!(plan.missing[0].tried, [gone]);
-                assert_eq!(plan.hooks.len(), 8);
+                assert_eq!(plan.hooks.len(), 9);
             }
         }
     }
@@ -405,7 +407,7 @@ mod tests {
         root.unload("nf_nat");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing[0].reason, MissingReason::NotLoaded { module: "nf_nat" });
-        assert_eq!(plan.hooks.len(), 8);
+        assert_eq!(plan.hooks.len(), 9);
     }
 
     #[test]
@@ -415,7 +417,7 @@ mod tests {
         root.write("proc/self/status", b"CapEff:\t000000c000001000\n");
         let plan = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(plan.missing_capabilities, [Capability::SysAdmin, Capability::SysPtrace]);
-        assert_eq!(plan.hooks.len(), 9);
+        assert_eq!(plan.hooks.len(), 10);
     }
 
     /// Each makes the kernel worse than the one before; the first thing to be seen to is always the one named.

@@ -35,9 +35,6 @@ pub(super) struct Query {
     pub(super) original: OriginalTuple,
     /// When its packet was seen: a process that started later is not its sender.
     pub(super) time: KernelTime,
-    /// Whether it can have been sent by a socket of the namespace that has its source address; if not it can still have
-    /// been translated there.
-    pub(super) by_socket: bool,
 }
 
 /// What a look came to.
@@ -47,6 +44,8 @@ pub(super) enum Found {
     Owner(Box<Owner>),
     /// The namespace that has its source address made it of another flow.
     Translated(OriginalTuple),
+    /// No socket that can have sent it is there any more.
+    NoSocket,
     /// Nothing for sure.
     Nothing,
 }
@@ -87,13 +86,15 @@ pub(super) fn look_up(queries: &[Query], looks: &Looks<'_>) -> Vec<Found> {
     let Some(holders) = find_holders(&inodes, deadline) else { return nothing() };
     let mut found = Vec::with_capacity(queries.len());
     for ((query, places), candidates) in queries.iter().zip(&places).zip(&candidates) {
-        if let [(_, Place::Translated(inner))] = places.as_slice() {
-            found.push(Found::Translated(*inner));
-            continue;
-        }
-        let owner = only_holder(candidates, &holders)
-            .and_then(|(netns, inode, pid)| describe(pid, netns, inode, query.time, looks));
-        found.push(owner.map_or(Found::Nothing, |owner| Found::Owner(Box::new(owner))));
+        found.push(match places.as_slice() {
+            [(_, Place::Translated(inner))] => Found::Translated(*inner),
+            // Of a pod that is gone not even the address is there.
+            [] => Found::NoSocket,
+            [(_, Place::Sockets(sockets))] if sockets.is_empty() => Found::NoSocket,
+            _ => only_holder(candidates, &holders)
+                .and_then(|(netns, inode, pid)| describe(pid, netns, inode, query.time, looks))
+                .map_or(Found::Nothing, |owner| Found::Owner(Box::new(owner))),
+        });
     }
     found
 }
@@ -138,7 +139,7 @@ fn place(query: &Query, others: &Others) -> Option<Place> {
             Err(_) => return Some(Place::Doubtful),
         }
     }
-    if !query.by_socket || !matches!(protocol, Protocol::TCP | Protocol::UDP) || others.raw_sockets()? {
+    if !matches!(protocol, Protocol::TCP | Protocol::UDP) || others.raw_sockets()? {
         return Some(Place::Doubtful);
     }
     let ends = original.ends();
@@ -347,7 +348,7 @@ mod tests {
             let (address, remote) = if port == V6 { (self.address6, REMOTE6) } else { (self.address, REMOTE) };
             let source = SocketAddr::new(address.parse().unwrap(), port);
             let original = OriginalTuple::from_ends(Ends { source, destination: remote.parse().unwrap() });
-            Query { protocol, original, time: now(), by_socket: true }
+            Query { protocol, original, time: now() }
         }
     }
 
@@ -439,7 +440,7 @@ mod tests {
     fn owners(queries: &[Query]) -> Vec<Option<Owner>> {
         let owner = |found| match found {
             Found::Owner(owner) => Some(*owner),
-            Found::Translated(_) | Found::Nothing => None,
+            Found::Translated(_) | Found::NoSocket | Found::Nothing => None,
         };
         look_up(queries, &looks(&paths())).into_iter().map(owner).collect()
     }
@@ -502,7 +503,7 @@ mod tests {
         let elsewhere = |port, source: &str| {
             let source = SocketAddr::new(source.parse().unwrap(), port);
             let ends = Ends { source, destination: "203.0.113.1:53".parse().unwrap() };
-            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now(), by_socket: true }
+            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() }
         };
         assert_eq!(pids(&[elsewhere(CONNECTED, "192.0.2.10")]), [None]);
         // The same port is open, but no namespace has this address.
@@ -522,8 +523,6 @@ mod tests {
         assert_eq!(pids(&[query]), [Some(sender.0.id())]);
         // Whoever executed the sender could have sent with it.
         assert_eq!(pids(&[pod.query(Protocol::UDP, INHERITABLE)]), [None]);
-        // It was no socket's of that namespace.
-        assert_eq!(pids(&[Query { by_socket: false, ..query }]), [None]);
         // Others there can send with any port.
         let raw = in_netns(pod.netns.as_fd(), raw_socket).unwrap();
         assert_eq!(pids(&[query]), [None]);
@@ -567,8 +566,7 @@ mod tests {
         let before = netns::Netns::current().unwrap().inum;
         let source = ours.local_addr().unwrap();
         let ends = Ends { source, destination: "127.0.0.1:9".parse().unwrap() };
-        let query =
-            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now(), by_socket: true };
+        let query = Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() };
         let _ = look_up(&[query], &looks(&paths()));
         assert_eq!(netns::Netns::current().unwrap().inum, before);
     }

@@ -18,7 +18,6 @@ pub use owners::{Owners, Sources};
 pub use program::{CommandLine, Program};
 #[cfg(test)]
 pub(crate) use program::{StartClock, tests::worker};
-pub use recorded::Recording;
 
 use std::borrow::Cow;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, flow_flags, owner_flags};
+use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, owner_flags};
 
 use super::behind::{self, Behind, Source};
 use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
@@ -11,7 +11,7 @@ use super::container::container;
 use super::lookup::{Found, Looks, Query, look_up};
 use super::process::{self, StartTime};
 use super::program::{self, Program, StartClock};
-use super::recorded::{Recording, Sender, sender};
+use super::recorded::{self, Sender, sender};
 use super::runtime::Names;
 use super::{Owner, OwnerSource, Place};
 use crate::kernel::Hierarchies;
@@ -29,9 +29,7 @@ const DEEPEST: usize = 3;
 /// What owners are named by.
 #[derive(Debug, Default)]
 pub struct Sources {
-    /// Which senders are recorded.
-    pub recording: Recording,
-    /// What is recorded of them, by tuple, and of what they run.
+    /// What is recorded of senders, by tuple, and of what they run.
     pub senders: Option<Senders>,
     /// Where cgroups are.
     pub cgroups: Hierarchies,
@@ -44,7 +42,6 @@ pub struct Sources {
 pub struct Owners {
     paths: CgroupPaths,
     names: Names,
-    recording: Recording,
     senders: Option<Senders>,
     commands: bool,
     clock: StartClock,
@@ -59,16 +56,19 @@ struct Nameless {
     index: usize,
     flow: FlowFact,
     clash: KernelTime,
-    by_socket: bool,
+    /// The process that must hold its socket, if only one can.
+    by: Option<u32>,
+    /// Whether it is the recorded one, should the socket be gone.
+    otherwise: bool,
 }
 
 impl Owners {
     /// Opens what is needed.
     #[must_use]
     pub fn new(sources: Sources) -> Self {
-        let Sources { recording, senders, cgroups, commands } = sources;
+        let Sources { senders, cgroups, commands } = sources;
         let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
-        Self { paths, names, recording, senders, commands, clock: StartClock::now(), behind: Default::default() }
+        Self { paths, names, senders, commands, clock: StartClock::now(), behind: Default::default() }
     }
 
     /// Keeps what the kernel told of processes.
@@ -88,7 +88,7 @@ impl Owners {
         let mut owners = vec![None; flows.len()];
         let mut nameless = Vec::new();
         for (index, &(flow, clash)) in flows.iter().enumerate() {
-            nameless.extend(self.by_record(Nameless { index, flow, clash, by_socket: true }, &mut owners));
+            nameless.extend(self.by_record(Nameless { index, flow, clash, by: None, otherwise: false }, &mut owners));
         }
         for _ in 0..DEEPEST {
             if nameless.is_empty() {
@@ -99,12 +99,17 @@ impl Owners {
             let queries: Vec<Query> = wanted.iter().map(|&(_, query)| query).collect();
             for (found, (outer, _)) in look_up(&queries, &self.looks()).into_iter().zip(wanted) {
                 match found {
-                    Found::Owner(owner) => put(&mut owners, outer.index, *owner),
+                    Found::Owner(owner) if outer.by.is_none_or(|pid| pid == owner.pid) => {
+                        put(&mut owners, outer.index, *owner);
+                    }
                     Found::Translated(inner) => {
                         let inner = self.behind(outer, inner);
                         nameless.extend(self.by_record(inner, &mut owners));
                     }
-                    Found::Nothing => {}
+                    Found::NoSocket if outer.otherwise && had_it_alone(&outer.flow.owner) => {
+                        put(&mut owners, outer.index, self.describe(&outer.flow.owner));
+                    }
+                    Found::Owner(_) | Found::NoSocket | Found::Nothing => {}
                 }
             }
         }
@@ -146,28 +151,22 @@ impl Owners {
 
     /// Names it as it was recorded; gives it back if it is worth looking further.
     fn by_record(&mut self, nameless: Nameless, owners: &mut [Option<Owner>]) -> Option<Nameless> {
-        match sender(&nameless.flow, nameless.clash.nanoseconds(), self.recording) {
+        match sender(&nameless.flow, nameless.clash.nanoseconds()) {
             Sender::Recorded(fact) => {
                 put(owners, nameless.index, self.describe(fact));
                 None
             }
-            Sender::LookUp => Some(Nameless { by_socket: true, ..nameless }),
-            Sender::Behind => Some(Nameless { by_socket: false, ..nameless }),
+            Sender::LookUp { by } => Some(Nameless { by, otherwise: false, ..nameless }),
+            Sender::LookUpElse(fact) => Some(Nameless { by: Some(fact.tgid), otherwise: true, ..nameless }),
             Sender::Unknown => None,
         }
     }
 
-    /// The flow that another namespace made into this one. It left its sender when this one asked for its port, but for the
-    /// way between the two.
-    fn behind(&self, mut outer: Nameless, inner: OriginalTuple) -> Nameless {
-        outer.flow.original = inner.to_tuple(Protocol(outer.flow.original.protonum));
-        let recorded = self.senders.as_ref().and_then(|senders| senders.of(&outer.flow.original));
-        outer.flow.flags &= !flow_flags::OWNER;
-        if recorded.is_some() {
-            outer.flow.flags |= flow_flags::OWNER;
-        }
-        outer.flow.owner = recorded.unwrap_or_default();
-        outer
+    /// The flow that another namespace made into this one.
+    fn behind(&self, outer: Nameless, inner: OriginalTuple) -> Nameless {
+        let inner = inner.to_tuple(Protocol(outer.flow.original.protonum));
+        let recorded = self.senders.as_ref().and_then(|senders| senders.of(&inner));
+        Nameless { flow: recorded::behind(outer.flow, inner, recorded), ..outer }
     }
 
     fn looks(&self) -> Looks<'_> {
@@ -214,13 +213,19 @@ impl Owners {
     }
 }
 
+/// Whether a process that connected a socket, which is closed now, can have given it to no child that is still there.
+fn had_it_alone(fact: &OwnerFact) -> bool {
+    StartTime::from_record(fact.start_ns).is_some_and(|start| {
+        StartTime::of_running(fact.tgid) != Some(start) || process::has_had_children(fact.tgid) == Some(false)
+    })
+}
+
 /// What to ask for a flow; `None` for one of neither IPv4 nor IPv6.
 fn query(nameless: &Nameless) -> Option<Query> {
     Some(Query {
         protocol: Protocol(nameless.flow.original.protonum),
         original: OriginalTuple::new(&nameless.flow.original)?,
         time: nameless.clash,
-        by_socket: nameless.by_socket,
     })
 }
 

@@ -21,6 +21,12 @@ impl StartTime {
         parse_start(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
+    /// The same if a thread of it still runs: who has ended stays until it is waited for.
+    pub(super) fn of_running(pid: u32) -> Option<Self> {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        parse_start(&stat).filter(|_| !has_ended(&stat))
+    }
+
     /// In nanoseconds of `CLOCK_BOOTTIME`, cut to a tick.
     pub(crate) fn since_boot(self) -> u64 {
         let ticks = u128::from(self.0) * 1_000_000_000 / u128::from(rustix::param::clock_ticks_per_second()).max(1);
@@ -81,12 +87,22 @@ fn parse_start(stat: &[u8]) -> Option<StartTime> {
     field(stat, 22).map(StartTime)
 }
 
-/// A number in `/proc/PID/stat`, counted from 1. Field 2, the name, is in parentheses and may hold anything, parentheses included, so
-/// counting begins after the last one.
+/// Whether it waits to be reaped or is, and is its own last thread: the first may end before others.
+fn has_ended(stat: &[u8]) -> bool {
+    matches!(text(stat, 3), Some("Z" | "X")) && field(stat, 20).is_none_or(|threads| threads <= 1)
+}
+
+/// A number in `/proc/PID/stat`, counted from 1.
 fn field(stat: &[u8], number: usize) -> Option<u64> {
+    text(stat, number)?.parse().ok()
+}
+
+/// A field in `/proc/PID/stat`, counted from 1. Field 2, the name, is in parentheses and may hold anything, parentheses
+/// included, so counting begins after the last one.
+fn text(stat: &[u8], number: usize) -> Option<&str> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let fields = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    fields.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+    fields.split_ascii_whitespace().nth(number.checked_sub(3)?)
 }
 
 /// The pids of the processes that `/proc` has now, as far as it can be read.

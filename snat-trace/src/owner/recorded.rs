@@ -1,8 +1,7 @@
 //! What the kernel recorded of a flow's sender, and what can be believed of it.
 
-use snat_trace_common::{FlowFact, OwnerFact, flow_flags, owner_flags};
+use snat_trace_common::{FlowFact, OwnerFact, Tuple, flow_flags, owner_flags};
 
-use crate::kernel::Role;
 use crate::race::tuple::Protocol;
 
 /// How long before an entry asks for its port its packet can have been sent: the way from the sender's socket to the node's
@@ -10,54 +9,26 @@ use crate::race::tuple::Protocol;
 const ON_THE_WAY: u64 = 250_000_000;
 /// The same for TCP, whose SYN is sent again for up to 127 s (net.ipv4.tcp_syn_retries) by a socket that keeps its port.
 const ON_THE_WAY_TCP: u64 = 130_000_000_000;
-/// `AF_INET6`.
-const AF_INET6: u16 = 10;
-
-/// Which senders are recorded: those whose hooks are attached.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Recording {
-    ipv4: bool,
-    ipv6: bool,
-}
-
-impl Recording {
-    /// By the roles of the hooks that are attached.
-    #[must_use]
-    pub fn by(attached: impl IntoIterator<Item = Role>) -> Self {
-        let mut recording = Self::default();
-        for role in attached {
-            recording.ipv4 |= role == Role::OwnerIpv4;
-            recording.ipv6 |= role == Role::OwnerIpv6;
-        }
-        recording
-    }
-
-    /// Whether the sender of this flow would have been recorded, had it sent through a socket of the flow's protocol.
-    ///
-    /// Not so for TCP: its connections live longer than their record, and ask for a port again where their entry was
-    /// removed.
-    fn covers(self, flow: &FlowFact) -> bool {
-        let socket = Protocol(flow.original.protonum) == Protocol::UDP;
-        socket && if flow.original.l3num == AF_INET6 { self.ipv6 } else { self.ipv4 }
-    }
-}
 
 /// Where to find a flow's sender.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Sender<'a> {
     /// The kernel recorded it, and it can be no other.
     Recorded(&'a OwnerFact),
-    /// Not recorded, or a thread of the kernel sent for somebody: the socket may still be there.
-    LookUp,
-    /// Through the translation of another namespace, if at all: the sender's own socket would have been recorded.
-    Behind,
+    /// By the socket, which may still be there; held by this process, if another would contradict what was recorded.
+    LookUp { by: Option<u32> },
+    /// By the socket, held by the process of this record; else it is that process, if the socket is gone and was its alone.
+    LookUpElse(&'a OwnerFact),
     /// Nowhere: it can be one of several.
     Unknown,
 }
 
 /// What is known of the sender of a flow that clashed at `clash_ns`.
 ///
-/// A recorded sender is believed if it sent shortly before the entry asked for its port (`clash_ns` where that is not
+/// Of a datagram's flow it is for certain who was seen sending it as it asked for a port. Where nobody was, its packet came
+/// there by itself, and whoever sent or connected lately is only who is to be expected.
+///
+/// Any other recorded sender is believed if it sent shortly before the entry asked for its port (`clash_ns` where that is not
 /// known) or since, and no other did. A sender is missed by the hooks where it sends by a way they do not cover; whoever
 /// sent the same tuple long before must not be taken for it.
 ///
@@ -65,29 +36,71 @@ pub(crate) enum Sender<'a> {
 /// only one socket of a namespace has it at a time (net/ipv4/inet_hashtables.c, `__inet_check_established`), so that one
 /// who has it now was not preceded by a SYN that is still to come; the socket of another namespace may send its SYN again
 /// at any time.
-pub(crate) fn sender<'a>(flow: &'a FlowFact, clash_ns: u64, recording: Recording) -> Sender<'a> {
-    let asked = (flow.flags & flow_flags::ALLOCATION != 0).then_some(flow.allocated_ns);
-    let tcp = Protocol(flow.original.protonum) == Protocol::TCP;
+pub(crate) fn sender(flow: &FlowFact, clash_ns: u64) -> Sender<'_> {
+    let seen = (flow.sender != 0).then_some(process_of(flow.sender));
     if flow.flags & flow_flags::OWNER == 0 {
-        return if asked.is_some() && recording.covers(flow) { Sender::Behind } else { Sender::LookUp };
+        return Sender::LookUp { by: seen };
+    }
+    let OwnerFact { sent_ns, before_ns, elsewhere_ns, flags, sends, tgid, .. } = flow.owner;
+    if let Some(seen) = seen {
+        return if seen == tgid { Sender::Recorded(&flow.owner) } else { Sender::LookUp { by: Some(seen) } };
     }
 
-    let OwnerFact { sent_ns, before_ns, elsewhere_ns, flags, sends, .. } = flow.owner;
+    let asked = (flow.flags & flow_flags::ALLOCATION != 0).then_some(flow.allocated_ns);
+    let tcp = Protocol(flow.original.protonum) == Protocol::TCP;
     let before = |span| asked.unwrap_or(clash_ns).saturating_sub(span);
     let (lately, earliest) = (before(ON_THE_WAY), before(if tcp { ON_THE_WAY_TCP } else { ON_THE_WAY }));
     let raw_syn = flags & owner_flags::RAW_SYN != 0;
     let by_another = before_ns >= if raw_syn { earliest } else { lately }.max(1);
     let by_another_namespace = if tcp { elsewhere_ns != 0 } else { elsewhere_ns >= lately.max(1) };
-    let only_since = sends == 1 && asked.is_some_and(|asked| sent_ns > asked);
-    if by_another || by_another_namespace || only_since {
-        Sender::Unknown
-    } else if sent_ns < earliest {
-        if tcp { Sender::LookUp } else { Sender::Unknown }
-    } else if flags & owner_flags::KERNEL_THREAD != 0 {
-        Sender::LookUp
-    } else {
-        Sender::Recorded(&flow.owner)
+    if by_another || by_another_namespace {
+        return Sender::Unknown;
     }
+    let only_since = sends == 1 && asked.is_some_and(|asked| sent_ns > asked);
+    let datagrams = flags & (owner_flags::CONNECTED | owner_flags::SENDING) != 0;
+    let sender = if sent_ns < earliest {
+        if tcp || datagrams { Sender::LookUp { by: None } } else { Sender::Unknown }
+    } else if flags & owner_flags::KERNEL_THREAD != 0 {
+        Sender::LookUp { by: None }
+    } else if !datagrams {
+        Sender::Recorded(&flow.owner)
+    } else if flags & owner_flags::CONNECTED != 0 {
+        Sender::LookUpElse(&flow.owner)
+    } else {
+        Sender::LookUp { by: Some(tgid) }
+    };
+    match sender {
+        Sender::LookUpElse(_) if only_since => Sender::LookUp { by: Some(tgid) },
+        Sender::Recorded(_) if only_since => Sender::Unknown,
+        sender => sender,
+    }
+}
+
+/// The flow that another namespace made into this one, of which the kernel recorded this sender, if any. It left its sender
+/// when this one asked for its port, but for the way between the two.
+pub(crate) fn behind(mut flow: FlowFact, inner: Tuple, recorded: Option<OwnerFact>) -> FlowFact {
+    flow.original = inner;
+    flow.sender = 0;
+    flow.flags &= !flow_flags::OWNER;
+    flow.owner = OwnerFact::default();
+    if let Some(owner) = recorded {
+        flow.flags |= flow_flags::OWNER;
+        flow.owner = owner;
+        let OwnerFact { sent_ns, before_ns, elsewhere_ns, .. } = owner;
+        let on_the_way = flow.allocated_ns.saturating_sub(ON_THE_WAY).max(1)..=flow.allocated_ns;
+        if owner.flags & owner_flags::SENDING != 0
+            && on_the_way.contains(&sent_ns)
+            && before_ns.max(elsewhere_ns) < *on_the_way.start()
+        {
+            flow.sender = u64::from(owner.tgid) << 32 | u64::from(owner.tid);
+        }
+    }
+    flow
+}
+
+/// The process id of process and thread id in one number (`bpf_get_current_pid_tgid`).
+fn process_of(task: u64) -> u32 {
+    u32::try_from(task >> 32).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -112,15 +125,13 @@ mod tests {
         ASKED.saturating_add_signed(-ms * MS)
     }
 
-    fn recording() -> Recording {
-        Recording::by([Role::OwnerTcp, Role::OwnerIpv4, Role::OwnerIpv6])
-    }
-
     fn where_from(flow: &FlowFact) -> &'static str {
-        match sender(flow, ASKED, recording()) {
+        match sender(flow, ASKED) {
             Sender::Recorded(_) => "recorded",
-            Sender::LookUp => "look-up",
-            Sender::Behind => "behind",
+            Sender::LookUp { by: None } => "look-up",
+            Sender::LookUp { by: Some(tgid) } if tgid == flow.owner.tgid => "look-up of that process",
+            Sender::LookUp { .. } => "look-up of another process",
+            Sender::LookUpElse(_) => "look-up or that process",
             Sender::Unknown => "unknown",
         }
     }
@@ -192,23 +203,81 @@ mod tests {
     }
 
     #[test]
-    fn without_a_record_a_socket_is_looked_for_where_none_is_made() {
-        let without = |protocol, l3num, change: fn(&mut FlowFact), recording| {
+    fn who_was_seen_sending_is_the_sender() {
+        let mut flow = flow(Protocol::UDP, 0);
+        let task = |tgid: u32| u64::from(tgid) << 32 | 7;
+        flow.owner.flags = owner_flags::SENDING;
+        flow.sender = task(flow.owner.tgid);
+        assert_eq!(where_from(&flow), "recorded");
+        // Whoever sends the same before or afterwards did not send this.
+        flow.owner.before_ns = ms_before(1);
+        flow.owner.elsewhere_ns = ms_before(1);
+        flow.owner.sent_ns = ms_before(-10_000);
+        assert_eq!(where_from(&flow), "recorded");
+        flow.sender = task(flow.owner.tgid + 1);
+        assert_eq!(where_from(&flow), "look-up of another process");
+        flow.flags &= !flow_flags::OWNER;
+        assert_eq!(where_from(&flow), "look-up of another process");
+    }
+
+    #[test]
+    fn a_datagram_that_nobody_was_seen_sending_is_looked_up() {
+        use owner_flags::{CONNECTED, KERNEL_THREAD as KERNEL, SENDING};
+        let never = None;
+        // Flags, how often and when it sent before the ask, another process, a socket elsewhere; what comes of it.
+        let cases = [
+            (SENDING, 2, 1, never, never, "look-up of that process"),
+            (CONNECTED, 2, 1, never, never, "look-up or that process"),
+            (CONNECTED | SENDING, 2, 1, never, never, "look-up or that process"),
+            (CONNECTED, 1, 1, never, never, "look-up or that process"),
+            (CONNECTED, 1, -1, never, never, "look-up of that process"),
+            (SENDING, 1, -1, never, never, "look-up of that process"),
+            (CONNECTED, 2, 251, never, never, "look-up"),
+            (SENDING, 2, 251, never, never, "look-up"),
+            (CONNECTED | KERNEL, 2, 1, never, never, "look-up"),
+            (CONNECTED, 2, 1, Some(1), never, "unknown"),
+            (CONNECTED, 2, 1, never, Some(1), "unknown"),
+            (SENDING, 2, 1, Some(251), Some(251), "look-up of that process"),
+        ];
+        for (flags, sends, sent, before, elsewhere, expected) in cases {
+            let mut flow = flow(Protocol::UDP, sent);
+            flow.owner.flags = flags;
+            flow.owner.sends = sends;
+            flow.owner.before_ns = before.map_or(0, ms_before);
+            flow.owner.elsewhere_ns = elsewhere.map_or(0, ms_before);
+            assert_eq!(where_from(&flow), expected, "{flags} {sends} {sent} {before:?} {elsewhere:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_recorded_is_looked_up() {
+        for protocol in [Protocol::UDP, Protocol::TCP] {
             let mut flow = flow(protocol, 0);
             flow.flags &= !flow_flags::OWNER;
-            flow.original.l3num = l3num;
-            change(&mut flow);
-            sender(&flow, ASKED, recording) == Sender::LookUp
+            assert_eq!(where_from(&flow), "look-up");
+        }
+    }
+
+    #[test]
+    fn behind_a_translation_is_who_sent_just_before() {
+        let outer = flow(Protocol::UDP, 0);
+        let inner = Tuple { src_port_be: 7, ..outer.original };
+        let owner = OwnerFact { flags: owner_flags::SENDING, sent_ns: ms_before(1), ..outer.owner };
+        let behind = |owner| {
+            let flow = behind(FlowFact { sender: 99 << 32, ..outer }, inner, owner);
+            assert_eq!(flow.original, inner);
+            where_from(&flow)
         };
-        let as_it_is: fn(&mut FlowFact) = |_| {};
-        assert!(!without(Protocol::UDP, 2, as_it_is, recording()));
-        assert!(!without(Protocol::UDP, AF_INET6, as_it_is, recording()));
-        // A hook is missing.
-        assert!(without(Protocol::UDP, AF_INET6, as_it_is, Recording::by([Role::OwnerIpv4])));
-        assert!(without(Protocol::UDP, 2, as_it_is, Recording::by([Role::OwnerIpv6])));
-        // It asked before the hooks were there.
-        assert!(without(Protocol::UDP, 2, |flow| flow.flags &= !flow_flags::ALLOCATION, recording()));
-        // It may have connected before.
-        assert!(without(Protocol::TCP, 2, as_it_is, recording()));
+        assert_eq!(behind(Some(owner)), "recorded");
+        assert_eq!(behind(None), "look-up");
+        assert_eq!(behind(Some(OwnerFact { flags: owner_flags::CONNECTED, ..owner })), "look-up or that process");
+        for (change, expected) in [
+            (OwnerFact { sent_ns: ms_before(-1), ..owner }, "look-up of that process"),
+            (OwnerFact { sent_ns: ms_before(251), ..owner }, "look-up"),
+            (OwnerFact { before_ns: ms_before(1), ..owner }, "unknown"),
+            (OwnerFact { elsewhere_ns: ms_before(1), ..owner }, "unknown"),
+        ] {
+            assert_eq!(behind(Some(change)), expected, "{change:?}");
+        }
     }
 }

@@ -59,7 +59,8 @@ pub(super) fn load(kernel: Differences<'_>, request: Request, sizes: Sizes) -> R
     let (failures, calls) = if request.failures { (1_u8, CALLS) } else { (0, 1) };
     let ext_generation = ext_generation.unwrap_or(0);
     let has = |need| u8::from(offsets.has_all(need));
-    let (processes, cgroups, commands) = (has(Need::Processes), has(Need::Cgroups), u8::from(request.commands));
+    let (processes, cgroups, senders) = (has(Need::Processes), has(Need::Cgroups), has(Need::Senders));
+    let commands = u8::from(request.commands);
     let legacy = legacy.map_or(0, |controller| controller as u8);
     let room = u8::from(sizes.ring_bytes >= ROOM);
     let mut loader = EbpfLoader::new();
@@ -78,6 +79,7 @@ pub(super) fn load(kernel: Differences<'_>, request: Request, sizes: Sizes) -> R
         .override_global("FAILURES", &failures, true)
         .override_global("PROCESS_FACTS", &processes, true)
         .override_global("CGROUP_FACTS", &cgroups, true)
+        .override_global("SENDERS", &senders, true)
         .override_global("RING_HAS_ROOM", &room, true)
         .override_global("COMMANDS", &commands, true)
         .override_global("LEGACY_CONTROLLER", &legacy, true)

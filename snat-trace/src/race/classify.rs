@@ -239,6 +239,7 @@ pub(crate) mod tests {
             zone: 0,
             zone_dir: 3,
             reserved: 0,
+            sender: 0,
             owner: OwnerFact {
                 sent_ns: 900,
                 before_ns: 0,

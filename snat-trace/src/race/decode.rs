@@ -128,7 +128,7 @@ mod tests {
     use crate::output::json::JsonSink;
     use crate::output::text::{Style, TextSink};
     use crate::owner::recorded::{Sender, sender};
-    use crate::owner::{Owner, OwnerSource, Program, Recording, StartClock, worker};
+    use crate::owner::{Owner, OwnerSource, Program, StartClock, worker};
     use crate::race::classify::{
         classify,
         tests::{clash, since},
@@ -257,7 +257,7 @@ mod tests {
             };
             let Ok(mut race) = classify(&record, since()) else { return };
             for (fact, flow) in [(&record.loser, &mut race.loser), (&record.winner, &mut race.winner)] {
-                let Sender::Recorded(owner) = sender(fact, record.header.time_ns, Recording::default()) else {
+                let Sender::Recorded(owner) = sender(fact, record.header.time_ns) else {
                     continue;
                 };
                 flow.owner = Some(Owner {

@@ -39,7 +39,7 @@ async fn flood(rate: Option<u32>, lasting: Duration) -> Outcome {
     let session = Session { started: KernelTime::now(), ..golden::session() };
     // Where nothing has to be looked for: of no sender is a cgroup known.
     let cgroups = Hierarchies { unified: Some("/sys/fs/cgroup".into()), ..Hierarchies::default() };
-    let owners = Owners::new(Sources { recording: Recording::default(), senders: None, cgroups, commands: true });
+    let owners = Owners::new(Sources { senders: None, cgroups, commands: true });
     let mut pipeline = Pipeline::new(&options, &session, owners);
     // As standard output is, and nobody's.
     let out = LineWriter::new(File::create("/dev/null").unwrap());

@@ -26,6 +26,8 @@ const EEXIST: i64 = -17;
 pub(super) struct Current {
     pub(super) task: u64,
     pub(super) pid_tgid: u64,
+    /// Where the registers stand with which it entered the kernel.
+    pub(super) registers: u64,
 }
 
 /// Memory, maps, and a program's way through them.
@@ -58,7 +60,7 @@ impl<'a> Machine<'a> {
     #[must_use]
     pub fn new(programs: &'a Programs, continuation: &'a str) -> Self {
         let maps = vec![HashMap::new(); programs.maps.len()];
-        let current = Current { task: 0, pid_tgid: 0 };
+        let current = Current { task: 0, pid_tgid: 0, registers: 0 };
         let mut machine =
             Self { programs, regions: BTreeMap::new(), next: FIRST, maps, current, continuation, clock: 1 };
         for (number, (_, map)) in programs.maps.iter().enumerate() {
@@ -260,8 +262,8 @@ impl<'a> Machine<'a> {
                 self.write(one, b"sender")?;
                 0
             }
-            // bpf_get_current_task
-            35 => self.current.task.cast_signed(),
+            // bpf_get_current_task, bpf_get_current_task_btf
+            35 | 158 => self.current.task.cast_signed(),
             // bpf_get_current_cgroup_id
             80 => 1,
             // bpf_probe_read_user, bpf_probe_read_kernel
@@ -283,6 +285,8 @@ impl<'a> Machine<'a> {
                 self.write(one, &text)?;
                 i64::try_from(text.len())?
             }
+            // bpf_task_pt_regs
+            175 => self.current.registers.cast_signed(),
             other => bail!("helper {other} is not known here"),
         })
     }
