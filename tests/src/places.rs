@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::output::{Lines, Running, SNAT_TRACE, verdicts_are_the_kernels};
 use crate::scenario::{Numbers, Row, Scenario, whole};
@@ -153,11 +154,17 @@ pub fn two_tracers() -> Result<Row> {
 pub fn two_labs() -> Result<Row> {
     let arguments = ["lab", "--rounds", "100", "--format", "json"];
     let labs = [Running::start(&arguments)?, Running::start(&arguments)?];
-    for lab in labs {
-        let output = lab.wait()?;
-        let races = Lines::parse(&output)?.races();
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success() && races == 100, "{races} races, {}: {error}", output.status);
+    // Both are read at once: one that nobody reads gives up.
+    let outputs = std::thread::scope(|scope| {
+        let read = labs.map(|lab| scope.spawn(|| lab.wait()));
+        read.map(|output| output.join().unwrap_or_else(|_| bail!("a lab's reader panicked")))
+    });
+    for output in outputs {
+        let output = output?;
+        let lines = Lines::parse(&output)?;
+        let (races, error) = (lines.races(), String::from_utf8_lossy(&output.stderr));
+        let compared = || lines.only("lab").map(Value::to_string).unwrap_or_default();
+        ensure!(output.status.success() && races == 100, "{races} races, {}: {error}{}", output.status, compared());
     }
     Ok(Row::said("100 races each"))
 }

@@ -148,7 +148,8 @@ fn judge_race(race: &Value, detail: &str, natural: bool, named: bool) -> Result<
             ensure!(race["nat"]["random"] == false, "the rule has no random flag");
             for flow in [loser, winner].into_iter().filter(|flow| named || pid(flow).is_some()) {
                 // A datagram that was put off was in nobody's hands when it asked.
-                let put_off = race["protocol"] == "udp" && flow["owner"]["source"] == "socket-lookup";
+                let put_off = race["protocol"] == "udp"
+                    && (flow["owner"]["source"] == "socket-lookup" || flow["owner"]["source"] == "socket-connect");
                 let seen = flow["owner"]["source"] == "socket" && flow["owner"]["tid"] != flow["owner"]["pid"];
                 ensure!(seen || put_off, "owner");
             }

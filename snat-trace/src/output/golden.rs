@@ -244,7 +244,8 @@ fn hostile() -> Race {
     mean.cgroup = Some("/evil\n\x1b]0;title\x07/\u{202e}\u{7f}".to_owned());
     mean.tid = None;
     mean.source = OwnerSource::SocketLookup;
-    let gone = Owner { cgroup: None, container: None, ..owner("wörker", 14, None) };
+    let source = OwnerSource::SocketConnect;
+    let gone = Owner { cgroup: None, container: None, tid: None, source, ..owner("wörker", 14, None) };
     Race {
         loser: Flow { owner: Some(mean), ..collision().loser },
         winner: Flow { owner: Some(gone), ..collision().winner },

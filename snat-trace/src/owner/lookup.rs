@@ -1,8 +1,9 @@
 //! Finding the sender of a flow after the fact: the socket in its network namespace, then the process that holds it.
 //!
 //! Right or not at all. Two pods can have the same port, so a socket counts only in the one namespace that has the flow's
-//! source address; and every doubt (two namespaces, two processes, another who can send with that port, a look that could
-//! not be completed) gives nothing. A namespace that translates sends flows of others: of them it says whose they were.
+//! source address, of several that to which the answers go; and every doubt (two namespaces still, two processes, another
+//! who can send with that port, a look that could not be completed) gives nothing. A namespace that translates sends flows
+//! of others: of them it says whose they were.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::behind::{self, Source};
 use super::cgroup::{CgroupPaths, ProcessCgroups};
 use super::container::container;
 use super::diag::{addresses, sockets};
@@ -33,6 +35,8 @@ pub(super) struct Query {
     pub(super) protocol: Protocol,
     /// As the sender made it.
     pub(super) original: OriginalTuple,
+    /// The network namespace it came to, if that is known.
+    pub(super) came_to: Option<NetnsInum>,
     /// When its packet was seen: a process that started later is not its sender.
     pub(super) time: KernelTime,
 }
@@ -42,8 +46,8 @@ pub(super) struct Query {
 pub(super) enum Found {
     /// Its sender.
     Owner(Box<Owner>),
-    /// The namespace that has its source address made it of another flow.
-    Translated(OriginalTuple),
+    /// This namespace, which has its source address, made it of another flow.
+    Translated(NetnsInum, OriginalTuple),
     /// No socket that can have sent it is there any more.
     NoSocket,
     /// Nothing for sure.
@@ -80,14 +84,15 @@ pub(super) fn look_up(queries: &[Query], looks: &Looks<'_>) -> Vec<Found> {
     if queries.is_empty() || !process::proc_has_root_pids() {
         return nothing();
     }
-    let Some(places) = find_places(queries, deadline) else { return nothing() };
+    let Some(mut places) = find_places(queries, deadline) else { return nothing() };
+    leave_the_nearest(queries, &mut places);
     let candidates: Vec<Vec<Candidate>> = places.iter().map(|places| candidates(places)).collect();
     let inodes = candidates.iter().flatten().map(|&(_, inode)| inode).collect();
     let Some(holders) = find_holders(&inodes, deadline) else { return nothing() };
     let mut found = Vec::with_capacity(queries.len());
     for ((query, places), candidates) in queries.iter().zip(&places).zip(&candidates) {
         found.push(match places.as_slice() {
-            [(_, Place::Translated(inner))] => Found::Translated(*inner),
+            [(netns, Place::Translated(inner))] => Found::Translated(*netns, *inner),
             // Of a pod that is gone not even the address is there.
             [] => Found::NoSocket,
             [(_, Place::Sockets(sockets))] if sockets.is_empty() => Found::NoSocket,
@@ -118,6 +123,26 @@ fn find_places(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<(NetnsInu
         Some(())
     })?;
     Some(places)
+}
+
+/// Leaves of several namespaces with a flow's source address the one that it came to, which takes it from no other, else the
+/// one to which it sends the answers. Where neither is among them, all are left.
+fn leave_the_nearest(queries: &[Query], places: &mut [Vec<(NetnsInum, Place)>]) {
+    let source = |query: &Query| Some((query.came_to?, query.original.ends().source.ip().to_canonical()));
+    let in_doubt = queries.iter().zip(&*places).filter(|(_, places)| places.len() > 1);
+    let sources: BTreeSet<Source> = in_doubt.filter_map(|(query, _)| source(query)).collect();
+    if sources.is_empty() {
+        return;
+    }
+    let behind = behind::look_up(&sources);
+    for (query, places) in queries.iter().zip(places).filter(|(_, places)| places.len() > 1) {
+        let Some(source) = source(query) else { continue };
+        let next = behind.get(&source).and_then(|behind| behind.netns);
+        let is_there = |wanted: &NetnsInum| places.iter().any(|(netns, _)| netns == wanted);
+        if let Some(nearest) = Some(source.0).filter(is_there).or(next.filter(is_there)) {
+            places.retain(|(netns, _)| *netns == nearest);
+        }
+    }
 }
 
 /// What the calling thread's namespace says of the flows whose source address it has, by their place in `queries`.
@@ -271,8 +296,7 @@ fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, looks: &Lo
 mod tests {
     use std::io::{BufRead, BufReader, Read};
     use std::net::{SocketAddr, UdpSocket};
-    use std::os::fd::AsFd;
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
     use std::process::{Child, Command, Stdio};
 
     use rustix::io::Errno;
@@ -308,18 +332,19 @@ mod tests {
 
     impl Pod {
         fn new(address: &'static str, address6: &'static str) -> Self {
-            let netns = new_netns();
-            let made = in_netns(netns.as_fd(), || {
-                let script = format!(
-                    "ip link set lo up && ip link add va type veth peer name vb && ip link set vb up && ip link set va up &&
-                     ip addr add {address}/24 dev va && ip route add default via 192.0.2.1 &&
-                     ip neigh replace 192.0.2.1 lladdr 02:00:00:00:00:09 dev va &&
-                     ip addr add {address6}/64 dev va nodad && ip -6 route add default dev va"
-                );
-                Command::new("sh").args(["-c", &script]).status()
-            });
-            assert!(made.unwrap().unwrap().success());
-            Self { netns, address, address6 }
+            let pod = Self { netns: new_netns(), address, address6 };
+            pod.run(&format!(
+                "ip link set lo up && ip link add va type veth peer name vb && ip link set vb up && ip link set va up &&
+                 ip addr add {address}/24 dev va && ip route add default via 192.0.2.1 &&
+                 ip neigh replace 192.0.2.1 lladdr 02:00:00:00:00:09 dev va &&
+                 ip addr add {address6}/64 dev va nodad && ip -6 route add default dev va"
+            ));
+            pod
+        }
+
+        fn run(&self, script: &str) {
+            let sh = || Command::new("sh").args(["-c", script]).status();
+            assert!(in_netns(self.netns.as_fd(), sh).unwrap().unwrap().success(), "{script}");
         }
 
         fn inum(&self) -> NetnsInum {
@@ -348,7 +373,7 @@ mod tests {
             let (address, remote) = if port == V6 { (self.address6, REMOTE6) } else { (self.address, REMOTE) };
             let source = SocketAddr::new(address.parse().unwrap(), port);
             let original = OriginalTuple::from_ends(Ends { source, destination: remote.parse().unwrap() });
-            Query { protocol, original, time: now() }
+            Query { protocol, original, came_to: None, time: now() }
         }
     }
 
@@ -440,7 +465,7 @@ mod tests {
     fn owners(queries: &[Query]) -> Vec<Option<Owner>> {
         let owner = |found| match found {
             Found::Owner(owner) => Some(*owner),
-            Found::Translated(_) | Found::NoSocket | Found::Nothing => None,
+            Found::Translated(..) | Found::NoSocket | Found::Nothing => None,
         };
         look_up(queries, &looks(&paths())).into_iter().map(owner).collect()
     }
@@ -503,7 +528,7 @@ mod tests {
         let elsewhere = |port, source: &str| {
             let source = SocketAddr::new(source.parse().unwrap(), port);
             let ends = Ends { source, destination: "203.0.113.1:53".parse().unwrap() };
-            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() }
+            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), came_to: None, time: now() }
         };
         assert_eq!(pids(&[elsewhere(CONNECTED, "192.0.2.10")]), [None]);
         // The same port is open, but no namespace has this address.
@@ -533,6 +558,29 @@ mod tests {
         let other = twin.sender("none");
         assert_eq!(pids(&[query]), [None]);
         drop(other);
+    }
+
+    #[test]
+    fn of_two_namespaces_with_one_address_it_is_that_to_which_answers_go() {
+        let Some(_alone) = alone() else { return };
+        let Some([(pod, sender), _]) = two_pods() else { return };
+        let twin = Pod::new(pod.address, pod.address6);
+        let other = twin.sender("all");
+        let nodes = [&pod, &twin].map(|pod| {
+            let node = Pod::new("192.0.2.20", "2001:db8:1::20");
+            let waits = node.sender("none");
+            let theirs = format!("/proc/{}/fd/{}", std::process::id(), node.netns.as_raw_fd());
+            pod.run(&format!("ip link set vb name vp netns {theirs}"));
+            node.run(&format!("ip link set vp up && ip route add {} dev vp", pod.address));
+            (node, waits)
+        });
+        let query = |came_to| Query { came_to, ..pod.query(Protocol::UDP, CONNECTED) };
+        let [(first, _first), (second, _second)] = &nodes;
+        let elsewhere = Pod::new("192.0.2.30", "2001:db8:1::30");
+        let places = [Some(&first), Some(&second), Some(&&pod), Some(&&twin), Some(&&elsewhere), None];
+        let found = pids(&places.map(|place| query(place.map(|place| place.inum()))));
+        let (ours, others) = (Some(sender.0.id()), Some(other.0.id()));
+        assert_eq!(found, [ours, others, ours, others, None, None]);
     }
 
     fn raw_socket() -> OwnedFd {
@@ -566,7 +614,8 @@ mod tests {
         let before = netns::Netns::current().unwrap().inum;
         let source = ours.local_addr().unwrap();
         let ends = Ends { source, destination: "127.0.0.1:9".parse().unwrap() };
-        let query = Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), time: now() };
+        let query =
+            Query { protocol: Protocol::UDP, original: OriginalTuple::from_ends(ends), came_to: None, time: now() };
         let _ = look_up(&[query], &looks(&paths()));
         assert_eq!(netns::Netns::current().unwrap().inum, before);
     }

@@ -14,7 +14,7 @@ mod runtime;
 mod translation;
 
 pub use behind::Behind;
-pub use owners::{Owners, Sources};
+pub use owners::{Owners, Sources, Wanted};
 pub use program::{CommandLine, Program};
 #[cfg(test)]
 pub(crate) use program::{StartClock, tests::worker};
@@ -28,19 +28,23 @@ use crate::race::event::NetnsInum;
 pub enum OwnerSource {
     /// Recorded by the kernel when the process sent.
     Socket,
+    /// Recorded by the kernel when the process connected the socket, just before the packet was on its way; the socket was
+    /// gone when it was looked for.
+    SocketConnect,
     /// Found by user space after the clash, by the socket that held the flow.
     SocketLookup,
 }
 
 impl OwnerSource {
     /// Every source.
-    pub const ALL: [Self; 2] = [Self::Socket, Self::SocketLookup];
+    pub const ALL: [Self; 3] = [Self::Socket, Self::SocketConnect, Self::SocketLookup];
 
     /// Its name in every output.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Socket => "socket",
+            Self::SocketConnect => "socket-connect",
             Self::SocketLookup => "socket-lookup",
         }
     }
@@ -83,9 +87,10 @@ pub struct Pod {
 pub struct Owner {
     /// Process id in the root pid namespace.
     pub pid: u32,
-    /// Thread id in the root pid namespace; a socket look-up cannot tell, nor can a record of several threads.
+    /// Thread id in the root pid namespace; neither a socket look-up can tell nor who connected, nor a record of several
+    /// threads.
     pub tid: Option<u32>,
-    /// `task_struct.comm` of the thread (socket) or of the process (socket look-up).
+    /// `task_struct.comm` of the thread (socket, and who connected it) or of the process (socket look-up).
     pub comm: String,
     /// Network namespace of the socket.
     pub netns: Option<NetnsInum>,

@@ -49,13 +49,23 @@ pub struct Owners {
     behind: (Option<Instant>, BTreeMap<Source, Option<Behind>>),
 }
 
+/// A flow whose owner is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// As it was recorded.
+    pub flow: FlowFact,
+    /// When it clashed or failed.
+    pub time: KernelTime,
+    /// The network namespace where it did, if that is known.
+    pub netns: Option<NetnsInum>,
+}
+
 /// A flow that is still without its owner.
 #[derive(Clone, Copy, Debug)]
 struct Nameless {
     /// Its place in the answer.
     index: usize,
-    flow: FlowFact,
-    clash: KernelTime,
+    wanted: Wanted,
     /// The process that must hold its socket, if only one can.
     by: Option<u32>,
     /// Whether it is the recorded one, should the socket be gone.
@@ -78,36 +88,37 @@ impl Owners {
         }
     }
 
-    /// The owner of each flow, which clashed at the time given: as the kernel recorded it, else by its socket, else through
+    /// The owner of each flow: as the kernel recorded it, else by its socket, else through
     /// the translations of other namespaces. Nothing is said of a flow whose sender can be one of several.
     ///
     /// The kernel loads its socket diagnostics (`inet_diag`, `tcp_diag`, `udp_diag`) when they are modules; without
     /// them no socket is found.
     #[must_use]
-    pub fn name(&mut self, flows: &[(FlowFact, KernelTime)]) -> Vec<Option<Owner>> {
+    pub fn name(&mut self, flows: &[Wanted]) -> Vec<Option<Owner>> {
         let mut owners = vec![None; flows.len()];
         let mut nameless = Vec::new();
-        for (index, &(flow, clash)) in flows.iter().enumerate() {
-            nameless.extend(self.by_record(Nameless { index, flow, clash, by: None, otherwise: false }, &mut owners));
+        for (index, &wanted) in flows.iter().enumerate() {
+            nameless.extend(self.by_record(Nameless { index, wanted, by: None, otherwise: false }, &mut owners));
         }
         for _ in 0..DEEPEST {
             if nameless.is_empty() {
                 break;
             }
-            let wanted: Vec<(Nameless, Query)> =
-                nameless.drain(..).filter_map(|nameless| Some((nameless, query(&nameless)?))).collect();
-            let queries: Vec<Query> = wanted.iter().map(|&(_, query)| query).collect();
-            for (found, (outer, _)) in look_up(&queries, &self.looks()).into_iter().zip(wanted) {
+            let asked: Vec<(Nameless, Query)> =
+                nameless.drain(..).filter_map(|nameless| Some((nameless, query(&nameless.wanted)?))).collect();
+            let queries: Vec<Query> = asked.iter().map(|&(_, query)| query).collect();
+            for (found, (outer, _)) in look_up(&queries, &self.looks()).into_iter().zip(asked) {
                 match found {
                     Found::Owner(owner) if outer.by.is_none_or(|pid| pid == owner.pid) => {
                         put(&mut owners, outer.index, *owner);
                     }
-                    Found::Translated(inner) => {
-                        let inner = self.behind(outer, inner);
+                    Found::Translated(netns, inner) => {
+                        let inner = self.behind(outer, netns, inner);
                         nameless.extend(self.by_record(inner, &mut owners));
                     }
-                    Found::NoSocket if outer.otherwise && had_it_alone(&outer.flow.owner) => {
-                        put(&mut owners, outer.index, self.describe(&outer.flow.owner));
+                    Found::NoSocket if outer.otherwise && had_it_alone(&outer.wanted.flow.owner) => {
+                        let (tid, source) = (None, OwnerSource::SocketConnect);
+                        put(&mut owners, outer.index, Owner { tid, source, ..self.describe(&outer.wanted.flow.owner) });
                     }
                     Found::Owner(_) | Found::NoSocket | Found::Nothing => {}
                 }
@@ -151,7 +162,7 @@ impl Owners {
 
     /// Names it as it was recorded; gives it back if it is worth looking further.
     fn by_record(&mut self, nameless: Nameless, owners: &mut [Option<Owner>]) -> Option<Nameless> {
-        match sender(&nameless.flow, nameless.clash.nanoseconds()) {
+        match sender(&nameless.wanted.flow, nameless.wanted.time.nanoseconds()) {
             Sender::Recorded(fact) => {
                 put(owners, nameless.index, self.describe(fact));
                 None
@@ -163,10 +174,12 @@ impl Owners {
     }
 
     /// The flow that another namespace made into this one.
-    fn behind(&self, outer: Nameless, inner: OriginalTuple) -> Nameless {
-        let inner = inner.to_tuple(Protocol(outer.flow.original.protonum));
+    fn behind(&self, outer: Nameless, netns: NetnsInum, inner: OriginalTuple) -> Nameless {
+        let Wanted { flow, time, .. } = outer.wanted;
+        let inner = inner.to_tuple(Protocol(flow.original.protonum));
         let recorded = self.senders.as_ref().and_then(|senders| senders.of(&inner));
-        Nameless { flow: recorded::behind(outer.flow, inner, recorded), ..outer }
+        let wanted = Wanted { flow: recorded::behind(flow, inner, recorded), time, netns: Some(netns) };
+        Nameless { wanted, ..outer }
     }
 
     fn looks(&self) -> Looks<'_> {
@@ -221,12 +234,9 @@ fn had_it_alone(fact: &OwnerFact) -> bool {
 }
 
 /// What to ask for a flow; `None` for one of neither IPv4 nor IPv6.
-fn query(nameless: &Nameless) -> Option<Query> {
-    Some(Query {
-        protocol: Protocol(nameless.flow.original.protonum),
-        original: OriginalTuple::new(&nameless.flow.original)?,
-        time: nameless.clash,
-    })
+fn query(&Wanted { flow, time, netns }: &Wanted) -> Option<Query> {
+    let (protocol, original) = (Protocol(flow.original.protonum), OriginalTuple::new(&flow.original)?);
+    Some(Query { protocol, original, came_to: netns, time })
 }
 
 /// What all have, if there are any.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::pin::pin;
 
-use snat_trace_common::{ClashRecord, FailureRecord, FlowFact, ProcessFact};
+use snat_trace_common::{ClashRecord, FailureRecord, ProcessFact};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Interval;
 
@@ -12,7 +12,7 @@ use super::writer::{Message, Room, Writer};
 use super::{Options, WatchError, joined};
 use crate::counters::ports::PortCounts;
 use crate::kernel::Role;
-use crate::owner::{Behind, Owners};
+use crate::owner::{Behind, Owners, Wanted};
 use crate::race::class::{exhausted_range, set_in_use};
 use crate::race::classify::classify;
 use crate::race::decode::{Record, decode};
@@ -342,10 +342,14 @@ fn look_behind(owners: &mut Owners, events: &mut [Event]) {
 
 impl Judged {
     /// The flows that somebody sent.
-    fn flows(&self) -> Vec<(FlowFact, KernelTime)> {
+    fn flows(&self) -> Vec<Wanted> {
         match self {
-            Self::Race(record, race) => vec![(record.loser, race.time), (record.winner, race.time)],
-            Self::Failure(record, failure) if failure.by_packet => vec![(record.flow, failure.time)],
+            Self::Race(record, race) => {
+                [record.loser, record.winner].map(|flow| Wanted { flow, time: race.time, netns: race.netns }).to_vec()
+            }
+            Self::Failure(record, failure) if failure.by_packet => {
+                vec![Wanted { flow: record.flow, time: failure.time, netns: failure.netns }]
+            }
             Self::Failure(..) => Vec::new(),
         }
     }

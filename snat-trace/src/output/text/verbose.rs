@@ -122,6 +122,7 @@ fn sender(f: &mut fmt::Formatter<'_>, owner: &Owner, zone: &jiff::tz::TimeZone) 
     let netns = netns.map_or_else(String::new, |netns| format!(", netns {}", netns.0));
     let source = match source {
         OwnerSource::Socket => "seen sending",
+        OwnerSource::SocketConnect => "seen connecting its socket, which is gone",
         OwnerSource::SocketLookup => "looked up by its socket after the clash",
     };
     line(f, "", format_args!("{}[{pid}]{thread}{netns}; {source}", escape(comm)))?;
