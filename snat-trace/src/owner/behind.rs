@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
 
 use super::cgroup::ProcessCgroups;
 use super::diag::{AF_INET, AF_INET6};
-use super::others::{IFINFOMSG_LEN, IFLA_INFO_KIND, IFLA_LINKINFO, RTM_GETLINK};
+use super::links::{Link, nsid_of};
 use super::process::{pids, proc_has_root_pids};
 use super::{Container, Pod};
 use crate::counters::netns::{self, Depth, in_netns};
@@ -28,9 +28,6 @@ const BUDGET: Duration = Duration::from_secs(2);
 const CGROUPS: usize = 64;
 
 const AF_BRIDGE: u8 = 7;
-/// `IFLA_*` (include/uapi/linux/if_link.h).
-const IFLA_IFNAME: u16 = 3;
-const IFLA_LINK_NETNSID: u16 = 37;
 /// `RTM_GETROUTE`, `struct rtmsg`, `RTA_*` (include/uapi/linux/rtnetlink.h).
 const RTM_GETROUTE: u16 = 26;
 const RTMSG_LEN: usize = 12;
@@ -45,10 +42,6 @@ const NDMSG_LEN: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NDA_MASTER: u16 = 9;
-/// `RTM_GETNSID`, `NETNSA_*` (include/uapi/linux/net_namespace.h).
-const RTM_GETNSID: u16 = 90;
-const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
 
 /// What answers to a flow go to. Text in it comes from outside and is not escaped.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -159,9 +152,9 @@ pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum
 /// The way back to a source from the calling thread's namespace; `None` to one of its own addresses, or where there is none.
 fn way(source: IpAddr) -> Result<Option<Way>, DumpError> {
     let Some(Route { interface, gateway }) = route(source)? else { return Ok(None) };
-    let link = link(interface)?;
+    let link = Link::of(interface)?;
     let port = if link.kind == b"bridge" {
-        port(interface, gateway.unwrap_or(source))?.map(self::link).transpose()?
+        port(interface, gateway.unwrap_or(source))?.map(Link::of).transpose()?
     } else {
         None
     };
@@ -200,31 +193,6 @@ fn parse_route(answer: &[u8]) -> Option<Route> {
     Some(Route { interface, gateway })
 }
 
-#[derive(Debug, Eq, PartialEq)]
-struct Link {
-    name: String,
-    kind: Vec<u8>,
-    nsid: Option<i32>,
-}
-
-fn link(index: u32) -> Result<Link, DumpError> {
-    let mut request = vec![0; 4];
-    request.put_u32_ne(index);
-    request.resize(IFINFOMSG_LEN, 0);
-    parse_link(&Socket::open(None)?.get(RTM_GETLINK, &request)?).ok_or(DumpError::Malformed)
-}
-
-fn parse_link(answer: &[u8]) -> Option<Link> {
-    let attributes = Attributes(answer.get(IFINFOMSG_LEN..)?);
-    let text = |value: &[u8]| value.strip_suffix(b"\0").unwrap_or(value).to_vec();
-    let kind = attributes.value(IFLA_LINKINFO).and_then(|info| Attributes(info).value(IFLA_INFO_KIND));
-    Some(Link {
-        name: String::from_utf8_lossy(&text(attributes.value(IFLA_IFNAME)?)).into_owned(),
-        kind: kind.map(text).unwrap_or_default(),
-        nsid: attributes.value(IFLA_LINK_NETNSID).and_then(|mut value| value.try_get_i32_ne().ok()),
-    })
-}
-
 /// The port behind which a bridge has seen a neighbour, by the neighbour's link-layer address.
 fn port(bridge: u32, neighbour: IpAddr) -> Result<Option<u32>, DumpError> {
     let (family, bytes) = wire(neighbour);
@@ -249,16 +217,6 @@ fn neighbour_header(family: u8, interface: u32) -> Vec<u8> {
     header.put_u32_ne(interface);
     header.resize(NDMSG_LEN, 0);
     header
-}
-
-/// The calling thread's namespace's number of another; -1 when it has none.
-fn nsid_of(netns: BorrowedFd<'_>) -> Result<i32, DumpError> {
-    // `struct rtgenmsg`, padded.
-    let mut request = vec![0; 4];
-    put_attribute(&mut request, NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
-    let answer = Socket::open(None)?.get(RTM_GETNSID, &request)?;
-    let nsid = answer.get(4..).and_then(|attributes| Attributes(attributes).value(NETNSA_NSID));
-    nsid.and_then(|mut nsid| nsid.try_get_i32_ne().ok()).ok_or(DumpError::Malformed)
 }
 
 /// What there is, if the kernel did not say that there is nothing.
@@ -387,7 +345,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_answer_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..96)) {
-            let _ = (parse_route(&bytes), parse_link(&bytes));
+            let _ = parse_route(&bytes);
         }
     }
 }

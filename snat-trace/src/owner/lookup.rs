@@ -1,9 +1,9 @@
 //! Finding the sender of a flow after the fact: the socket in its network namespace, then the process that holds it.
 //!
 //! Right or not at all. Two pods can have the same port, so a socket counts only in the one namespace that has the flow's
-//! source address, of several that to which the answers go; and every doubt (two namespaces still, two processes, another
-//! who can send with that port, a look that could not be completed) gives nothing. A namespace that translates sends flows
-//! of others: of them it says whose they were.
+//! source address, of several the only one that has a link to where it came; and every doubt (two namespaces still, two
+//! processes, another who can send with that port, a look that could not be completed) gives nothing. A namespace that
+//! translates sends flows of others: of them it says whose they were.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +12,10 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::behind::{self, Source};
 use super::cgroup::{CgroupPaths, ProcessCgroups};
 use super::container::container;
 use super::diag::{addresses, sockets};
+use super::links;
 use super::others::{has_raw_sockets, has_udp_tunnels};
 use super::process::{self, StartTime};
 use super::program::{Program, StartClock};
@@ -85,7 +85,7 @@ pub(super) fn look_up(queries: &[Query], looks: &Looks<'_>) -> Vec<Found> {
         return nothing();
     }
     let Some(mut places) = find_places(queries, deadline) else { return nothing() };
-    leave_the_nearest(queries, &mut places);
+    leave_the_linked(queries, &mut places, deadline);
     let candidates: Vec<Vec<Candidate>> = places.iter().map(|places| candidates(places)).collect();
     let inodes = candidates.iter().flatten().map(|&(_, inode)| inode).collect();
     let Some(holders) = find_holders(&inodes, deadline) else { return nothing() };
@@ -125,22 +125,24 @@ fn find_places(queries: &[Query], deadline: Instant) -> Option<Vec<Vec<(NetnsInu
     Some(places)
 }
 
-/// Leaves of several namespaces with a flow's source address the one that it came to, which takes it from no other, else the
-/// one to which it sends the answers. Where neither is among them, all are left.
-fn leave_the_nearest(queries: &[Query], places: &mut [Vec<(NetnsInum, Place)>]) {
-    let source = |query: &Query| Some((query.came_to?, query.original.ends().source.ip().to_canonical()));
+/// Of several namespaces with a flow's source address, takes away those that are apart from the one it came to, if that
+/// leaves any.
+fn leave_the_linked(queries: &[Query], places: &mut [Vec<(NetnsInum, Place)>], deadline: Instant) {
     let in_doubt = queries.iter().zip(&*places).filter(|(_, places)| places.len() > 1);
-    let sources: BTreeSet<Source> = in_doubt.filter_map(|(query, _)| source(query)).collect();
-    if sources.is_empty() {
+    let mut pairs: Vec<(NetnsInum, NetnsInum)> = in_doubt
+        .filter_map(|(query, places)| Some((query.came_to?, places)))
+        .flat_map(|(to, places)| places.iter().map(move |&(from, _)| (to, from)))
+        .collect();
+    if pairs.is_empty() {
         return;
     }
-    let behind = behind::look_up(&sources);
-    for (query, places) in queries.iter().zip(places).filter(|(_, places)| places.len() > 1) {
-        let Some(source) = source(query) else { continue };
-        let next = behind.get(&source).and_then(|behind| behind.netns);
-        let is_there = |wanted: &NetnsInum| places.iter().any(|(netns, _)| netns == wanted);
-        if let Some(nearest) = Some(source.0).filter(is_there).or(next.filter(is_there)) {
-            places.retain(|(netns, _)| *netns == nearest);
+    pairs.sort_unstable();
+    pairs.dedup();
+    let Some(apart) = links::apart(&pairs, deadline) else { return };
+    for (query, places) in queries.iter().zip(places) {
+        let linked = |netns| query.came_to.is_none_or(|to| !apart.contains(&(to, netns)));
+        if places.iter().any(|&(netns, _)| linked(netns)) {
+            places.retain(|&(netns, _)| linked(netns));
         }
     }
 }
@@ -561,26 +563,36 @@ mod tests {
     }
 
     #[test]
-    fn of_two_namespaces_with_one_address_it_is_that_to_which_answers_go() {
+    fn of_two_namespaces_with_one_address_it_is_the_linked_one() {
         let Some(_alone) = alone() else { return };
         let Some([(pod, sender), _]) = two_pods() else { return };
         let twin = Pod::new(pod.address, pod.address6);
         let other = twin.sender("all");
-        let nodes = [&pod, &twin].map(|pod| {
-            let node = Pod::new("192.0.2.20", "2001:db8:1::20");
-            let waits = node.sender("none");
-            let theirs = format!("/proc/{}/fd/{}", std::process::id(), node.netns.as_raw_fd());
-            pod.run(&format!("ip link set vb name vp netns {theirs}"));
-            node.run(&format!("ip link set vp up && ip route add {} dev vp", pod.address));
-            (node, waits)
-        });
+        let [(first, _first), (second, _second), (third, _third)] =
+            ["192.0.2.20", "192.0.2.30", "192.0.2.40"].map(|address| {
+                let node = Pod::new(address, "2001:db8:1::20");
+                let waits = node.sender("none");
+                (node, waits)
+            });
+        let moved = |pod: &Pod, to: &Pod| {
+            let theirs = format!("/proc/{}/fd/{}", std::process::id(), to.netns.as_raw_fd());
+            pod.run(&format!("ip link set vb name vp{} netns {theirs}", pod.inum().0));
+        };
+        moved(&pod, &first);
+        moved(&twin, &second);
         let query = |came_to| Query { came_to, ..pod.query(Protocol::UDP, CONNECTED) };
-        let [(first, _first), (second, _second)] = &nodes;
-        let elsewhere = Pod::new("192.0.2.30", "2001:db8:1::30");
-        let places = [Some(&first), Some(&second), Some(&&pod), Some(&&twin), Some(&&elsewhere), None];
-        let found = pids(&places.map(|place| query(place.map(|place| place.inum()))));
+        let found = |places: [Option<&Pod>; 6]| pids(&places.map(|place| query(place.map(Pod::inum))));
+        let all = [Some(&first), Some(&second), Some(&pod), Some(&twin), Some(&third), None];
         let (ours, others) = (Some(sender.0.id()), Some(other.0.id()));
-        assert_eq!(found, [ours, others, ours, others, None, None]);
+        assert_eq!(found(all), [ours, others, ours, others, None, None]);
+        // Both have a link to the second now.
+        pod.run("ip link add vc type veth peer name vd");
+        pod.run("ip link set vc up && ip link set vd name vb");
+        moved(&pod, &second);
+        assert_eq!(found(all), [ours, None, ours, others, None, None]);
+        twin.run("ip tuntap add mode tap name tap && ip link set tap up");
+        // The twin has a way out that leads anywhere.
+        assert_eq!(found(all), [None, None, None, others, others, None]);
     }
 
     fn raw_socket() -> OwnedFd {

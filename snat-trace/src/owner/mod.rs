@@ -4,6 +4,7 @@ pub(crate) mod behind;
 mod cgroup;
 pub mod container;
 mod diag;
+mod links;
 mod lookup;
 mod others;
 mod owners;
