@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, BufReader};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use super::btf::{Offsets, OffsetsError};
 use super::capability::Capabilities;
@@ -132,9 +134,13 @@ impl KernelFacts {
         let kallsyms = root.join("proc/kallsyms");
         let wanted = HOOKS.iter().flat_map(Hook::candidates).map(|candidate| candidate.symbol);
         let wanted = wanted.chain([CONNTRACK, NAT, CONNTRACK_NETLINK].map(|part| part.function));
-        let symbols = File::open(&kallsyms)
-            .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted, EXT_GENERATION))
-            .map_err(|source| FactsError { path: kallsyms, source })?;
+        let read_symbols = || {
+            File::open(&kallsyms)
+                .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted, EXT_GENERATION))
+        };
+        // Most of the time a start takes goes into these two.
+        let (symbols, offsets) = both(read_symbols, || Offsets::read(&root.join("sys/kernel/btf")));
+        let symbols = symbols.map_err(|source| FactsError { path: kallsyms, source })?;
 
         Ok(Self {
             machine: rustix::system::uname().machine().to_string_lossy().into_owned(),
@@ -145,12 +151,25 @@ impl KernelFacts {
             conntrack: CONNTRACK.presence(&symbols, &modules),
             nat: NAT.presence(&symbols, &modules),
             conntrack_netlink: CONNTRACK_NETLINK.presence(&symbols, &modules),
-            offsets: Offsets::read(&root.join("sys/kernel/btf")),
+            offsets,
             cgroups: Hierarchies::gather(root),
             symbols,
             release,
         })
     }
+}
+
+/// Does two things at once, or one after the other where no thread can be had.
+fn both<A, B: Send>(here: impl FnOnce() -> A, there: impl Fn() -> B + Sync) -> (A, B) {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, &there);
+        let a = here();
+        let b = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => there(),
+        };
+        (a, b)
+    })
 }
 
 impl Part {

@@ -96,8 +96,10 @@ fn symbol(line: &[u8]) -> Option<Symbol<'_>> {
     let (address, [_, kind, b' ', rest @ ..]) = line.split_at(space) else { return None };
     let rest = rest.strip_suffix(b"\n").unwrap_or(rest);
     let symbol = |name, module| Symbol { address, kind: *kind, name, module };
-    let Some(tab) = rest.iter().position(|&byte| byte == b'\t') else { return Some(symbol(rest, None)) };
-    let module = rest[tab + 1..].strip_prefix(b"[")?.strip_suffix(b"]")?;
+    // Most lines are of no module, and need not be searched for its beginning.
+    let Some(rest) = rest.strip_suffix(b"]") else { return Some(symbol(rest, None)) };
+    let tab = rest.iter().rposition(|&byte| byte == b'\t')?;
+    let module = rest[tab + 1..].strip_prefix(b"[")?;
     Some(symbol(&rest[..tab], Some(module)))
 }
 
