@@ -590,9 +590,13 @@ mod tests {
         pod.run("ip link set vc up && ip link set vd name vb");
         moved(&pod, &second);
         assert_eq!(found(all), [ours, None, ours, others, None, None]);
-        twin.run("ip tuntap add mode tap name tap && ip link set tap up");
         // The twin has a way out that leads anywhere.
-        assert_eq!(found(all), [None, None, None, others, others, None]);
+        if Path::new("/dev/net/tun").exists() {
+            twin.run("ip tuntap add mode tap name tap && ip link set tap up");
+            assert_eq!(found(all), [None, None, None, others, others, None]);
+        } else {
+            eprintln!("skipped: a way out through a program, as there is no /dev/net/tun");
+        }
     }
 
     fn raw_socket() -> OwnedFd {
