@@ -122,8 +122,8 @@ fn judge(lines: &Lines, detail: &str, scenario: &str) -> Result<Numbers> {
         ensure!(number(&counters["clash_resolve"])? == resolved, "{resolved} sent on, and netlink counted {account}");
     }
     let class = match (scenario, detail) {
-        // No times and no rule: an exhausted range looks like a race.
-        ("exhaustion" | "fixed-port", "minimal") => "snat-port-collision",
+        // No times and no rule: why another port than its own was taken is not known.
+        ("exhaustion" | "fixed-port", "minimal") => "unclassified",
         ("exhaustion", _) => "port-exhaustion",
         ("fixed-port", _) => "fixed-port",
         ("crossed-flow", _) => "crossed-flow",

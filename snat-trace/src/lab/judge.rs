@@ -29,10 +29,13 @@ impl From<Vec<Wrong>> for Judged {
     }
 }
 
-/// At minimal detail no rule is known, and an exhausted range looks like a race.
+/// At minimal detail no rule is known: whoever kept its port looks like one that found it free, and of any other nothing is told.
 pub(super) fn wrong_class(class: Class, race: &Race, detail: Detail) -> Vec<Wrong> {
     let class = match class {
-        Class::PortExhaustion | Class::FixedPort if detail == Detail::Minimal => Class::SnatPortCollision,
+        Class::PortExhaustion | Class::FixedPort if detail == Detail::Minimal => {
+            let kept = race.contested.keeps_port_of(race.loser.original);
+            if kept { Class::SnatPortCollision } else { Class::Unclassified }
+        }
         class => class,
     };
     let wrong = || Wrong { what: What::Class, expected: class.to_string(), seen: race.class.to_string() };

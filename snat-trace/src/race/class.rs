@@ -46,7 +46,8 @@ impl Contest<'_> {
     /// (net/netfilter/nf_nat_core.c, `get_unique_tuple`). With many ports to choose from that is certain enough to stand
     /// against times further apart: a virtual processor may be stopped between the stamp of an insert and the insert. On
     /// 5.10 in a busy machine a port was found free 0.65 ms after the stamp of the entry that had it. Where no time is known at all (minimal detail), the tuples
-    /// decide; where it is not known when the winner went in, see [`Self::without_insertion`].
+    /// decide: one that kept its port found it free here too, and of any other it is not known whether there was a free one.
+    /// Where it is not known when the winner went in, see [`Self::without_insertion`].
     pub(super) fn class(&self) -> Class {
         if self.no_choice() {
             return Class::FixedPort;
@@ -62,7 +63,7 @@ impl Contest<'_> {
             }
             (Some(_), Some(_)) => Class::SnatPortCollision,
             (Some(allocated), None) => self.without_insertion(allocated),
-            (None, None) if self.winner.allocated.is_none() => Class::SnatPortCollision,
+            (None, None) if self.winner.allocated.is_none() && self.kept_port => Class::SnatPortCollision,
             (None, _) => Class::Unclassified,
         }
     }

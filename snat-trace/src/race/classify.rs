@@ -367,6 +367,15 @@ pub(crate) mod tests {
                 },
                 (SnatPortCollision, Some(Dropped)),
             ),
+            (
+                "minimal detail, another port",
+                &|r| {
+                    forget(&mut r.loser);
+                    forget(&mut r.winner);
+                    r.loser.original.src_port_be = 1;
+                },
+                (Unclassified, Some(Dropped)),
+            ),
             ("one port", &|r| ports(r, 5000, 5000), (FixedPort, Some(Dropped))),
             ("two ports", &|r| ports(r, 5000, 5001), (SnatPortCollision, Some(Dropped))),
             ("no NAT decision", &|r| r.winner.status = 0, (SnatPortCollision, None)),
