@@ -345,6 +345,7 @@ mod tests {
         let root = Root::new("6.12");
         for path in [
             "proc/kallsyms",
+            "sys/kernel/btf/vmlinux",
             "proc/modules",
             "proc/sys/kernel/osrelease",
             "proc/self/status",
