@@ -28,7 +28,7 @@ struct Mutant {
 }
 
 /// Rules of classification, offsets, keys of what is paired, and the account.
-const MUTANTS: [Mutant; 16] = [
+const MUTANTS: [Mutant; 20] = [
     Mutant {
         name: "a race is an exhaustion",
         file: "snat-trace/src/race/class.rs",
@@ -126,6 +126,34 @@ const MUTANTS: [Mutant; 16] = [
         from: "process::key_of(task, (ids >> 32) as u32)",
         to: "process::key_of(task, ids as u32)",
         scenario: "forced udp, full",
+    },
+    Mutant {
+        name: "another's socket with the same ports",
+        file: "snat-trace-ebpf/src/sending.rs",
+        from: "Ok(there && if bound == 0 { has_ipv4(sk, src) } else { bound == src })",
+        to: "Ok(there && (bound != 0 || has_ipv4(sk, src)))",
+        scenario: "links: rps, full",
+    },
+    Mutant {
+        name: "a program for the next one",
+        file: "snat-trace-ebpf/src/process.rs",
+        from: "exec_id: task.field(&TASK_EXEC_ID).read_or_zero(),",
+        to: "exec_id: 0,",
+        scenario: "owners: processes, full",
+    },
+    Mutant {
+        name: "a clash is another failure too",
+        file: "snat-trace-ebpf/src/confirm.rs",
+        from: "if !has_clashed(call) {",
+        to: "if !has_clashed(call) || call.subject != 0 {",
+        scenario: "verdicts, tcp",
+    },
+    Mutant {
+        name: "a full table is not known",
+        file: "snat-trace/src/race/failure.rs",
+        from: "(if full { Reason::TableFull } else { Reason::Unknown },",
+        to: "(if full && !by_packet { Reason::TableFull } else { Reason::Unknown },",
+        scenario: "failures, table full",
     },
     Mutant {
         name: "a dropped packet explains no drop",

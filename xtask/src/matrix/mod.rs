@@ -85,7 +85,8 @@ struct Column {
 }
 
 impl Matrix {
-    /// Runs everything, a stage for each set on each kernel; with `observe` what is measured too. One failure does not
+    /// Runs everything, a stage for each set on each kernel; with `observe` what is measured too, and
+    /// the kernels are the newest there are, not those of the last time. One failure does not
     /// hide the next.
     ///
     /// # Errors
@@ -98,7 +99,7 @@ impl Matrix {
         }
         for (series, sets) in KERNELS {
             let kernel = stages
-                .run(&format!("kernel {series}"), || vm::ensure_kernel(project, &series.parse::<Series>()?, false));
+                .run(&format!("kernel {series}"), || vm::ensure_kernel(project, &series.parse::<Series>()?, observe));
             let Some(kernel) = kernel else { continue };
             let mut column = Column { release: kernel.release.clone(), ..Column::default() };
             let observed = (observe && series == OBSERVED).then_some(Set::Observation);
