@@ -211,6 +211,10 @@ fn twice(other: &Storm, connections: u16, halt: &AtomicBool) -> Result<()> {
 /// Holds each race against what its senders know; how many flows have no times, and how many should have none.
 fn judge(truth: &Truth, races: &[Race], other: &Storm) -> Result<(u64, u64)> {
     let other = Some(NetnsInum(other.inum()?));
+    for flow in races.iter().flat_map(|race| [&race.winner, &race.loser]) {
+        let sent_by_us = flow.owner.as_ref().is_none_or(|owner| owner.pid == std::process::id());
+        ensure!(sent_by_us, "another's owner: {flow:?}");
+    }
     let (duplicates, races): (Vec<&Race>, Vec<&Race>) = races.iter().partition(|race| race.netns == other);
     for race in &duplicates {
         ensure!(race.class == Class::DuplicateFlow, "no flow was sent twice: {race:?}");
@@ -324,6 +328,7 @@ fn namespaces() -> Result<Row> {
         *races.entry(race["netns"].as_u64().context("a race without a namespace")?).or_default() += 1;
     }
     ensure!(races == of_number, "races {races:?}, refused {of_number:?}");
+    lines.sent_by_us()?;
     let accounts = summary["accounts"].as_array().context("no accounts")?;
     let explained: u64 = accounts.iter().filter_map(|account| account["explained"]["insert_failed"].as_u64()).sum();
     let outside = summary["outside"].as_u64().unwrap_or(0);

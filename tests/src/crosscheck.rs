@@ -2,12 +2,14 @@
 //! tool `conntrack` prints them. Who disagrees has failed.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
-use snat_trace::lab::{Lab, Mode, Scenario as Traffic, Setup};
+use serde_json::Value;
+use snat_trace::lab::{Lab, Mode, PodTruth, Scenario as Traffic, Setup};
 
 use crate::kfree_skb::Drops;
 use crate::output::{Lines, Running};
@@ -28,6 +30,9 @@ pub const LAST: &[Scenario] = &[brief("no kernel warning", no_kernel_warning)];
 
 /// Clashes each of two senders has in a storm.
 const CLASHES: u64 = 60;
+
+/// The last number of the first pod's address.
+const FIRST_POD: u8 = 10;
 
 /// How often a natural run is repeated until there is a race.
 const TRIES: usize = 10;
@@ -59,7 +64,7 @@ fn storm(detail: &str) -> Result<Row> {
     let (before, drops) = (statistics()?, Drops::count()?);
     let sent = storm.rage(2, |refused| refused >= CLASHES)?;
     let witnesses = Witnesses { dropped: drops.so_far()?, counted: statistics()?.since(before) };
-    let row = watch.judge(witnesses, sent.refused)?;
+    let row = watch.judge(witnesses, sent.refused, |_| Some(std::process::id()))?;
     Ok(Row { text: said(&drops), ..row })
 }
 
@@ -74,12 +79,19 @@ fn natural(traffic: Traffic, detail: &str) -> Result<Row> {
         let (before, drops) = (statistics()?, Drops::count()?);
         let truth = lab.run(&AtomicBool::new(false), |_| ())?;
         let witnesses = Witnesses { dropped: drops.so_far()?, counted: statistics()?.since(before) };
-        let row = watch.judge(witnesses, u64::try_from(truth.packets_lost())?)?;
+        let row = watch.judge(witnesses, u64::try_from(truth.packets_lost())?, |flow| pod(lab.pods(), flow))?;
         if witnesses.dropped > 0 {
             return Ok(Row { text: said(&drops), ..row });
         }
     }
     bail!("no race in {TRIES} runs")
+}
+
+/// The pod whose address a flow comes from.
+fn pod(pods: &[PodTruth], flow: &Value) -> Option<u32> {
+    let from: Ipv4Addr = flow["original"]["src"].as_str()?.parse().ok()?;
+    let [.., host] = from.octets();
+    pods.get(usize::from(host.checked_sub(FIRST_POD)?)).map(|pod| pod.pid)
 }
 
 /// Which of the tracepoint's words could be used.
@@ -118,8 +130,8 @@ impl Watch {
     }
 
     /// Ends it, the namespace still being there, and holds what it said against the witnesses and the senders, who lost so
-    /// many packets.
-    fn judge(self, witnesses: Witnesses, senders: u64) -> Result<Row> {
+    /// many packets and each of whose flows `sender` knows.
+    fn judge(self, witnesses: Witnesses, senders: u64, sender: impl Fn(&Value) -> Option<u32>) -> Result<Row> {
         // All printed: what waits for the output longer than a second after Ctrl-C is lost.
         let printed = || fs::read_to_string(PRINTED).is_ok_and(|text| text.matches(RACE).count() as u64 >= senders);
         until("every race printed", printed)?;
@@ -139,6 +151,7 @@ impl Watch {
         let numbers = Numbers {
             expected: Some(dropped),
             seen: Some(seen),
+            pids_right: Some(lines.sent_by(sender)?),
             unexplained: Some(lines.unexplained()?),
             lost: Some(lines.lost_in_all()?),
             ..Numbers::default()

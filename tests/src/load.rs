@@ -36,11 +36,16 @@ const END: Duration = Duration::from_secs(10);
 /// Most KiB a storm may add: the records held back, twice their number of bytes for good measure.
 const GROWTH: u64 = 32 * 1024;
 
+/// What stands before the pid of a sender.
+const OWNER: &str = r#""owner":{"pid":"#;
+
 /// What a watch printed, counted as it came.
 #[derive(Debug, Default)]
 pub(crate) struct Printed {
     pub(crate) races: u64,
     out_of_order: u64,
+    /// Senders named that are not this process, which sends all there is.
+    others: u64,
     session_and_summary: Vec<u8>,
 }
 
@@ -49,6 +54,7 @@ impl Printed {
     fn read(output: impl Read) -> Result<Self> {
         let mut printed = Self::default();
         let mut last = String::new();
+        let us = format!("{},", std::process::id());
         for line in BufReader::new(output).lines() {
             let line = line?;
             // In one zone and with nine digits, times sort as text.
@@ -56,6 +62,8 @@ impl Printed {
                 Some(time) => {
                     printed.races += 1;
                     printed.out_of_order += u64::from(time < last.as_str());
+                    let owners = line.split(OWNER).skip(1);
+                    printed.others += owners.filter(|pid| !pid.starts_with(&us)).count() as u64;
                     time.clone_into(&mut last);
                 }
                 None => printed.session_and_summary.extend([line.as_bytes(), b"\n"].concat()),
@@ -106,6 +114,7 @@ fn judge(printed: &Printed, sent: Sent, netns: u32) -> Result<Numbers> {
     let lost: u64 = lost.values().filter_map(Value::as_u64).sum();
     let dropped = number(&summary["races"]["dropped"])?;
     ensure!(printed.out_of_order == 0, "{} races out of order", printed.out_of_order);
+    ensure!(printed.others == 0, "{} senders are others", printed.others);
     ensure!(dropped == printed.races, "{} races printed, {dropped} in the summary", printed.races);
     ensure!(dropped + lost == sent.refused, "{dropped} races and {lost} lost are not {}: {summary}", sent.refused);
     let accounts = summary["accounts"].as_array().context("no accounts")?;

@@ -105,12 +105,13 @@ fn unload_under(module: &str, then: impl FnOnce() -> Result<()>) -> Result<Row> 
     then()?;
     ensure!(watch.child()?.stdout.is_some(), "the output is caught");
     let (output, summary) = ended(watch, "nf_nat")?;
-    let seen = Lines::parse(&output)?.races();
+    let lines = Lines::parse(&output)?;
+    let (seen, pids_right) = (lines.races(), Some(lines.sent_by_us()?));
     ensure!(seen == sent.refused, "{seen} races of {}", sent.refused);
     let explained = &summary["accounts"][0]["explained"]["insert_failed"];
     ensure!(*explained == seen, "explained {explained}: {summary}");
     Ok(Row {
-        numbers: Numbers { expected: Some(sent.refused), seen: Some(seen), ..Numbers::default() },
+        numbers: Numbers { expected: Some(sent.refused), seen: Some(seen), pids_right, ..Numbers::default() },
         ..Row::default()
     })
 }
@@ -212,8 +213,7 @@ fn nat_late() -> Result<Row> {
     let incomplete = summary["incomplete"]["flow-without-allocation"].as_u64();
     ensure!(incomplete == Some(2 * sent.refused), "incomplete {incomplete:?}: {summary}");
     ensure!(lines.races() == sent.refused && summary["closes"] == true, "{} races, {summary}", lines.races());
-    Ok(Row {
-        numbers: Numbers { expected: Some(sent.refused), seen: Some(lines.races()), ..Numbers::default() },
-        text: "no times".to_owned(),
-    })
+    let pids_right = Some(lines.sent_by_us()?);
+    let numbers = Numbers { expected: Some(sent.refused), seen: Some(lines.races()), pids_right, ..Numbers::default() };
+    Ok(Row { numbers, text: "no times".to_owned() })
 }

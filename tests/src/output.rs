@@ -128,6 +128,38 @@ impl Lines {
             .sum())
     }
 
+    /// Of how many races both senders are named, each the process that `sender` says of its flow. Whoever is named and is
+    /// another, or should be nobody, is an error.
+    ///
+    /// # Errors
+    ///
+    /// As said.
+    pub fn sent_by(&self, sender: impl Fn(&Value) -> Option<u32>) -> Result<u64> {
+        let mut both = 0;
+        for race in self.all("race") {
+            let mut named = true;
+            for flow in [&race["loser"], &race["winner"]] {
+                let owner = &flow["owner"];
+                named &= !owner.is_null();
+                ensure!(
+                    owner.is_null() || sender(flow).is_some_and(|pid| owner["pid"] == pid),
+                    "not its sender: {race}"
+                );
+            }
+            both += u64::from(named);
+        }
+        Ok(both)
+    }
+
+    /// The same where everything was sent by this process.
+    ///
+    /// # Errors
+    ///
+    /// Another is named.
+    pub fn sent_by_us(&self) -> Result<u64> {
+        self.sent_by(|_| Some(std::process::id()))
+    }
+
     /// The cells of a lab's run, as its comparison and its summary have them. They are not judged here.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use anyhow::Result;
 
 pub use sender::{handed, inherited, main as sender_main};
 
-use crate::scenario::{Row, Scenario, brief, whole};
+use crate::scenario::{Row, Scenario, Skip, brief, whole};
 use stage::Expected::{Absent, Named, Right};
 use stage::{Sender, Stage};
 
@@ -290,7 +290,7 @@ fn tunnel(detail: &str) -> Result<Row> {
         ),
     );
     if let Err(error) = made {
-        return Ok(Row::said(format!("skipped, no vxlan here: {error}")));
+        return Err(Skip::because(format!("no vxlan here: {error}")));
     }
     // The upper end of the range belongs to it from Linux 7.x on.
     for port in [port, port + 1] {
@@ -336,7 +336,7 @@ fn subflows(detail: &str) -> Result<Row> {
             .sh("p1", &format!("{limits}; ip addr add {other}/24 dev e0; ip mptcp endpoint add {other} dev e0 subflow"))
     });
     if let Err(error) = made {
-        return Ok(Row::said(format!("skipped, no MPTCP here: {error}")));
+        return Err(Skip::because(format!("no MPTCP here: {error}")));
     }
     let server = Sender { pod: "x", way: "plain", socket: "mptcp-server", from: to, to, seen_as: to, expected: Absent };
     stage.hold(&server)?;

@@ -213,15 +213,23 @@ pub fn ring_full() -> Result<Row> {
 
     let mut watch = watching(&["--ring-bytes", "4096"], Path::new("/tmp/ready-ring"))?;
     watch.signal(Signal::STOP)?;
-    Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
+    let lab = Lines::of(&["lab", "--rounds", &ROUNDS.to_string()])?;
     watch.signal(Signal::CONT)?;
     let lines = Lines::parse(&watch.interrupt()?)?;
+    // The lab has held those it was told itself against its pods.
+    let pod = |flow: &Value| {
+        let mut sent = lab.all("race").flat_map(|race| [&race["loser"], &race["winner"]]);
+        let same = sent.find(|known| known["original"] == flow["original"])?;
+        u32::try_from(same["owner"]["pid"].as_u64()?).ok()
+    };
+    let pids_right = Some(lines.sent_by(pod)?);
     let (races, lost) = (lines.races(), lines.lost("ring-full")?);
     ensure!(races > 0 && lost > 0 && races + lost == ROUNDS, "{races} races and {lost} lost are not {ROUNDS}");
     ensure!(lines.only("summary")?["closes"] == false, "an account with losses does not close");
     let numbers = Numbers {
         expected: Some(ROUNDS),
         seen: Some(races),
+        pids_right,
         lost: Some(lost),
         unexplained: Some(lines.unexplained()?),
         ..Numbers::default()

@@ -164,6 +164,7 @@ fn run(kind: &Kind) -> Result<Row> {
     let numbers = Numbers {
         expected: Some(resolved + dropped),
         seen: Some(lines.races()),
+        pids_right: Some(lines.sent_by_us()?),
         unexplained: Some(0),
         lost: Some(lines.lost_in_all()?),
         ..Numbers::default()

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::place::Place;
 use crate::output::{Lines, Running};
-use crate::scenario::Row;
+use crate::scenario::{Numbers, Row};
 
 /// Flows of each process.
 const FLOWS: u32 = 12_500;
@@ -123,21 +123,32 @@ pub(super) fn churn() -> Result<Row> {
     let printed = reader.join().map_err(|_| anyhow::anyhow!("the reader"))??;
     let lines = Lines::parse_bytes(printed.as_bytes()).with_context(|| format!("{ended:?}"))?;
 
-    let (mut named, mut sides) = (0, 0);
+    let (mut named, mut both, mut sides) = (0, 0, 0);
     for race in lines.all("race") {
+        let before = named;
         for side in ["loser", "winner"] {
             sides += 1;
             named += u64::from(judge(race, side, &sendings).with_context(|| format!("{side} of {race}"))?);
         }
+        both += u64::from(named == before + 2);
     }
     let summary = lines.only("summary")?;
     ensure!(lines.races() > 100 && named * 2 > sides, "{named} of {sides} named in {} races", lines.races());
-    Ok(Row::said(format!(
-        "{} races among {} flows, {named} of {sides} senders named and right, {} evicted",
-        lines.races(),
-        4 * FLOWS,
-        summary["accounts"][0]["counters"]["early_drop"]
-    )))
+    // Every insert that failed is told, or counted as lost.
+    let (counted, lost) = (place.insert_failed("n")?, lines.lost_in_all()?);
+    ensure!(lines.races() + lost == counted, "{} races and {lost} lost of {counted}: {summary}", lines.races());
+    ensure!(summary["closes"] == (lost == 0), "{summary}");
+    let evicted = &summary["accounts"][0]["counters"]["early_drop"];
+    let numbers = Numbers {
+        expected: Some(counted),
+        seen: Some(lines.races()),
+        pids_right: Some(both),
+        cgroups_right: None,
+        unexplained: Some(lines.unexplained()?),
+        lost: Some(lost),
+    };
+    let text = format!("{} flows, {named} of {sides} senders named and right, {evicted} evicted", 4 * FLOWS);
+    Ok(Row { text, numbers })
 }
 
 fn start(pod: &str, source: &str) -> Result<Child> {
@@ -165,14 +176,24 @@ fn judge(race: &Value, side: &str, sendings: &HashMap<(String, u64, u64), Vec<Se
     let flow = &race[side];
     let original = &flow["original"];
     let source = original["src"].as_str().context("a source")?.to_owned();
-    let key = (source, original["sport"].as_u64().context("a port")?, original["dport"].as_u64().context("a port")?);
-    let sent = sendings.get(&key).with_context(|| format!("nobody sent {key:?}"))?;
+    let flow_key =
+        (source, original["sport"].as_u64().context("a port")?, original["dport"].as_u64().context("a port")?);
+    let sent = sendings.get(&flow_key).with_context(|| format!("nobody sent {flow_key:?}"))?;
     let Some(pid) = flow["owner"]["pid"].as_u64() else {
         let clash = nanoseconds(race["time"].as_str().context("a race without a time")?)?;
         let asked = flow["allocated"].as_str().map_or(Ok(clash), nanoseconds)?;
         let lately = |sending: &&Sending| sending.to + ON_THE_WAY >= asked && sending.from <= clash;
         let senders: HashSet<u64> = sent.iter().filter(lately).map(|sending| sending.pid).collect();
-        ensure!(senders.len() > 1, "not named, and nobody else has sent it of late: {sent:?}");
+        // Of a packet that was put off it is not seen who sent it. Its socket is gone by then, and a new one of another process
+        // with its port can be in the way.
+        let put_off = sent.iter().filter(lately).all(|sending| sending.to < asked);
+        let another = |sending: &Sending| !senders.contains(&sending.pid) && sending.to > clash;
+        let same_port = |key: &(String, u64, u64)| (&key.0, key.1) == (&flow_key.0, flow_key.1);
+        let in_the_way = || sendings.iter().any(|(key, sent)| same_port(key) && sent.iter().any(another));
+        ensure!(
+            senders.len() > 1 || put_off && in_the_way(),
+            "not named, and nobody else has sent it of late: {sent:?}"
+        );
         return Ok(false);
     };
     if side == "loser" {

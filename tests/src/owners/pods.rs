@@ -15,7 +15,7 @@ use super::stage::{Sender, Stage, Workload};
 use super::{NODE, P0, P1};
 use crate::node::command;
 use crate::output::Running;
-use crate::scenario::Row;
+use crate::scenario::{Row, Skip};
 
 /// Where cgroup2 is, whole.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -46,16 +46,16 @@ pub(super) fn from_a_container() -> Result<Row> {
     })
 }
 
-/// That what [`Node`] would make is another's here, if it is.
-fn occupied() -> Option<Row> {
-    let there = MADE.into_iter().find(|path| Path::new(path).exists())?;
-    Some(Row::said(format!("skipped, there is {there} here")))
+/// A skip where what [`Node`] would make is another's here.
+fn unoccupied() -> Result<()> {
+    match MADE.into_iter().find(|path| Path::new(path).exists()) {
+        Some(there) => Err(Skip::because(format!("there is {there} here"))),
+        None => Ok(()),
+    }
 }
 
 fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
-    if let Some(row) = occupied() {
-        return Ok(row);
-    }
+    unoccupied()?;
     let node = Node;
     let (app, init) =
         (node.containerd(CART, "shop", "cart-x2k4q", "app")?, node.containerd(CART, "shop", "cart-x2k4q", "init")?);
@@ -93,9 +93,7 @@ fn told(stage: impl FnOnce() -> Result<Stage>) -> Result<Row> {
 /// Senders that no hook has seen, and that are gone before they are looked for: of their pods, whose namespaces are still there,
 /// others are known.
 pub(super) fn gone() -> Result<Row> {
-    if let Some(row) = occupied() {
-        return Ok(row);
-    }
+    unoccupied()?;
     let node = Node;
     let pods = [
         ("p0", P0, node.containerd(CART, "shop", "cart-x2k4q", "app")?),

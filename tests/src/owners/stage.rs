@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::place::{Place, external};
 use crate::output::{Lines, Running};
-use crate::scenario::Row;
+use crate::scenario::{Numbers, Row};
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -282,21 +282,32 @@ impl Stage {
         // A SYN that is sent again at the end may come too late to be shown.
         let closes = summary["closes"] == true || summary["lost"]["not-shown"].as_u64() > Some(0);
         ensure!(closes && lines.races() >= self.races, "{} races: {summary}", lines.races());
-        let (mut named, mut placed, mut seen) = (0_u64, 0_u64, HashSet::new());
+        let (mut named, mut both, mut placed, mut seen) = (0_u64, 0, 0_u64, HashSet::new());
         for race in lines.all("race") {
+            let before = named;
             for side in ["loser", "winner"] {
                 let (key, is_named) = self.judge(race, side).with_context(|| format!("{side} of {race}"))?;
                 named += u64::from(is_named);
                 placed += u64::from(!race[side]["behind"]["pod"].is_null());
                 seen.insert(key);
             }
+            both += u64::from(named == before + 2);
         }
         let by_process = |sent: &VecDeque<Sent>| sent.iter().any(|sent| sent.truth.is_some());
         let unseen: Vec<_> = self.sent.iter().filter(|(key, sent)| !seen.contains(*key) && by_process(sent)).collect();
         ensure!(unseen.is_empty(), "no race has {unseen:?}");
         ensure!(placed >= self.placed, "{placed} of {} without a sender are of a pod", self.placed);
         let placed = if placed > 0 { format!(", {placed} known by their pod") } else { String::new() };
-        Ok(Row::said(format!("{} races, {named} senders named and right{placed}", lines.races())))
+        let accounts = summary["accounts"].as_array().context("no accounts")?;
+        let numbers = Numbers {
+            expected: Some(accounts.iter().filter_map(|account| account["counters"]["insert_failed"].as_u64()).sum()),
+            seen: Some(lines.races()),
+            pids_right: Some(both),
+            cgroups_right: None,
+            unexplained: Some(lines.unexplained()?),
+            lost: Some(lines.lost_in_all()?),
+        };
+        Ok(Row { text: format!("{named} senders named and right{placed}"), numbers })
     }
 
     /// Looks at what was printed so far, whole lines.
