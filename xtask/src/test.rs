@@ -19,12 +19,13 @@ use crate::vm::{self, Series};
 const SELFTEST_KERNEL: &str = "6.1";
 
 /// What tests need beyond the compiler: without them they say that they are skipped.
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 6] = [
     ("tshark", "reading what export writes"),
     ("tmux", "driving the live view"),
     ("man-db", "reading the man pages"),
     ("podman", "containers of a real runtime"),
     ("runc", "containers of a real runtime"),
+    ("chromium", "looking at reports in html"),
 ];
 
 /// The workspace without what cannot be built for this machine: the BPF programs have no standard library.
