@@ -23,7 +23,7 @@ const MODES: [(Way, &str); 4] =
 const COSTLY: Way = Way::Failures;
 
 /// How often each way has its turn.
-const TURNS: usize = 40;
+const TURNS: usize = 24;
 
 /// Rounds of a turn.
 const ROUNDS: u32 = 125;
@@ -163,9 +163,9 @@ mod tests {
         assert!([ratio, low, high].iter().all(|bound| (bound - expected).abs() < 1e-9), "{ratio} {low} {high}");
         let swinging: Shares = bare.iter().enumerate().map(|(turn, share)| share + [0.1, -0.1][turn % 2]).collect();
         let [ratio, low, high] = Effect::of("full", &swinging, Some(&bare)).ratio.unwrap();
-        // 0.1 * sqrt(40 / 39) * 2.0227 / sqrt(40)
+        // 0.1 * sqrt(24 / 23) * 2.06866 / sqrt(24)
         assert!(
-            (ratio - 1.0).abs() < 1e-9 && ((high - low) / 2.0 * reference - 0.032_389).abs() < 1e-5,
+            (ratio - 1.0).abs() < 1e-9 && ((high - low) / 2.0 * reference - 0.043_134).abs() < 1e-5,
             "{low} {high}"
         );
     }
