@@ -26,7 +26,7 @@ impl Scenario {
             | Self::Namespaces
             | Self::NatUnloaded => Class::SnatPortCollision,
             Self::Exhaustion => Class::PortExhaustion,
-            Self::FixedPort | Self::Storm => Class::FixedPort,
+            Self::FixedPort | Self::Storm | Self::StalledReader => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
             Self::CrossedFlow => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
@@ -67,7 +67,7 @@ impl Scenario {
     pub(super) fn ports(self) -> Option<RangeInclusive<u16>> {
         match self {
             Self::Exhaustion => Some(60_000..=60_015),
-            Self::FixedPort | Self::Storm => Some(60_000..=60_000),
+            Self::FixedPort | Self::Storm | Self::StalledReader => Some(60_000..=60_000),
             _ => None,
         }
     }
@@ -101,7 +101,13 @@ impl Scenario {
     /// Whether more may happen than can be told, as long as what is not told is counted as lost.
     #[must_use]
     pub fn may_be_too_much(self) -> bool {
-        self == Self::Storm
+        self == Self::Storm || self.stalls()
+    }
+
+    /// Whether whoever reads is to stand still for a while.
+    #[must_use]
+    pub fn stalls(self) -> bool {
+        self == Self::StalledReader
     }
 
     /// Whether the second packet of a round is the first, sent again.

@@ -25,6 +25,8 @@ pub enum Scenario {
     FixedPort,
     /// The same as fast as pods can send: what tracing does not tell of it, it must count as lost
     Storm,
+    /// A storm during which nobody reads for a second: what finds no room meanwhile must be counted as lost
+    StalledReader,
     /// Two datagrams at once by one socket, from two threads
     DuplicateFlow,
     /// The same, and the node sends every other new flow to a second backend
@@ -63,6 +65,7 @@ impl Scenario {
             Self::Exhaustion => "exhaustion",
             Self::FixedPort => "fixed-port",
             Self::Storm => "storm",
+            Self::StalledReader => "stalled-reader",
             Self::DuplicateFlow => "duplicate-flow",
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
             Self::DuplicateFlowTcp => "duplicate-flow-tcp",
@@ -84,6 +87,7 @@ impl Scenario {
             | Self::Exhaustion
             | Self::FixedPort
             | Self::Storm
+            | Self::StalledReader
             | Self::DuplicateFlow
             | Self::DuplicateFlowDnat
             | Self::CrossedFlow
