@@ -28,7 +28,7 @@ impl Scenario {
             Self::Exhaustion => Class::PortExhaustion,
             Self::FixedPort | Self::Storm | Self::StalledReader => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
-            Self::CrossedFlow => Class::CrossedFlow,
+            Self::CrossedFlow | Self::CrossedFlowTcp => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
             Self::ChainTooLong => return Cause::Failure(Reason::ChainTooLong),
             Self::Dying => return Cause::Failure(Reason::Dying),
@@ -130,9 +130,14 @@ impl Scenario {
         self.cause().class() == Some(Class::DuplicateFlow)
     }
 
+    /// Whether both ends open one connection, which comes up whichever SYN is lost.
+    pub(super) fn opens_twice(self) -> bool {
+        self.is_crossed() && self.transport().retransmits()
+    }
+
     /// Whether the second pod is the external host, and both send to each other.
     pub(super) fn is_crossed(self) -> bool {
-        self == Self::CrossedFlow
+        self.cause().class() == Some(Class::CrossedFlow)
     }
 }
 

@@ -18,7 +18,7 @@ use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::once::{Once, in_own_process};
 use super::ring::{Ring, with_poller};
-use super::transport::{First, Transport, tcp};
+use super::transport::{First, Transport, tcp, tcp::Up};
 use super::twin::Twin;
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
 use super::{KEPT_ROUNDS, MAX_PODS};
@@ -335,9 +335,15 @@ impl Sender {
             let round = open.round;
             match tcp::connected(&open.socket).doing("look at a connect")? {
                 None => still.push(open),
-                Some(Ok(retransmits)) => {
-                    let hello = self.stamp(round).encode();
-                    send(&open.socket, &hello, SendFlags::NOSIGNAL).doing("send a pod's hello")?;
+                Some(Ok(Up { retransmits, received })) => {
+                    if self.arguments.role != Role::Crossed {
+                        let hello = self.stamp(round).encode();
+                        send(&open.socket, &hello, SendFlags::NOSIGNAL).doing("send a pod's hello")?;
+                    } else if received > 1 {
+                        // The other end's SYN before what made it a connection; else that came as the answer, and alone.
+                        let port = tcp::peer(&open.socket).doing("read who a connection is with")?.port();
+                        self.report(Report::Heard { round, port })?;
+                    }
                     self.report(Report::Connected { round, retransmits })?;
                     self.open.push_back(open);
                 }

@@ -35,6 +35,8 @@ pub enum Scenario {
     DuplicateFlowTcp,
     /// A pod and the external host send to each other at once, and nothing is translated
     CrossedFlow,
+    /// The same with a connection: both ends open it at once
+    CrossedFlowTcp,
     /// A datagram per pod and round, and in the end nf_nat is unloaded on the whole node, and loaded again
     NatUnloaded,
     /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
@@ -70,6 +72,7 @@ impl Scenario {
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
             Self::DuplicateFlowTcp => "duplicate-flow-tcp",
             Self::CrossedFlow => "crossed-flow",
+            Self::CrossedFlowTcp => "crossed-flow-tcp",
             Self::NatUnloaded => "nat-unloaded",
             Self::TableFull => "table-full",
             Self::EarlyDrop => "early-drop",
@@ -97,7 +100,7 @@ impl Scenario {
             | Self::ChainTooLong
             | Self::Dying
             | Self::Ctnetlink => Transport::Udp,
-            Self::SnatTcp | Self::SnatTcpAgain | Self::DuplicateFlowTcp => Transport::Tcp,
+            Self::SnatTcp | Self::SnatTcpAgain | Self::DuplicateFlowTcp | Self::CrossedFlowTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,
             Self::SnatSctp => Transport::Sctp,
         }
