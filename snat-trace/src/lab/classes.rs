@@ -141,7 +141,22 @@ impl Scenario {
     }
 }
 
+/// How many other flows each pod sends before a round's packet, where memory is to be used again: with 200 rounds of two pods
+/// there are 50 000 connections.
+const BACKGROUND: u32 = 125;
+
 impl Setup {
+    /// How many flows each pod sends before a round's packet, of which none is in the way of another.
+    pub(super) fn background(&self) -> u32 {
+        if self.scenario == Scenario::AddressReuse { BACKGROUND } else { 0 }
+    }
+
+    /// How many connections there are in all rounds.
+    pub(super) fn connections(&self) -> u64 {
+        let pods = u64::try_from(self.pods).unwrap_or(0);
+        u64::from(self.rounds) * pods * (1 + u64::from(self.background()))
+    }
+
     /// Whether packets are held until the round's last has come.
     pub(super) fn holds(&self) -> bool {
         (self.scenario.is_race() || self.scenario.repeats()) && self.mode == Mode::Forced

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::failed::{FailuresTold, compare_failures};
 use super::judge::{Judged, Sides, Wrong, judge_ports, wrong_cgroup, wrong_class, wrong_pid, wrong_tuples};
+use super::reuse::Reuse;
 use super::truth::{Expected, Naming, Truth, Winner};
 use crate::kernel::Detail;
 use crate::race::event::Race;
@@ -162,6 +163,9 @@ pub struct Comparison {
     /// Entries evicted for others, where that was to happen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evicted: Option<u64>,
+    /// How many entries there were, and how many there was room for, where they were to lie where others had lain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<Reuse>,
     /// Packets that lost and were sent on all the same: as many more races must be seen.
     pub resolved: u64,
     /// Races that name a packet that lost.
@@ -244,6 +248,7 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
         insert_failed: truth.insert_failed,
         counted_lost: truth.counted_lost(),
         evicted: truth.evicted,
+        reuse: truth.reuse,
         races: truth.cause.class().is_some(),
         resolved: truth.resolved(),
         seen: 0,
@@ -368,6 +373,8 @@ impl fmt::Display for Comparison {
             ("labs", self.labs.map(|labs| labs.to_string())),
             ("rounds", Some(self.rounds.to_string())),
             ("  while nobody read", self.unread_rounds.map(|rounds| rounds.to_string())),
+            ("connections", self.reuse.map(|reuse| reuse.connections.to_string())),
+            ("  with room for", self.reuse.map(|reuse| reuse.room.to_string())),
             ("packets lost", Some(self.packets_lost.to_string())),
             ("insert_failed", Some(self.insert_failed.to_string())),
             ("drop", (self.counted_lost != self.insert_failed).then(|| self.counted_lost.to_string())),

@@ -59,6 +59,7 @@ pub(in super::super) fn truth() -> Truth {
         drop: 2,
         evicted: None,
         refused: Vec::new(),
+        reuse: None,
     }
 }
 

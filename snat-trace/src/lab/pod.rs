@@ -13,7 +13,7 @@ use rustix::net::{RecvFlags, SendFlags, recvfrom, send};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
-use super::addresses::PLAIN_TTL;
+use super::addresses::{Family, PLAIN_TTL};
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::once::{Once, in_own_process};
@@ -30,6 +30,8 @@ const KEPT_SOCKETS: usize = 3000;
 
 /// Source port of pod 0's probes, below every test port.
 const PROBE_PORT: u16 = 9000;
+/// The first port that flows besides those of the rounds go to.
+const NOBODYS_PORT: u16 = 40_000;
 
 /// What a pod is told at its start, as arguments; its standard input is the control socket, its standard output the
 /// barrier's memory.
@@ -226,9 +228,10 @@ impl Sender {
                 match hear(&self.control).doing("read a pod's orders")? {
                     None => return Ok(()),
                     Some(Order::Probe) => self.send_probe(),
-                    Some(Order::Round { round, port, barrier }) => {
+                    Some(Order::Round { round, port, barrier, background }) => {
                         self.close_old(round);
-                        let sent = self.send_first(round, port, barrier);
+                        let sent = self.send_background(background);
+                        let sent = sent.and_then(|()| self.send_first(round, port, barrier));
                         let (errno, sender) = match sent {
                             Ok(once) => once.map_or((0, 0), |once| (once.errno, once.pid)),
                             Err(error) => (error.raw_os_error().unwrap_or(-1), 0),
@@ -264,6 +267,14 @@ impl Sender {
 
     fn stamp(&self, round: u32) -> Stamp {
         Stamp { round, pod: u32::try_from(self.arguments.pod).unwrap_or(u32::MAX) }
+    }
+
+    /// Sends datagrams to where nobody is, each of a flow of its own.
+    fn send_background(&self, flows: u32) -> io::Result<()> {
+        let family = if self.arguments.source.is_ipv4() { Family::V4 } else { Family::V6 };
+        (NOBODYS_PORT..)
+            .zip(0..flows)
+            .try_for_each(|(port, _)| self.probe.send_to(&[], (family.nobody(), port)).map(drop))
     }
 
     /// Sends a round's packet; by a process of its own, where there is one.
@@ -377,7 +388,6 @@ impl Sender {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Family;
     use super::*;
 
     #[test]

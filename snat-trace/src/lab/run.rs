@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::error::{Doing, LabError};
 use super::helper::{Helper, reason};
 use super::log::Log;
+use super::reuse::{self, Reuse};
 use super::senders::{Senders, outer_tid};
 use super::stat::Stat;
 use super::table::{Table, turned};
@@ -44,6 +45,7 @@ impl Lab {
         let mut log = Log::new(self.setup);
         let before = Stat::read(self.node.tid())?;
         let mut refused = Vec::new();
+        let mut room = None;
         let mut barrier = 0;
         let mut lost = 0;
         let paced = if self.setup.scenario.pours() { 0 } else { self.setup.rounds };
@@ -73,6 +75,7 @@ impl Lab {
                 refused.extend(self.insert_again(table, &log)?);
             }
             if let (Some(table), Scenario::AddressReuse) = (&self.table, self.setup.scenario) {
+                room = room.max(reuse::room());
                 table.clear()?;
             }
             lost += log.close(Stat::read(self.node.tid())?.since(round_before));
@@ -87,7 +90,8 @@ impl Lab {
         // Nothing more may come, but what has come is heard.
         self.hear(&mut log, Duration::ZERO)?;
         let counted = Stat::read(self.node.tid())?.since(before);
-        let truth = Truth { refused, ..self.truth(&log, counted) };
+        let reuse = room.map(|room| Reuse { connections: self.setup.connections(), room });
+        let truth = Truth { refused, reuse, ..self.truth(&log, counted) };
         Ok(if self.setup.scenario.dies() { Truth { cause: Cause::Failure(reason()?), ..truth } } else { truth })
     }
 
@@ -99,7 +103,8 @@ impl Lab {
         // Where packets are held anyway, pods need not wait for each other: a barrier long reached.
         let barrier = if self.setup.holds() { before } else { after };
         for pod in group.iter().filter(|pod| **pod < self.setup.processes()) {
-            self.tell(*pod, Order::Round { round, port: self.setup.port(round, *pod), barrier })?;
+            let (port, background) = (self.setup.port(round, *pod), self.setup.background());
+            self.tell(*pod, Order::Round { round, port, barrier, background })?;
         }
         Ok(after)
     }
@@ -247,6 +252,7 @@ impl Lab {
             drop: counted.drop,
             evicted: (self.setup.scenario == Scenario::EarlyDrop).then_some(counted.early_drop),
             refused: Vec::new(),
+            reuse: None,
         }
     }
 }
