@@ -25,6 +25,7 @@ mod once;
 mod pod;
 mod queue;
 mod receiver;
+mod resident;
 mod reuse;
 mod ring;
 mod rules;

@@ -83,11 +83,13 @@ impl Setup {
 
     /// Which senders the tracer must name.
     pub(super) fn naming(&self) -> Naming {
-        // One tuple of two pods has two senders; what a gateway has translated is sent by nobody.
-        let told_apart = self.zones.is_none() && !self.has_gateways();
         match (self.scenario.transport(), self.senders) {
             (_, Senders::Outside) => Naming::Nobody,
-            (Transport::Udp | Transport::Tcp, _) if !told_apart => Naming::Perhaps,
+            // One tuple of two pods has two senders.
+            (Transport::Udp | Transport::Tcp, _) if self.zones.is_some() => Naming::Perhaps,
+            // A datagram that a gateway has translated is followed back to its socket, in namespaces that must still be there.
+            (Transport::Udp, Senders::ShortLived) if self.has_gateways() => Naming::Perhaps,
+            _ if self.goes() && self.has_gateways() => Naming::Perhaps,
             // Who asked it to is known by its socket at best.
             (_, Senders::KernelThread) => Naming::Perhaps,
             // Of so many some are forgotten.
@@ -145,6 +147,20 @@ mod tests {
         assert!(check(Scenario::Exhaustion, Senders::Outside, |_| {}));
         assert!(!check(Scenario::SnatUdp, Senders::Outside, |setup| setup.family = Family::V6));
         assert!(!check(Scenario::SnatTcp, Senders::Outside, |_| {}));
+    }
+
+    #[test]
+    fn behind_a_gateway_there_is_a_name_for_whoever_is_still_there() {
+        let naming =
+            |scenario, senders| Setup { senders, double_nat: Some(DoubleNat::Second), ..Setup::new(scenario) }.naming();
+        for scenario in [Scenario::SnatUdp, Scenario::SnatTcp] {
+            assert_eq!(naming(scenario, Senders::Processes), Naming::Always);
+            assert_eq!(naming(scenario, Senders::PidNamespace), Naming::Always);
+        }
+        assert_eq!(naming(Scenario::SnatUdp, Senders::ShortLived), Naming::Perhaps);
+        assert_eq!(naming(Scenario::SnatTcp, Senders::ShortLived), Naming::IfRecorded);
+        assert_eq!(naming(Scenario::Namespaces, Senders::Processes), Naming::Perhaps);
+        assert_eq!(naming(Scenario::SnatIcmp, Senders::Processes), Naming::Perhaps);
     }
 
     #[test]
