@@ -112,6 +112,9 @@ impl Log {
             }
         } else {
             let translated = self.setup.translated(source);
+            if self.setup.senders == Senders::Tunnel {
+                self.chose(stamp.round, source.port());
+            }
             for pod in self.arriving(pod) {
                 self.update(stamp.round, pod, |flow| {
                     flow.arrived_as = Some(translated);
@@ -169,6 +172,16 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// The port that all tunnels of a round have chosen of their two: the node keeps it for the first, and drops the others.
+    fn chose(&mut self, round: u32, port: u16) {
+        let flows = usize::try_from(round).ok().and_then(|round| self.rounds.get_mut(round));
+        for flow in flows.into_iter().flatten() {
+            let Ends { source, destination } = flow.original.ends();
+            let source = SocketAddr::new(source.ip(), port);
+            flow.original = OriginalTuple::from_ends(Ends { source, destination });
+        }
     }
 
     /// The flows of which an arrival of a pod's tells: both, where the second is the first sent again.
@@ -255,6 +268,21 @@ fn os_error(errno: u32) -> io::Error {
 mod tests {
     use super::super::Scenario;
     use super::*;
+
+    #[test]
+    fn which_of_two_ports_tunnels_have_is_known_when_one_arrives() {
+        let setup = Setup { senders: Senders::Tunnel, ..Setup::new(Scenario::SnatUdp) };
+        let mut log = Log::new(setup);
+        log.begin(0);
+        let stamp = super::super::wire::Stamp { round: 0, pod: 1 };
+        log.arrival(Arrival { stamp, source: "10.99.1.1:10001".parse().unwrap(), at: 20_000 });
+        log.close(Stat { insert_failed: 1, ..Stat::default() });
+        let [lost, won] = &log.rounds().remove(0).flows[..] else { panic!("two flows") };
+        assert!(!lost.first_try && won.first_try);
+        for (flow, source) in [(lost, "10.99.0.10:10001"), (won, "10.99.0.11:10001")] {
+            assert_eq!(flow.original.ends().source, source.parse().unwrap());
+        }
+    }
 
     /// A round in which both ends have a connection, and end 1 alone has heard the other's SYN.
     fn crossed(insert_failed: u64) -> Vec<FlowTruth> {

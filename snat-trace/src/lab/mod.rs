@@ -40,6 +40,7 @@ mod tools;
 mod topology;
 mod transport;
 mod truth;
+mod tunnel;
 mod twin;
 mod wire;
 mod wiring;
@@ -122,6 +123,10 @@ impl Lab {
         lab.join_cgroups();
         lab.wait_ready()?;
         lab.probe()?;
+        if setup.senders == Senders::Tunnel {
+            let no_vxlan = |error: LabError| LabError::NoTunnel { reason: error.to_string() };
+            tunnel::build(&lab).map_err(no_vxlan)?;
+        }
         if let (Some(table), Some((filling, entries))) = (&mut lab.table, filling) {
             table.fill(filling, entries)?;
         }

@@ -17,7 +17,7 @@ use super::stat::Stat;
 use super::table::{Table, turned};
 use super::truth::{Cause, Truth};
 use super::wire::{Order, hear_now, tell};
-use super::{Control, Lab, Mode, Scenario};
+use super::{Control, Lab, Mode, Scenario, tunnel};
 use crate::race::tuple::{Ends, OriginalTuple};
 
 /// How long anything may take before it is an error.
@@ -102,6 +102,9 @@ impl Lab {
         let after = before.wrapping_add(u32::try_from(coming).unwrap_or(0));
         // Where packets are held anyway, pods need not wait for each other: a barrier long reached.
         let barrier = if self.setup.holds() { before } else { after };
+        if self.setup.senders == Senders::Tunnel {
+            tunnel::renew(self, round, group)?;
+        }
         for pod in group.iter().filter(|pod| **pod < self.setup.processes()) {
             let (port, background) = (self.setup.port(round, *pod), self.setup.background());
             self.tell(*pod, Order::Round { round, port, barrier, background })?;

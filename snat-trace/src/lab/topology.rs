@@ -122,7 +122,7 @@ impl Topology {
 }
 
 /// Runs scripts of `ip` in their namespaces, all at once: process starts are slow under emulation.
-fn side_by_side(tools: &Tools, scripts: &[(String, &Netns, String)]) -> Result<(), LabError> {
+pub(super) fn side_by_side(tools: &Tools, scripts: &[(String, &Netns, String)]) -> Result<(), LabError> {
     thread::scope(|scope| {
         let run = |(place, netns, script): &(String, &Netns, String)| tools.ip(netns, place, script);
         let started: Vec<_> = scripts.iter().map(|script| scope.spawn(move || run(script))).collect();

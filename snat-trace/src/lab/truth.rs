@@ -37,7 +37,7 @@ pub enum Naming {
     IfRecorded,
     /// None; any may be absent.
     Perhaps,
-    /// None, and whoever is named is wrong: they are not on this machine.
+    /// None, and whoever is named is wrong: they are not on this machine, or no process.
     Nobody,
 }
 
