@@ -116,6 +116,7 @@ const CASES: &[(&str, Case)] = &[
     ("duplicate-flow-dnat", || sent_on(Scenario::DuplicateFlowDnat)),
     ("duplicate-flow-tcp", syn_sent_again),
     ("crossed-flow", || sent_on(Scenario::CrossedFlow)),
+    ("crossed-flow-tcp", || sent_on(Scenario::CrossedFlowTcp)),
     ("table-full", table_full),
     ("early-drop", early_drop),
     ("ctnetlink", ctnetlink),

@@ -35,6 +35,9 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("duplicate flow, tcp, minimal", || syn_sent_again("minimal")),
     brief("crossed flow, full", || clashes("full", "crossed-flow", &[])),
     whole("crossed flow, minimal", || clashes("minimal", "crossed-flow", &[])),
+    brief("crossed flow, tcp, full", || clashes("full", "crossed-flow-tcp", &[])),
+    whole("crossed flow, tcp, minimal", || clashes("minimal", "crossed-flow-tcp", &[])),
+    whole("crossed flow, tcp, ipv6", || clashes("full", "crossed-flow-tcp", &["--ipv6"])),
 ];
 
 /// Rounds of a lab whose range is full.
@@ -126,7 +129,7 @@ fn judge(lines: &Lines, detail: &str, scenario: &str) -> Result<Numbers> {
         ("exhaustion" | "fixed-port", "minimal") => "unclassified",
         ("exhaustion", _) => "port-exhaustion",
         ("fixed-port", _) => "fixed-port",
-        ("crossed-flow", _) => "crossed-flow",
+        ("crossed-flow" | "crossed-flow-tcp", _) => "crossed-flow",
         _ => "duplicate-flow",
     };
     let other = lines.all("race").find(|race| race["class"] != class);

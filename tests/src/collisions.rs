@@ -6,7 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::races::{exactly, some};
+use crate::output::Lines;
+use crate::races::{exactly, judge_followed, some};
 use crate::scenario::{Row, Scenario, Skip, brief, whole};
 
 /// The lab's, by what differs from UDP over IPv4 through an nft masquerade.
@@ -65,7 +66,7 @@ pub const SCENARIOS: &[Scenario] = &[
         minimal(20, "--double-nat first --scenario snat-tcp --pods 3 --rounds 10")
     }),
     whole("double NAT, first, natural", || natural("--double-nat first --rounds 200")),
-    brief("double NAT, second, full", || forced(20, "--double-nat second --pods 3 --rounds 10")),
+    brief("double NAT, second, full", || followed(20, "--double-nat second --pods 3 --rounds 10")),
     whole("double NAT, second, minimal", || minimal(20, "--double-nat second --pods 3 --rounds 10")),
     whole("double NAT, second, ipv6 tcp", || {
         forced(20, "--double-nat second --ipv6 --scenario snat-tcp --pods 3 --rounds 10")
@@ -74,6 +75,13 @@ pub const SCENARIOS: &[Scenario] = &[
 
 fn forced(races: u64, words: &str) -> Result<Row> {
     exactly(races, "full", &words.split(' ').collect::<Vec<_>>())
+}
+
+/// The same, and at full detail too each datagram's sender is found by its socket, behind the gateway that translates.
+fn followed(races: u64, words: &str) -> Result<Row> {
+    let lines = Lines::of(&[&["lab", "--detail", "full"], words.split(' ').collect::<Vec<_>>().as_slice()].concat())?;
+    ensure!(lines.only("lab")?["named"] == true, "senders behind a gateway are to be named");
+    judge_followed(&lines, "full", races)
 }
 
 fn minimal(races: u64, words: &str) -> Result<Row> {

@@ -13,10 +13,19 @@ pub const SCENARIOS: &[Scenario] = &[
     brief("lab, namespaces, full", || namespaces("full", &[])),
     whole("lab, namespaces, minimal", || namespaces("minimal", &[])),
     whole("lab, namespaces, ipv6, 3 pods", || namespaces("full", &["--ipv6", "--pods", "3"])),
-    whole("lab, storm, full", || storm(&["--rounds", "200"], false)),
-    brief("lab, storm, ring of a page, full", || storm(&["--rounds", "400", "--ring-bytes", "4096"], true)),
+    whole("lab, storm, full", || storm("storm", &["--rounds", "200"], Some(false))),
+    brief("lab, storm, ring of a page, full", || {
+        storm("storm", &["--rounds", "400", "--ring-bytes", "4096"], Some(true))
+    }),
+    whole("lab, stalled reader, full", || storm("stalled-reader", &["--rounds", "400"], None)),
+    brief("lab, stalled reader, ring of 64 KiB, full", || {
+        storm("stalled-reader", &["--rounds", "400", "--ring-bytes", "65536"], Some(true))
+    }),
+    whole("lab, stalled reader, ring of 64 KiB, minimal", || {
+        storm("stalled-reader", &["--rounds", "200", "--ring-bytes", "65536", "--detail", "minimal"], Some(true))
+    }),
     whole("lab, storm, ring of a page, minimal", || {
-        storm(&["--rounds", "200", "--ring-bytes", "4096", "--detail", "minimal"], true)
+        storm("storm", &["--rounds", "200", "--ring-bytes", "4096", "--detail", "minimal"], Some(true))
     }),
 ];
 
@@ -38,15 +47,20 @@ fn namespaces(detail: &str, more: &[&str]) -> Result<Row> {
     Ok(Row { text: format!("{} numbers, {ended} known to be gone", numbers.len()), numbers: lines.numbers()? })
 }
 
-/// One packet gets the port there is, the first; every other loses.
-fn storm(arguments: &[&str], loses: bool) -> Result<Row> {
-    let lines = Lines::of(&[&["lab", "--scenario", "storm", "--pods", "8"], arguments].concat())?;
+/// One packet gets the port there is, the first; every other loses. Whether some are not told is known of a ring that is much
+/// too small for them, or large enough.
+fn storm(scenario: &str, arguments: &[&str], loses: Option<bool>) -> Result<Row> {
+    let lines = Lines::of(&[&["lab", "--scenario", scenario, "--pods", "8"], arguments].concat())?;
     let (lab, summary) = (lines.only("lab")?, lines.only("summary")?);
     let rounds: u64 = arguments.get(1).context("rounds")?.parse()?;
     let (expected, lost) = (8 * rounds - 1, lines.lost_in_all()?);
     ensure!(lab["ok"] == true && lab["packets_lost"] == expected && lab["insert_failed"] == expected, "{lab}");
     ensure!(lines.races() + lost == expected && lab["counted_as_lost"] == lost, "{} races, {summary}", lines.races());
-    ensure!((lines.lost("ring-full")? > 0) == loses && summary["closes"] == !loses, "{summary}");
+    let ring_full = lines.lost("ring-full")? > 0;
+    ensure!(loses.is_none_or(|loses| loses == ring_full) && summary["closes"] == (lost == 0), "{summary}");
     ensure!(lines.unexplained()? == lost, "{summary}");
-    Ok(Row { text: String::new(), numbers: lines.numbers()? })
+    let unread = lab["unread_rounds"].as_u64();
+    ensure!(unread.is_some_and(|rounds| rounds > 0) == (scenario == "stalled-reader"), "{lab}");
+    let text = unread.map(|rounds| format!("{rounds} rounds while nobody read")).unwrap_or_default();
+    Ok(Row { text, numbers: lines.numbers()? })
 }

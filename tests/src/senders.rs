@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::output::{Lines, SNAT_TRACE};
 use crate::races::{exactly, judge_exactly, some};
-use crate::scenario::{Numbers, Row, Scenario, brief, whole};
+use crate::scenario::{Numbers, Row, Scenario, Skip, brief, whole};
 
 /// Forced, but for one.
 pub const SCENARIOS: &[Scenario] = &[
@@ -34,6 +34,8 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("senders: SYN sent again, full", || sent_again("full", &[])),
     whole("senders: SYN sent again, minimal", || sent_again("minimal", &[])),
     whole("senders: SYN sent again, ipv6, rps", || sent_again("full", &["--ipv6", "--links", "rps"])),
+    brief("senders: tunnels, full", || tunnels("full")),
+    whole("senders: tunnels, minimal", || tunnels("minimal")),
     brief("senders: outside, full", || outside("full")),
     whole("senders: outside, minimal", || outside("minimal")),
 ];
@@ -143,6 +145,18 @@ fn kernel_threads(detail: &str, more: &[&str]) -> Result<Row> {
 /// Whatever races was sent by a timer of the kernel's, a second after its process asked for it.
 fn sent_again(detail: &str, more: &[&str]) -> Result<Row> {
     exactly(5, detail, &[&["--scenario", "snat-tcp-again", "--rounds", "5"], more].concat())
+}
+
+/// The kernel has sent it, around what a process sent with the same ports.
+fn tunnels(detail: &str) -> Result<Row> {
+    let arguments = ["lab", "--senders", "tunnel", "--detail", detail];
+    let lines = Lines::of(&arguments).map_err(|error| match error.to_string().contains("has no tunnels") {
+        true => Skip::because("this kernel has no vxlan"),
+        false => error,
+    })?;
+    let row = judge_exactly(&lines, detail, 20)?;
+    let numbers = Numbers { pids_right: None, cgroups_right: None, ..row.numbers };
+    Ok(Row { text: "nobody named".to_owned(), numbers })
 }
 
 /// Nobody here has sent it, though the packets come from processes of this machine.

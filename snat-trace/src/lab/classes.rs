@@ -26,9 +26,9 @@ impl Scenario {
             | Self::Namespaces
             | Self::NatUnloaded => Class::SnatPortCollision,
             Self::Exhaustion => Class::PortExhaustion,
-            Self::FixedPort | Self::Storm => Class::FixedPort,
+            Self::FixedPort | Self::Storm | Self::StalledReader => Class::FixedPort,
             Self::DuplicateFlow | Self::DuplicateFlowDnat | Self::DuplicateFlowTcp => Class::DuplicateFlow,
-            Self::CrossedFlow => Class::CrossedFlow,
+            Self::CrossedFlow | Self::CrossedFlowTcp => Class::CrossedFlow,
             Self::TableFull | Self::EarlyDrop => return Cause::Failure(Reason::TableFull),
             Self::ChainTooLong => return Cause::Failure(Reason::ChainTooLong),
             Self::Dying => return Cause::Failure(Reason::Dying),
@@ -67,7 +67,7 @@ impl Scenario {
     pub(super) fn ports(self) -> Option<RangeInclusive<u16>> {
         match self {
             Self::Exhaustion => Some(60_000..=60_015),
-            Self::FixedPort | Self::Storm => Some(60_000..=60_000),
+            Self::FixedPort | Self::Storm | Self::StalledReader => Some(60_000..=60_000),
             _ => None,
         }
     }
@@ -101,7 +101,13 @@ impl Scenario {
     /// Whether more may happen than can be told, as long as what is not told is counted as lost.
     #[must_use]
     pub fn may_be_too_much(self) -> bool {
-        self == Self::Storm
+        self == Self::Storm || self.stalls()
+    }
+
+    /// Whether whoever reads is to stand still for a while.
+    #[must_use]
+    pub fn stalls(self) -> bool {
+        self == Self::StalledReader
     }
 
     /// Whether the second packet of a round is the first, sent again.
@@ -124,13 +130,33 @@ impl Scenario {
         self.cause().class() == Some(Class::DuplicateFlow)
     }
 
+    /// Whether both ends open one connection, which comes up whichever SYN is lost.
+    pub(super) fn opens_twice(self) -> bool {
+        self.is_crossed() && self.transport().retransmits()
+    }
+
     /// Whether the second pod is the external host, and both send to each other.
     pub(super) fn is_crossed(self) -> bool {
-        self == Self::CrossedFlow
+        self.cause().class() == Some(Class::CrossedFlow)
     }
 }
 
+/// How many other flows each pod sends before a round's packet, where memory is to be used again: with 200 rounds of two pods
+/// there are 50 000 connections.
+const BACKGROUND: u32 = 125;
+
 impl Setup {
+    /// How many flows each pod sends before a round's packet, of which none is in the way of another.
+    pub(super) fn background(&self) -> u32 {
+        if self.scenario == Scenario::AddressReuse { BACKGROUND } else { 0 }
+    }
+
+    /// How many connections there are in all rounds.
+    pub(super) fn connections(&self) -> u64 {
+        let pods = u64::try_from(self.pods).unwrap_or(0);
+        u64::from(self.rounds) * pods * (1 + u64::from(self.background()))
+    }
+
     /// Whether packets are held until the round's last has come.
     pub(super) fn holds(&self) -> bool {
         (self.scenario.is_race() || self.scenario.repeats()) && self.mode == Mode::Forced

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::failed::{FailuresTold, compare_failures};
 use super::judge::{Judged, Sides, Wrong, judge_ports, wrong_cgroup, wrong_class, wrong_pid, wrong_tuples};
+use super::reuse::Reuse;
 use super::truth::{Expected, Naming, Truth, Winner};
 use crate::kernel::Detail;
 use crate::race::event::Race;
@@ -162,6 +163,9 @@ pub struct Comparison {
     /// Entries evicted for others, where that was to happen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evicted: Option<u64>,
+    /// How many entries there were, and how many there was room for, where they were to lie where others had lain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<Reuse>,
     /// Packets that lost and were sent on all the same: as many more races must be seen.
     pub resolved: u64,
     /// Races that name a packet that lost.
@@ -169,6 +173,9 @@ pub struct Comparison {
     /// Races that are not told and that the tracer counts as lost, where there may be such.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counted_as_lost: Option<u64>,
+    /// Rounds that were sent while nobody read, where that was to happen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread_rounds: Option<u32>,
     /// Those whose class is right.
     pub classes_right: usize,
     /// Those with both original tuples, the contested tuple, protocol and verdict right.
@@ -202,6 +209,7 @@ impl Comparison {
             && u64::try_from(self.seen).is_ok_and(|seen| seen + self.counted_as_lost.unwrap_or(0) == raced)
             // Else nothing of what was to happen did.
             && self.evicted != Some(0)
+            && self.unread_rounds != Some(0)
     }
 
     /// Takes races that are not told for those the tracer says it lost, if it says so of all of them and of no more.
@@ -214,6 +222,12 @@ impl Comparison {
         }
         self.counted_as_lost = Some(lost);
         self
+    }
+
+    /// Of a run in which so many rounds were sent while nobody read.
+    #[must_use]
+    pub fn with_unread(self, rounds: u32) -> Self {
+        Self { unread_rounds: Some(rounds), ..self }
     }
 }
 
@@ -228,11 +242,13 @@ pub fn compare(truth: &Truth, races: &[Race], failures: Option<&[Failure]>, deta
     let mut comparison = Comparison {
         labs: None,
         counted_as_lost: None,
+        unread_rounds: None,
         rounds: truth.rounds.len(),
         packets_lost: truth.packets_lost(),
         insert_failed: truth.insert_failed,
         counted_lost: truth.counted_lost(),
         evicted: truth.evicted,
+        reuse: truth.reuse,
         races: truth.cause.class().is_some(),
         resolved: truth.resolved(),
         seen: 0,
@@ -356,6 +372,9 @@ impl fmt::Display for Comparison {
         let lines = [
             ("labs", self.labs.map(|labs| labs.to_string())),
             ("rounds", Some(self.rounds.to_string())),
+            ("  while nobody read", self.unread_rounds.map(|rounds| rounds.to_string())),
+            ("connections", self.reuse.map(|reuse| reuse.connections.to_string())),
+            ("  with room for", self.reuse.map(|reuse| reuse.room.to_string())),
             ("packets lost", Some(self.packets_lost.to_string())),
             ("insert_failed", Some(self.insert_failed.to_string())),
             ("drop", (self.counted_lost != self.insert_failed).then(|| self.counted_lost.to_string())),

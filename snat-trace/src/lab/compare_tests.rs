@@ -59,6 +59,7 @@ pub(in super::super) fn truth() -> Truth {
         drop: 2,
         evicted: None,
         refused: Vec::new(),
+        reuse: None,
     }
 }
 
@@ -353,4 +354,10 @@ fn races_counted_as_lost_are_not_missing_and_no_more_than_those() {
     }
     let all = compare(&truth(), &[race(0, 1, 0), race(2, 0, 1)], None, Detail::Full);
     assert!(all.clone().with_lost(0).ok() && !all.with_lost(1).ok());
+}
+
+#[test]
+fn a_reader_that_was_to_stand_still_must_have_missed_something() {
+    let all = compare(&truth(), &right(), None, Detail::Full);
+    assert!(all.clone().with_unread(1).ok() && !all.with_unread(0).ok());
 }

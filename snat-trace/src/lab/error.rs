@@ -55,6 +55,12 @@ pub enum LabError {
         /// What refused it.
         reason: io::Error,
     },
+    /// There are no tunnels.
+    #[error("this kernel has no tunnels for the lab's pods ({reason}): use other --senders")]
+    NoTunnel {
+        /// What refused it.
+        reason: String,
+    },
     /// The node's table cannot be filled, and what would have to be set is the whole node's.
     #[error("the lab cannot have its own connection tracking table that full: {0}")]
     Table(String),

@@ -27,9 +27,11 @@ struct Flow {
     sender: Option<u32>,
     arrived_as: Option<SocketAddr>,
     arrived_at: Option<u16>,
+    /// Crossed flows only: the other end has said so.
+    heard: bool,
     /// TCP only: connected, after so many retransmits that were not to be.
     retransmits: Option<u32>,
-    /// Sent again, and one of both was dropped.
+    /// TCP only: dropped, though its connection came up by another packet.
     dropped: bool,
 }
 
@@ -89,6 +91,7 @@ impl Log {
                 sender: None,
                 arrived_as: None,
                 arrived_at: None,
+                heard: false,
                 retransmits: None,
                 dropped: false,
             }
@@ -109,6 +112,9 @@ impl Log {
             }
         } else {
             let translated = self.setup.translated(source);
+            if self.setup.senders == Senders::Tunnel {
+                self.chose(stamp.round, source.port());
+            }
             for pod in self.arriving(pod) {
                 self.update(stamp.round, pod, |flow| {
                     flow.arrived_as = Some(translated);
@@ -142,10 +148,18 @@ impl Log {
             }
             // From the only other pod.
             Report::Heard { round, port } => self.update(round, 1 - pod.min(1), |flow| {
+                flow.heard = true;
                 flow.arrived_as = Some(SocketAddr::new(flow.original.ends().source.ip(), port));
             }),
             Report::Sent { round, errno, sender: _ } => {
                 return failed(format!("could not send in round {round}: {}", os_error(errno)));
+            }
+            // Whichever SYN made it one, both ends have a connection, and what they send again tells nothing of that.
+            Report::Connected { round, retransmits: _ } if self.setup.scenario.opens_twice() => {
+                self.update(round, pod, |flow| {
+                    flow.arrived_as = Some(flow.original.ends().source);
+                    flow.retransmits = Some(0);
+                });
             }
             Report::Connected { round, retransmits } => {
                 let meant = self.setup.scenario.meant_again();
@@ -160,6 +174,16 @@ impl Log {
         Ok(())
     }
 
+    /// The port that all tunnels of a round have chosen of their two: the node keeps it for the first, and drops the others.
+    fn chose(&mut self, round: u32, port: u16) {
+        let flows = usize::try_from(round).ok().and_then(|round| self.rounds.get_mut(round));
+        for flow in flows.into_iter().flatten() {
+            let Ends { source, destination } = flow.original.ends();
+            let source = SocketAddr::new(source.ip(), port);
+            flow.original = OriginalTuple::from_ends(Ends { source, destination });
+        }
+    }
+
     /// The flows of which an arrival of a pod's tells: both, where the second is the first sent again.
     fn arriving(&self, pod: usize) -> RangeInclusive<usize> {
         if self.setup.scenario.repeats() { self.setup.pods_of(pod) } else { pod..=pod }
@@ -172,6 +196,12 @@ impl Log {
             && let Some(second) = self.rounds.last_mut().and_then(|flows| flows.last_mut())
         {
             second.dropped = insert_failed > 0;
+        }
+        // As of the SYN which the other end has not heard. One that came before that end was there is not heard either.
+        if self.setup.scenario.opens_twice() && insert_failed > 0 {
+            for flow in self.rounds.last_mut().into_iter().flatten() {
+                flow.dropped = !flow.heard;
+            }
         }
         self.closed = self.rounds.len();
         self.resolved.push(resolved);
@@ -232,4 +262,57 @@ impl Log {
 
 fn os_error(errno: u32) -> io::Error {
     io::Error::from_raw_os_error(errno.cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Scenario;
+    use super::*;
+
+    #[test]
+    fn which_of_two_ports_tunnels_have_is_known_when_one_arrives() {
+        let setup = Setup { senders: Senders::Tunnel, ..Setup::new(Scenario::SnatUdp) };
+        let mut log = Log::new(setup);
+        log.begin(0);
+        let stamp = super::super::wire::Stamp { round: 0, pod: 1 };
+        log.arrival(Arrival { stamp, source: "10.99.1.1:10001".parse().unwrap(), at: 20_000 });
+        log.close(Stat { insert_failed: 1, ..Stat::default() });
+        let [lost, won] = &log.rounds().remove(0).flows[..] else { panic!("two flows") };
+        assert!(!lost.first_try && won.first_try);
+        for (flow, source) in [(lost, "10.99.0.10:10001"), (won, "10.99.0.11:10001")] {
+            assert_eq!(flow.original.ends().source, source.parse().unwrap());
+        }
+    }
+
+    /// A round in which both ends have a connection, and end 1 alone has heard the other's SYN.
+    fn crossed(insert_failed: u64) -> Vec<FlowTruth> {
+        let mut log = Log::new(Setup::new(Scenario::CrossedFlowTcp));
+        log.begin(0);
+        for (pod, arrived) in [(0, 0), (1, 1)] {
+            log.report(pod, Report::Sent { round: 0, errno: 0, sender: 0 }).unwrap();
+            assert_eq!(log.latest(), (pod + 1, arrived));
+            if pod == 1 {
+                log.report(pod, Report::Heard { round: 0, port: 10_000 }).unwrap();
+            }
+            log.report(pod, Report::Connected { round: 0, retransmits: 1 }).unwrap();
+        }
+        assert_eq!(log.latest(), (2, 2));
+        let lost = log.close(Stat { insert_failed, ..Stat::default() });
+        assert_eq!((lost, log.missing), (usize::from(insert_failed > 0), 0));
+        log.rounds().remove(0).flows
+    }
+
+    #[test]
+    fn of_a_connection_opened_twice_the_syn_is_lost_that_the_other_end_has_not_heard() {
+        let [first, second] = &crossed(1)[..] else { panic!("two flows") };
+        assert!(first.first_try && !second.first_try);
+        for flow in [first, second] {
+            assert_eq!(flow.arrived_as, Some(flow.original.ends().source), "nothing is translated");
+        }
+    }
+
+    #[test]
+    fn a_syn_that_nobody_heard_is_not_lost_where_none_failed() {
+        assert!(crossed(0).iter().all(|flow| flow.first_try));
+    }
 }

@@ -25,6 +25,8 @@ mod once;
 mod pod;
 mod queue;
 mod receiver;
+mod resident;
+mod reuse;
 mod ring;
 mod rules;
 mod run;
@@ -38,6 +40,7 @@ mod tools;
 mod topology;
 mod transport;
 mod truth;
+mod tunnel;
 mod twin;
 mod wire;
 mod wiring;
@@ -55,6 +58,7 @@ pub use self::failed::FailuresTold;
 pub use self::links::Links;
 pub use self::lives::{Life, compare_lives, run_lives};
 pub use self::pod::pod_main;
+pub use self::reuse::Reuse;
 pub use self::ring::Ring;
 pub use self::run::Progress;
 pub use self::scenario::Scenario;
@@ -119,6 +123,10 @@ impl Lab {
         lab.join_cgroups();
         lab.wait_ready()?;
         lab.probe()?;
+        if setup.senders == Senders::Tunnel {
+            let no_vxlan = |error: LabError| LabError::NoTunnel { reason: error.to_string() };
+            tunnel::build(&lab).map_err(no_vxlan)?;
+        }
         if let (Some(table), Some((filling, entries))) = (&mut lab.table, filling) {
             table.fill(filling, entries)?;
         }

@@ -171,7 +171,8 @@ fn begin(
     Ok((queue, pods))
 }
 
-fn wait_for_close(end: &OwnedFd) -> std::io::Result<()> {
+/// Waits until the other end is closed.
+pub(super) fn wait_for_close(end: &OwnedFd) -> std::io::Result<()> {
     let mut fds = [PollFd::new(end, PollFlags::empty())];
     rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
     Ok(())

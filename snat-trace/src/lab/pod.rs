@@ -13,12 +13,12 @@ use rustix::net::{RecvFlags, SendFlags, recvfrom, send};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
-use super::addresses::PLAIN_TTL;
+use super::addresses::{Family, PLAIN_TTL};
 use super::barrier::Barrier;
 use super::error::{Doing, LabError};
 use super::once::{Once, in_own_process};
 use super::ring::{Ring, with_poller};
-use super::transport::{First, Transport, tcp};
+use super::transport::{First, Transport, tcp, tcp::Up};
 use super::twin::Twin;
 use super::wire::{Order, PROBE, Report, Stamp, hear, tell};
 use super::{KEPT_ROUNDS, MAX_PODS};
@@ -30,6 +30,8 @@ const KEPT_SOCKETS: usize = 3000;
 
 /// Source port of pod 0's probes, below every test port.
 const PROBE_PORT: u16 = 9000;
+/// The first port that flows besides those of the rounds go to.
+const NOBODYS_PORT: u16 = 40_000;
 
 /// What a pod is told at its start, as arguments; its standard input is the control socket, its standard output the
 /// barrier's memory.
@@ -226,9 +228,10 @@ impl Sender {
                 match hear(&self.control).doing("read a pod's orders")? {
                     None => return Ok(()),
                     Some(Order::Probe) => self.send_probe(),
-                    Some(Order::Round { round, port, barrier }) => {
+                    Some(Order::Round { round, port, barrier, background }) => {
                         self.close_old(round);
-                        let sent = self.send_first(round, port, barrier);
+                        let sent = self.send_background(background);
+                        let sent = sent.and_then(|()| self.send_first(round, port, barrier));
                         let (errno, sender) = match sent {
                             Ok(once) => once.map_or((0, 0), |once| (once.errno, once.pid)),
                             Err(error) => (error.raw_os_error().unwrap_or(-1), 0),
@@ -264,6 +267,14 @@ impl Sender {
 
     fn stamp(&self, round: u32) -> Stamp {
         Stamp { round, pod: u32::try_from(self.arguments.pod).unwrap_or(u32::MAX) }
+    }
+
+    /// Sends datagrams to where nobody is, each of a flow of its own.
+    fn send_background(&self, flows: u32) -> io::Result<()> {
+        let family = if self.arguments.source.is_ipv4() { Family::V4 } else { Family::V6 };
+        (NOBODYS_PORT..)
+            .zip(0..flows)
+            .try_for_each(|(port, _)| self.probe.send_to(&[], (family.nobody(), port)).map(drop))
     }
 
     /// Sends a round's packet; by a process of its own, where there is one.
@@ -335,9 +346,15 @@ impl Sender {
             let round = open.round;
             match tcp::connected(&open.socket).doing("look at a connect")? {
                 None => still.push(open),
-                Some(Ok(retransmits)) => {
-                    let hello = self.stamp(round).encode();
-                    send(&open.socket, &hello, SendFlags::NOSIGNAL).doing("send a pod's hello")?;
+                Some(Ok(Up { retransmits, received })) => {
+                    if self.arguments.role != Role::Crossed {
+                        let hello = self.stamp(round).encode();
+                        send(&open.socket, &hello, SendFlags::NOSIGNAL).doing("send a pod's hello")?;
+                    } else if received > 1 {
+                        // The other end's SYN before what made it a connection; else that came as the answer, and alone.
+                        let port = tcp::peer(&open.socket).doing("read who a connection is with")?.port();
+                        self.report(Report::Heard { round, port })?;
+                    }
                     self.report(Report::Connected { round, retransmits })?;
                     self.open.push_back(open);
                 }
@@ -371,7 +388,6 @@ impl Sender {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Family;
     use super::*;
 
     #[test]

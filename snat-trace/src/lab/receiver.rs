@@ -13,6 +13,7 @@ use super::error::{Doing, LabError};
 use super::netns::{Netns, enter};
 use super::rules::SECOND_BACKEND;
 use super::transport::Transport;
+use super::tunnel;
 use super::wire::{Arrival, Stamp, pair, tell};
 use super::{KEPT_ROUNDS, MAX_PODS, Setup};
 
@@ -110,11 +111,13 @@ impl Sink {
     }
 
     fn datagrams(&self) -> io::Result<()> {
-        let mut bytes = [0; Stamp::LENGTH + 1];
+        let mut bytes = [0; tunnel::HEADERS + Stamp::LENGTH + 1];
         for socket in &self.udp {
             let at = socket.local_addr()?.port();
             while let Some((length, source)) = ready(socket.recv_from(&mut bytes))? {
-                self.arrived(&bytes[..length], source, at)?;
+                let received = &bytes[..length];
+                // Nothing of a pod's own is that long.
+                self.arrived(received.get(tunnel::HEADERS..).unwrap_or(received), source, at)?;
             }
         }
         Ok(())

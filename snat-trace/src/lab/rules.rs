@@ -64,6 +64,9 @@ impl Rules {
         if setup.scenario.is_crossed() || setup.scenario.dies() {
             chains.push_str(&slow_chain(if setup.scenario.dies() { LONG_RULES } else { SLOW_RULES }));
         }
+        if setup.scenario.opens_twice() {
+            chains.push_str(LATE_CHAIN);
+        }
         let nft = if chains.is_empty() { String::new() } else { table(family, &chains) };
         Self { nft, iptables, tool, family }
     }
@@ -185,6 +188,11 @@ fn slow_chain(rules: usize) -> String {
     format!("  chain slow {{\n    type filter hook forward priority 0; policy accept;\n{rules}  }}\n")
 }
 
+/// Before connection tracking (priority -200), takes refusals away: of two ends that open a connection at once one may come
+/// before the other is there, and must not be told so.
+const LATE_CHAIN: &str = "  chain late {\n    type filter hook prerouting priority -300; policy accept;\n    \
+                          tcp flags & rst == rst drop\n  }\n";
+
 /// The time to live of a retransmitted SYN when it is translated.
 fn retry_ttl(setup: &Setup) -> u8 {
     PLAIN_TTL - setup.hops()
@@ -304,6 +312,9 @@ mod tests {
             of(Scenario::DuplicateFlow).contains("masquerade") && !of(Scenario::CrossedFlow).contains("masquerade")
         );
         assert!(of(Scenario::DuplicateFlowDnat).contains("dnat to 10.99.1.2:61000\n"));
+        for (scenario, late) in [(Scenario::CrossedFlow, false), (Scenario::CrossedFlowTcp, true)] {
+            assert_eq!(of(scenario).contains("tcp flags & rst == rst drop"), late, "{scenario:?}");
+        }
         let legacy = Setup { rules: RuleTool::IptablesLegacy, ..Setup::new(Scenario::Exhaustion) };
         let rule = "-w -t nat -A POSTROUTING -o x0 -p udp --sport 10000:49999 -j MASQUERADE --to-ports 60000-60015";
         assert_eq!(Rules::of(&legacy).iptables[0], rule);

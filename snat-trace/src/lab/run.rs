@@ -11,12 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::error::{Doing, LabError};
 use super::helper::{Helper, reason};
 use super::log::Log;
+use super::reuse::{self, Reuse};
 use super::senders::{Senders, outer_tid};
 use super::stat::Stat;
 use super::table::{Table, turned};
 use super::truth::{Cause, Truth};
 use super::wire::{Order, hear_now, tell};
-use super::{Control, Lab, Mode, Scenario};
+use super::{Control, Lab, Mode, Scenario, tunnel};
 use crate::race::tuple::{Ends, OriginalTuple};
 
 /// How long anything may take before it is an error.
@@ -44,6 +45,7 @@ impl Lab {
         let mut log = Log::new(self.setup);
         let before = Stat::read(self.node.tid())?;
         let mut refused = Vec::new();
+        let mut room = None;
         let mut barrier = 0;
         let mut lost = 0;
         let paced = if self.setup.scenario.pours() { 0 } else { self.setup.rounds };
@@ -73,6 +75,7 @@ impl Lab {
                 refused.extend(self.insert_again(table, &log)?);
             }
             if let (Some(table), Scenario::AddressReuse) = (&self.table, self.setup.scenario) {
+                room = room.max(reuse::room());
                 table.clear()?;
             }
             lost += log.close(Stat::read(self.node.tid())?.since(round_before));
@@ -87,7 +90,8 @@ impl Lab {
         // Nothing more may come, but what has come is heard.
         self.hear(&mut log, Duration::ZERO)?;
         let counted = Stat::read(self.node.tid())?.since(before);
-        let truth = Truth { refused, ..self.truth(&log, counted) };
+        let reuse = room.map(|room| Reuse { connections: self.setup.connections(), room });
+        let truth = Truth { refused, reuse, ..self.truth(&log, counted) };
         Ok(if self.setup.scenario.dies() { Truth { cause: Cause::Failure(reason()?), ..truth } } else { truth })
     }
 
@@ -98,8 +102,12 @@ impl Lab {
         let after = before.wrapping_add(u32::try_from(coming).unwrap_or(0));
         // Where packets are held anyway, pods need not wait for each other: a barrier long reached.
         let barrier = if self.setup.holds() { before } else { after };
+        if self.setup.senders == Senders::Tunnel {
+            tunnel::renew(self, round, group)?;
+        }
         for pod in group.iter().filter(|pod| **pod < self.setup.processes()) {
-            self.tell(*pod, Order::Round { round, port: self.setup.port(round, *pod), barrier })?;
+            let (port, background) = (self.setup.port(round, *pod), self.setup.background());
+            self.tell(*pod, Order::Round { round, port, barrier, background })?;
         }
         Ok(after)
     }
@@ -136,7 +144,9 @@ impl Lab {
                 // The connection can come up before what was sent again is let go.
                 let gone = !repeats || usize::try_from(round).is_ok_and(|round| self.node.released() > round);
                 failed = Stat::read(self.node.tid())?.since(before).lost(self.setup.scenario.cause());
-                if gone && usize::try_from(failed).is_ok_and(|failed| arrived + failed >= sent) {
+                // One that loses comes up by the other's.
+                let lost = if self.setup.scenario.opens_twice() { 0 } else { failed };
+                if gone && usize::try_from(lost).is_ok_and(|lost| arrived + lost >= sent) {
                     return Ok(());
                 }
             }
@@ -245,6 +255,7 @@ impl Lab {
             drop: counted.drop,
             evicted: (self.setup.scenario == Scenario::EarlyDrop).then_some(counted.early_drop),
             refused: Vec::new(),
+            reuse: None,
         }
     }
 }

@@ -25,6 +25,8 @@ pub enum Scenario {
     FixedPort,
     /// The same as fast as pods can send: what tracing does not tell of it, it must count as lost
     Storm,
+    /// A storm during which nobody reads for a second: what finds no room meanwhile must be counted as lost
+    StalledReader,
     /// Two datagrams at once by one socket, from two threads
     DuplicateFlow,
     /// The same, and the node sends every other new flow to a second backend
@@ -33,6 +35,8 @@ pub enum Scenario {
     DuplicateFlowTcp,
     /// A pod and the external host send to each other at once, and nothing is translated
     CrossedFlow,
+    /// The same with a connection: both ends open it at once
+    CrossedFlowTcp,
     /// A datagram per pod and round, and in the end nf_nat is unloaded on the whole node, and loaded again
     NatUnloaded,
     /// No race: a datagram per pod and round, and the node's table is full of entries that stay; all lose
@@ -63,10 +67,12 @@ impl Scenario {
             Self::Exhaustion => "exhaustion",
             Self::FixedPort => "fixed-port",
             Self::Storm => "storm",
+            Self::StalledReader => "stalled-reader",
             Self::DuplicateFlow => "duplicate-flow",
             Self::DuplicateFlowDnat => "duplicate-flow-dnat",
             Self::DuplicateFlowTcp => "duplicate-flow-tcp",
             Self::CrossedFlow => "crossed-flow",
+            Self::CrossedFlowTcp => "crossed-flow-tcp",
             Self::NatUnloaded => "nat-unloaded",
             Self::TableFull => "table-full",
             Self::EarlyDrop => "early-drop",
@@ -84,6 +90,7 @@ impl Scenario {
             | Self::Exhaustion
             | Self::FixedPort
             | Self::Storm
+            | Self::StalledReader
             | Self::DuplicateFlow
             | Self::DuplicateFlowDnat
             | Self::CrossedFlow
@@ -93,7 +100,7 @@ impl Scenario {
             | Self::ChainTooLong
             | Self::Dying
             | Self::Ctnetlink => Transport::Udp,
-            Self::SnatTcp | Self::SnatTcpAgain | Self::DuplicateFlowTcp => Transport::Tcp,
+            Self::SnatTcp | Self::SnatTcpAgain | Self::DuplicateFlowTcp | Self::CrossedFlowTcp => Transport::Tcp,
             Self::SnatIcmp => Transport::Icmp,
             Self::SnatSctp => Transport::Sctp,
         }

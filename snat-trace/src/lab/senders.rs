@@ -8,7 +8,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use super::addresses::Family;
 use super::error::{Doing, LabError};
 use super::ring::Ring;
-use super::setup::{Setup, refuse};
+use super::scenario::Scenario;
+use super::setup::{Mode, Setup, refuse};
 use super::transport::Transport;
 use super::truth::Naming;
 
@@ -25,6 +26,8 @@ pub enum Senders {
     Host,
     /// A thread of the kernel for each pod, which sends for its process (io_uring's poller)
     KernelThread,
+    /// The kernel itself: a tunnel in each pod (vxlan), around what its process sends
+    Tunnel,
     /// Nobody here: packets come in as from other machines, and the node forwards them
     Outside,
 }
@@ -53,9 +56,19 @@ impl Setup {
             Senders::KernelThread if self.scenario.transport() != Transport::Udp => {
                 refuse("what a thread of the kernel sends for a process are datagrams: take a scenario of UDP")
             }
-            Senders::ShortLived | Senders::PidNamespace | Senders::Host | Senders::KernelThread | Senders::Outside => {
-                Ok(())
+            Senders::Tunnel
+                if self.scenario != Scenario::SnatUdp
+                    || self.mode != Mode::Forced
+                    || self.random_fully
+                    || self.family == Family::V6
+                    || self.zones.is_some()
+                    || self.has_gateways() =>
+            {
+                refuse(
+                    "tunnels send datagrams of IPv4 (snat-udp) whose races are forced, neither in zones nor behind a gateway",
+                )
             }
+            _ => Ok(()),
         }
     }
 
@@ -77,17 +90,20 @@ impl Setup {
     pub(super) fn transport(&self) -> Transport {
         match (self.scenario.transport(), self.senders) {
             (Transport::Udp, Senders::Outside) => Transport::Forwarded,
+            (Transport::Udp, Senders::Tunnel) => Transport::Tunnelled,
             (transport, _) => transport,
         }
     }
 
     /// Which senders the tracer must name.
     pub(super) fn naming(&self) -> Naming {
-        // One tuple of two pods has two senders; what a gateway has translated is sent by nobody.
-        let told_apart = self.zones.is_none() && !self.has_gateways();
         match (self.scenario.transport(), self.senders) {
-            (_, Senders::Outside) => Naming::Nobody,
-            (Transport::Udp | Transport::Tcp, _) if !told_apart => Naming::Perhaps,
+            (_, Senders::Outside | Senders::Tunnel) => Naming::Nobody,
+            // One tuple of two pods has two senders.
+            (Transport::Udp | Transport::Tcp, _) if self.zones.is_some() => Naming::Perhaps,
+            // A datagram that a gateway has translated is followed back to its socket, in namespaces that must still be there.
+            (Transport::Udp, Senders::ShortLived) if self.has_gateways() => Naming::Perhaps,
+            _ if self.goes() && self.has_gateways() => Naming::Perhaps,
             // Who asked it to is known by its socket at best.
             (_, Senders::KernelThread) => Naming::Perhaps,
             // Of so many some are forgotten.
@@ -125,7 +141,7 @@ pub(super) fn outer_tid(pid: u32, inner: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DoubleNat, Scenario, Zones};
+    use super::super::{DoubleNat, Zones};
     use super::*;
 
     fn check(scenario: Scenario, senders: Senders, change: fn(&mut Setup)) -> bool {
@@ -145,6 +161,23 @@ mod tests {
         assert!(check(Scenario::Exhaustion, Senders::Outside, |_| {}));
         assert!(!check(Scenario::SnatUdp, Senders::Outside, |setup| setup.family = Family::V6));
         assert!(!check(Scenario::SnatTcp, Senders::Outside, |_| {}));
+        assert!(check(Scenario::SnatUdp, Senders::Tunnel, |setup| setup.pods = 3));
+        assert!(!check(Scenario::SnatTcp, Senders::Tunnel, |_| {}));
+        assert!(!check(Scenario::SnatUdp, Senders::Tunnel, |setup| setup.mode = Mode::Natural));
+    }
+
+    #[test]
+    fn behind_a_gateway_there_is_a_name_for_whoever_is_still_there() {
+        let naming =
+            |scenario, senders| Setup { senders, double_nat: Some(DoubleNat::Second), ..Setup::new(scenario) }.naming();
+        for scenario in [Scenario::SnatUdp, Scenario::SnatTcp] {
+            assert_eq!(naming(scenario, Senders::Processes), Naming::Always);
+            assert_eq!(naming(scenario, Senders::PidNamespace), Naming::Always);
+        }
+        assert_eq!(naming(Scenario::SnatUdp, Senders::ShortLived), Naming::Perhaps);
+        assert_eq!(naming(Scenario::SnatTcp, Senders::ShortLived), Naming::IfRecorded);
+        assert_eq!(naming(Scenario::Namespaces, Senders::Processes), Naming::Perhaps);
+        assert_eq!(naming(Scenario::SnatIcmp, Senders::Processes), Naming::Perhaps);
     }
 
     #[test]

@@ -143,12 +143,17 @@ impl Setup {
     }
 
     fn ports_per_round(&self) -> u32 {
-        match self.mode {
-            // Else they would race.
-            _ if self.scenario.dies() => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
-            Mode::Control(Control::DifferentPorts) => u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX),
-            _ => 1,
+        if self.ports_differ() {
+            u32::try_from(self.pods.max(1)).unwrap_or(u32::MAX)
+        } else {
+            // Of a tunnel's two it is not known beforehand which.
+            1 + u32::from(self.senders == Senders::Tunnel)
         }
+    }
+
+    /// Whether each pod has a port of its own in a round, as they would race else.
+    fn ports_differ(&self) -> bool {
+        self.scenario.dies() || self.mode == Mode::Control(Control::DifferentPorts)
     }
 
     /// Whether each pod has a translator between it and the node.
@@ -218,7 +223,9 @@ impl Setup {
     pub(super) fn destination(&self) -> SocketAddr {
         match self.scenario.transport() {
             Transport::Icmp => SocketAddr::new(self.family.portless(std::process::id()), 0),
-            Transport::Udp | Transport::Forwarded | Transport::Tcp | Transport::Sctp => self.listener(),
+            Transport::Udp | Transport::Forwarded | Transport::Tunnelled | Transport::Tcp | Transport::Sctp => {
+                self.listener()
+            }
         }
     }
 
@@ -230,8 +237,8 @@ impl Setup {
 
     /// A pod's source port in a round.
     pub(super) fn port(&self, round: u32, pod: usize) -> u16 {
-        let own = self.ports_per_round();
-        let offset = (self.first_round + round) * own + if own > 1 { u32::try_from(pod).unwrap_or(0) } else { 0 };
+        let own = if self.ports_differ() { u32::try_from(pod).unwrap_or(0) } else { 0 };
+        let offset = (self.first_round + round) * self.ports_per_round() + own;
         FIRST_PORT + u16::try_from(offset).unwrap_or(0)
     }
 

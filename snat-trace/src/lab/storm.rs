@@ -30,7 +30,7 @@ impl Lab {
         for round in 0..self.setup.rounds {
             log.begin(round);
             for pod in 0..self.setup.pods {
-                self.tell(pod, Order::Round { round, port: self.setup.port(round, pod), barrier: 0 })?;
+                self.tell(pod, Order::Round { round, port: self.setup.port(round, pod), barrier: 0, background: 0 })?;
             }
             log.close(Stat::default());
             self.hear(log, Duration::ZERO)?;

@@ -23,6 +23,7 @@ use super::addresses::Family;
 use super::error::{Doing, LabError};
 use super::links;
 use super::netns::Netns;
+use super::resident::Resident;
 use super::rules::{Rules, masquerade};
 use super::setup::Setup;
 use super::tools::Tools;
@@ -39,6 +40,8 @@ pub(super) struct Topology {
     outer: Option<Netns>,
     /// Translators before the node, one per pod or none.
     gateways: Vec<Netns>,
+    /// In each of those.
+    _residents: Vec<Resident>,
 }
 
 impl Topology {
@@ -51,12 +54,14 @@ impl Topology {
         let host = |_| Netns::new(setup.family, false);
         let router = |_| Netns::new(setup.family, true);
         let gateways = if setup.has_gateways() { setup.pods } else { 0 };
+        let gateways: Vec<Netns> = vec![(); gateways].into_iter().map(router).collect::<Result<_, _>>()?;
         let topology = Self {
+            _residents: gateways.iter().map(Resident::of).collect::<Result<_, _>>()?,
             node: router(())?,
             external: host(())?,
             pods: vec![(); setup.pod_namespaces()].into_iter().map(host).collect::<Result<_, _>>()?,
             outer: setup.has_outer().then_some(()).map(router).transpose()?,
-            gateways: vec![(); gateways].into_iter().map(router).collect::<Result<_, _>>()?,
+            gateways,
         };
         // First, so that a kernel that cannot do it is told at once.
         Rules::of(setup).load(&tools, &topology.node)?;
@@ -117,7 +122,7 @@ impl Topology {
 }
 
 /// Runs scripts of `ip` in their namespaces, all at once: process starts are slow under emulation.
-fn side_by_side(tools: &Tools, scripts: &[(String, &Netns, String)]) -> Result<(), LabError> {
+pub(super) fn side_by_side(tools: &Tools, scripts: &[(String, &Netns, String)]) -> Result<(), LabError> {
     thread::scope(|scope| {
         let run = |(place, netns, script): &(String, &Netns, String)| tools.ip(netns, place, script);
         let started: Vec<_> = scripts.iter().map(|script| scope.spawn(move || run(script))).collect();

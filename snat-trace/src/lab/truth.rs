@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::reuse::Reuse;
 use crate::kernel::Detail;
 use crate::race::event::{Class, Verdict};
 use crate::race::failure::Reason;
@@ -36,7 +37,7 @@ pub enum Naming {
     IfRecorded,
     /// None; any may be absent.
     Perhaps,
-    /// None, and whoever is named is wrong: they are not on this machine.
+    /// None, and whoever is named is wrong: they are not on this machine, or no process.
     Nobody,
 }
 
@@ -151,6 +152,8 @@ pub struct Truth {
     pub evicted: Option<u64>,
     /// Entries that could not be made through ctnetlink because another's answers were in the way.
     pub refused: Vec<OriginalTuple>,
+    /// Where entries were to lie where others had lain, if it is known how many there was room for.
+    pub reuse: Option<Reuse>,
 }
 
 /// A race that must have been seen.

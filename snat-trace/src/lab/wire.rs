@@ -22,8 +22,9 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub(super) enum Order {
     /// Send one datagram that is no test traffic, to see whether the way is open.
     Probe,
-    /// Open a socket on `port`, wait until `barrier` pods have ever come to this point, send the first packet.
-    Round { round: u32, port: u16, barrier: u32 },
+    /// Send `background` datagrams, each of a flow of its own that nobody waits for. Then open a socket on `port`, wait until
+    /// `barrier` pods have ever come to this point, send the first packet.
+    Round { round: u32, port: u16, barrier: u32, background: u32 },
 }
 
 /// Pod to lab.
@@ -100,14 +101,16 @@ impl Wire for Order {
     fn words(self) -> Words {
         match self {
             Self::Probe => words([0, 0, 0, 0]),
-            Self::Round { round, port, barrier } => words([1, round, port.into(), barrier]),
+            Self::Round { round, port, barrier, background } => [1, round, port.into(), barrier, background, 0, 0, 0],
         }
     }
 
     fn from_words(words: Words) -> Option<Self> {
-        match first_four(words)? {
-            [0, 0, 0, 0] => Some(Self::Probe),
-            [1, round, port, barrier] => Some(Self::Round { round, port: u16::try_from(port).ok()?, barrier }),
+        match words {
+            [0, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Probe),
+            [1, round, port, barrier, background, 0, 0, 0] => {
+                Some(Self::Round { round, port: u16::try_from(port).ok()?, barrier, background })
+            }
             _ => None,
         }
     }
@@ -204,7 +207,7 @@ mod tests {
     #[test]
     fn what_is_told_is_heard() {
         let (one, other) = pair().unwrap();
-        let order = Order::Round { round: 7, port: 10_007, barrier: 16 };
+        let order = Order::Round { round: 7, port: 10_007, barrier: 16, background: 125 };
         tell(&one, order).unwrap();
         assert_eq!(hear(&other).unwrap(), Some(order));
         for report in [

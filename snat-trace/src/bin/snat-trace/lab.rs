@@ -1,5 +1,7 @@
 //! `snat-trace lab`: races of our own, traced, and compared with what really happened.
 
+mod stall;
+
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -24,6 +26,7 @@ use tokio::task::spawn_blocking;
 
 use crate::cli::{Format, LabArgs};
 use crate::run::{sink, sizes, stopped};
+use stall::Stall;
 
 /// Runs the lab and says whether tracing told the truth.
 pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
@@ -62,9 +65,11 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let (attached, ready) = mpsc::channel();
     let (over, done) = oneshot::channel();
     let stop_traffic = Arc::clone(&halt);
+    let (stall, stalled, unread) = Stall::new();
+    let stall = setup.scenario.stalls().then_some(stall);
     let traffic = spawn_blocking(move || {
         let mut lab = Some(lab);
-        let lives = run_traffic(&mut lab, &setup, &ready, &stop_traffic);
+        let lives = run_traffic(&mut lab, &setup, &ready, stall, &stop_traffic);
         // Nobody listens any more when watching has ended for a reason of its own.
         let _ = over.send(());
         (lab, lives)
@@ -85,6 +90,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
         tokio::select! {
             _ = done => Stop::Over,
             how = signal => how,
+            never = stalled => match never {},
         }
     };
     let summary = watch(&facts, &options, sink, stop).await;
@@ -100,6 +106,9 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
     let mut comparison = compare_lives(&lives, &races, failures, args.trace.detail, &summary);
     if setup.scenario.may_be_too_much() {
         comparison = comparison.with_lost(summary.lost());
+    }
+    if setup.scenario.stalls() {
+        comparison = comparison.with_unread(unread.load(Ordering::Relaxed));
     }
     if let Some(module) = setup.unloads() {
         comparison = comparison.without_module(module, &summary);
@@ -121,12 +130,16 @@ fn run_traffic(
     lab: &mut Option<Lab>,
     setup: &Setup,
     attached: &mpsc::Receiver<()>,
+    mut stall: Option<Stall>,
     halt: &AtomicBool,
 ) -> Result<Option<Vec<Life>>, LabError> {
     if attached.recv().is_err() {
         return Ok(None);
     }
     let progress = |Progress { rounds, lost }| {
+        if let Some(stall) = &mut stall {
+            stall.sent(rounds);
+        }
         if rounds % 50 == 0 {
             tracing::info!("lab: {rounds} rounds, {lost} packets lost");
         }

@@ -4,6 +4,7 @@ mod forwarded;
 mod icmp;
 mod sctp;
 pub(super) mod tcp;
+mod tunnelled;
 mod udp;
 
 use std::io;
@@ -22,6 +23,8 @@ pub(super) enum Transport {
     Udp,
     /// UDP as another machine sends it.
     Forwarded,
+    /// UDP by the kernel, around what a process sends.
+    Tunnelled,
     Tcp,
     /// Echo requests of either family.
     Icmp,
@@ -49,6 +52,7 @@ impl Transport {
         match self {
             Self::Udp => "udp",
             Self::Forwarded => "forwarded",
+            Self::Tunnelled => "tunnelled",
             Self::Tcp => "tcp",
             Self::Icmp => "icmp",
             Self::Sctp => "sctp",
@@ -57,7 +61,7 @@ impl Transport {
 
     /// By its name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        [Self::Udp, Self::Forwarded, Self::Tcp, Self::Icmp, Self::Sctp]
+        [Self::Udp, Self::Forwarded, Self::Tunnelled, Self::Tcp, Self::Icmp, Self::Sctp]
             .into_iter()
             .find(|transport| transport.name() == name)
     }
@@ -65,7 +69,7 @@ impl Transport {
     /// As conntrack knows it.
     pub(super) fn protocol(self, family: Family) -> Protocol {
         match (self, family) {
-            (Self::Udp | Self::Forwarded, _) => Protocol::UDP,
+            (Self::Udp | Self::Forwarded | Self::Tunnelled, _) => Protocol::UDP,
             (Self::Tcp, _) => Protocol::TCP,
             (Self::Icmp, Family::V4) => Protocol::ICMP,
             (Self::Icmp, Family::V6) => Protocol::ICMPV6,
@@ -83,6 +87,7 @@ impl Transport {
         match self {
             Self::Udp => udp::prepare(first),
             Self::Forwarded => forwarded::prepare(),
+            Self::Tunnelled => tunnelled::prepare(first),
             Self::Tcp => tcp::prepare(first),
             Self::Icmp => icmp::prepare(first),
             Self::Sctp => sctp::prepare(first),
@@ -94,6 +99,7 @@ impl Transport {
         match self {
             Self::Udp => udp::send(socket, first),
             Self::Forwarded => forwarded::send(socket, first),
+            Self::Tunnelled => tunnelled::send(first),
             Self::Tcp => tcp::send(socket, first),
             Self::Icmp => icmp::send(socket, first),
             Self::Sctp => sctp::send(socket, first),
@@ -104,7 +110,7 @@ impl Transport {
     /// of their own to arrive at.
     pub(super) fn raw(self, family: Family) -> io::Result<Option<OwnedFd>> {
         let protocol = match (self, family) {
-            (Self::Udp | Self::Forwarded | Self::Tcp, _) => return Ok(None),
+            (Self::Udp | Self::Forwarded | Self::Tunnelled | Self::Tcp, _) => return Ok(None),
             (Self::Icmp, Family::V4) => ipproto::ICMP,
             (Self::Icmp, Family::V6) => ipproto::ICMPV6,
             (Self::Sctp, _) => ipproto::SCTP,
@@ -120,7 +126,7 @@ impl Transport {
         let header = if source.is_ipv4() { usize::from(received.first()? & 15) * 4 } else { 0 };
         let packet = received.get(header..)?;
         let (port, stamp) = match self {
-            Self::Udp | Self::Forwarded | Self::Tcp => return None,
+            Self::Udp | Self::Forwarded | Self::Tunnelled | Self::Tcp => return None,
             Self::Icmp => icmp::read(packet)?,
             Self::Sctp => sctp::read(packet)?,
         };

@@ -1,12 +1,13 @@
 //! One connection per flow; the stamp follows when it is up.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+use rustix::net::{SocketFlags, SocketType, bind, connect, getpeername, socket_with, sockopt};
 
 use super::{First, family, set_ttl};
 
@@ -28,8 +29,17 @@ pub(super) fn send(socket: &OwnedFd, first: &First) -> io::Result<()> {
     }
 }
 
-/// How a connect ended: after so many segments sent again, or with an error.
-pub(in super::super) type Connected = Result<u32, Errno>;
+/// A connection that is up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in super::super) struct Up {
+    /// Segments sent again so far (`tcp_info.tcpi_total_retrans`, net/ipv4/tcp.c).
+    pub(in super::super) retransmits: u32,
+    /// Segments received so far (`tcp_info.tcpi_segs_in`).
+    pub(in super::super) received: u32,
+}
+
+/// How a connect ended.
+pub(in super::super) type Connected = Result<Up, Errno>;
 
 /// `None` while it has not ended.
 pub(in super::super) fn connected(socket: &OwnedFd) -> io::Result<Option<Connected>> {
@@ -39,13 +49,19 @@ pub(in super::super) fn connected(socket: &OwnedFd) -> io::Result<Option<Connect
         return Ok(None);
     }
     match sockopt::socket_error(socket)? {
-        Ok(()) => total_retransmits(socket).map(|retransmits| Some(Ok(retransmits))),
+        Ok(()) => up(socket).map(|up| Some(Ok(up))),
         Err(error) => Ok(Some(Err(error))),
     }
 }
 
-/// Segments sent again over the life of a connection (`tcp_info.tcpi_total_retrans`, net/ipv4/tcp.c).
-fn total_retransmits(socket: &OwnedFd) -> io::Result<u32> {
+/// Who a connection is with.
+pub(in super::super) fn peer(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    let address = getpeername(socket)?.ok_or(Errno::NOTCONN)?;
+    Ok(SocketAddr::try_from(address)?)
+}
+
+/// What the kernel knows of a connection.
+fn up(socket: &OwnedFd) -> io::Result<Up> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(io::Error::other)?;
     // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long.
@@ -62,5 +78,6 @@ fn total_retransmits(socket: &OwnedFd) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: all of it is integers, zero where the kernel wrote nothing.
-    Ok(unsafe { info.assume_init() }.tcpi_total_retrans)
+    let info = unsafe { info.assume_init() };
+    Ok(Up { retransmits: info.tcpi_total_retrans, received: info.tcpi_segs_in })
 }
