@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write as _};
 use std::process::{Command, Stdio};
 
 use assert_cmd::cargo::cargo_bin;
@@ -27,7 +27,8 @@ fn is_here(program: &str) -> bool {
     let there = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let missing = there.is_err_and(|error| error.kind() == ErrorKind::NotFound);
     if missing {
-        println!("skipped: no {program} here");
+        // Past the macros that print: their output is only shown of tests that fail.
+        let _ = writeln!(io::stderr(), "skipped: no {program} here");
     }
     !missing
 }

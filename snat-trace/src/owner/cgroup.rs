@@ -173,6 +173,7 @@ mod tests {
     use super::*;
     use crate::mutate::survives;
     use crate::owner::container::container;
+    use crate::skipped::skipped;
 
     #[test]
     fn the_hierarchy_that_says_most_is_taken() {
@@ -214,13 +215,13 @@ mod tests {
         let mut paths = CgroupPaths::new(Hierarchies::gather(Path::new("/")));
         let gone = |_| None;
         let Some(mount) = paths.mount.clone() else {
-            eprintln!("skipped: cgroup2 is not mounted");
+            skipped("cgroup2 is not mounted");
             return;
         };
         let name = format!("snat-trace-test-{}", std::process::id());
         let directory = mount.join(&name);
         if let Err(error) = fs::create_dir(&directory) {
-            eprintln!("skipped: no cgroup can be made: {error}");
+            skipped(format_args!("no cgroup can be made: {error}"));
             return;
         }
         let path = format!("/{name}");

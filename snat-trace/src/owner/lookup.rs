@@ -308,6 +308,7 @@ mod tests {
     use crate::counters::netns::tests::{alone, new_netns};
     use crate::kernel::Hierarchies;
     use crate::race::tuple::Ends;
+    use crate::skipped::skipped;
 
     const ROLE: &str = "SNAT_TRACE_TEST_SENDER";
     const REMOTE: &str = "198.51.100.7:53";
@@ -475,11 +476,11 @@ mod tests {
     /// Two pods with the same ports, and one sender in each.
     fn two_pods() -> Option<[(Pod, Sender); 2]> {
         if !process::proc_has_root_pids() {
-            eprintln!("skipped: not in the root pid namespace");
+            skipped("not in the root pid namespace");
             return None;
         }
         if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
-            eprintln!("skipped: ip is not installed");
+            skipped("ip is not installed");
             return None;
         }
         let pods = [Pod::new("192.0.2.10", "2001:db8:1::10"), Pod::new("192.0.2.11", "2001:db8:1::11")];
@@ -595,7 +596,7 @@ mod tests {
             twin.run("ip tuntap add mode tap name tap && ip link set tap up");
             assert_eq!(found(all), [None, None, None, others, others, None]);
         } else {
-            eprintln!("skipped: a way out through a program, as there is no /dev/net/tun");
+            skipped("a way out through a program, as there is no /dev/net/tun");
         }
     }
 

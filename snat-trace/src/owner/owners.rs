@@ -273,6 +273,7 @@ mod tests {
 
     use super::*;
     use crate::owner::Container;
+    use crate::skipped::skipped;
 
     const ID: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
 
@@ -291,7 +292,7 @@ mod tests {
             let path = format!("/{top}/docker/{ID}");
             let innermost = outermost.join("docker").join(ID);
             if let Err(error) = fs::create_dir_all(&innermost) {
-                eprintln!("skipped: no cgroup can be made in {hierarchy}: {error}");
+                skipped(format_args!("no cgroup can be made in {hierarchy}: {error}"));
                 return None;
             }
             let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -335,7 +336,7 @@ mod tests {
     fn a_fact_gets_its_path_and_container() {
         let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
         let Some(mount) = mounts.into_iter().find(|mount| Path::new(mount).join("cgroup.controllers").exists()) else {
-            eprintln!("skipped: cgroup2 is not mounted");
+            skipped("cgroup2 is not mounted");
             return;
         };
         let Some(contained) = Contained::new(mount, "unified") else { return };
@@ -360,7 +361,7 @@ mod tests {
     fn a_container_of_version_1_is_found_while_its_process_is_there() {
         let root = Path::new("/sys/fs/cgroup/pids");
         if !root.join("cgroup.procs").exists() {
-            eprintln!("skipped: there is no version 1 hierarchy for pids");
+            skipped("there is no version 1 hierarchy for pids");
             return;
         }
         let Some(contained) = Contained::new("/sys/fs/cgroup/pids", "legacy") else { return };

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::owner::cgroup::ProcessCgroups;
+use crate::skipped::skipped;
 
 /// A program that needs nothing else (Debian: busybox-static).
 const BUSYBOX: &str = "/bin/busybox";
@@ -92,7 +93,7 @@ fn a_container_of_podman_is_named() {
         let id = match podman.run(more) {
             Ok(id) => id,
             Err(why) => {
-                println!("skipping a container of podman's (Debian: podman, runc, busybox-static): {why}");
+                skipped(format_args!("a container of podman's (Debian: podman, runc, busybox-static): {why}"));
                 return;
             }
         };
@@ -189,7 +190,7 @@ fn a_container_of_containerd_is_named_and_its_socket_is_understood() {
     let containerd = match containerd {
         Ok(containerd) => containerd,
         Err(why) => {
-            println!("skipping a container of containerd's (Debian: containerd, runc, busybox-static): {why}");
+            skipped(format_args!("a container of containerd's (Debian: containerd, runc, busybox-static): {why}"));
             return;
         }
     };
