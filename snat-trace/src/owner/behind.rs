@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
 
-use super::cgroup::ProcessCgroups;
+use super::cgroup::{ProcessCgroups, telling};
 use super::diag::{AF_INET, AF_INET6};
 use super::links::{Link, nsid_of};
 use super::process::{pids, proc_has_root_pids};
@@ -140,9 +140,8 @@ pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum
         if cgroups.len() <= CGROUPS
             && let Some(ProcessCgroups { unified, legacy }) = ProcessCgroups::of(pid)
         {
-            let of_its_own = unified.filter(|path| path != "/").or(legacy);
             // One in the root is one of all too: it is in no container.
-            cgroups.insert(of_its_own.unwrap_or_else(|| "/".to_owned()));
+            cgroups.insert(telling(unified, || legacy).unwrap_or_else(|| "/".to_owned()));
         }
     }
     found.retain(|_, cgroups| cgroups.len() <= CGROUPS);
@@ -250,6 +249,7 @@ mod tests {
     use super::*;
     use crate::counters::netns::Netns;
     use crate::counters::netns::tests::{alone, new_netns};
+    use crate::owner::groups::Group;
 
     /// A namespace and a process in it.
     struct Place {
@@ -337,9 +337,19 @@ mod tests {
             assert_eq!(found.get(&source(&node, address)), expected.as_ref(), "{address}");
         }
         let own = ProcessCgroups::of(std::process::id()).unwrap();
-        let own = own.unified.filter(|path| path != "/").or(own.legacy);
+        let own = telling(own.unified, || own.legacy);
         let cgroups = cgroups_in(&BTreeSet::from([bridged.inum]));
         assert_eq!(cgroups.get(&bridged.inum), Some(&own.into_iter().collect()), "of its one process");
+    }
+
+    #[test]
+    fn what_is_behind_is_named_by_the_hierarchy_that_has_its_container() {
+        let Some(_alone) = alone() else { return };
+        let Some([unit, docker]) = Group::hybrid("behind") else { return };
+        let place = Place::new();
+        [&unit, &docker].into_iter().for_each(|group| group.put(place.process.id()));
+        let cgroups = cgroups_in(&BTreeSet::from([place.inum]));
+        assert_eq!(cgroups.get(&place.inum), Some(&BTreeSet::from([docker.path.clone()])));
     }
 
     proptest! {

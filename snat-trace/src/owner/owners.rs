@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, owner_flags};
 
 use super::behind::{self, Behind, Source};
-use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
+use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED, telling};
 use super::container::container;
 use super::lookup::{Found, Looks, Query, look_up};
 use super::process::{self, StartTime};
@@ -200,14 +200,12 @@ impl Owners {
     }
 
     /// An owner that the kernel recorded, with the path of its cgroup and its container where they can be told.
-    ///
-    /// A container that is in hierarchies of version 1 only has the root's id in the unified one.
     fn describe(&mut self, fact: &OwnerFact) -> Owner {
         let cgroup_id = (fact.cgroup_id != 0).then_some(fact.cgroup_id);
         let cgroup = match self.path(UNIFIED, fact.cgroup_id) {
-            Some(path) if path == "/" => self.legacy_path(fact).or(Some(path)),
-            None if !self.paths.is_mounted() => self.legacy_path(fact),
-            path => path,
+            // Where there is no version 1, that is all.
+            Some(path) if path != "/" && self.paths.legacy().is_none() => Some(path),
+            unified => telling(unified, || self.legacy_path(fact)),
         };
         let noted = self.senders.as_mut().and_then(|senders| senders.process(&fact.process()));
         let container = cgroup.as_deref().and_then(container);
@@ -266,44 +264,30 @@ fn legacy_cgroup(fact: &OwnerFact) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::linux::fs::MetadataExt;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command, Stdio};
 
     use super::*;
     use crate::owner::Container;
+    use crate::owner::groups::{Group, ID};
     use crate::skipped::skipped;
 
-    const ID: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
-
-    /// A cgroup `/snat-trace-test-PID-NAME/docker/ID` with a process in it; both are removed with this value.
+    /// A cgroup `/snat-trace-test-PID-NAME/docker/ID` with a process in it.
     struct Contained {
-        outermost: PathBuf,
-        innermost: PathBuf,
-        path: String,
         child: Child,
+        group: Group,
     }
 
     impl Contained {
         fn new(hierarchy: &str, name: &str) -> Option<Self> {
-            let top = format!("snat-trace-test-{}-{name}", std::process::id());
-            let outermost = Path::new(hierarchy).join(&top);
-            let path = format!("/{top}/docker/{ID}");
-            let innermost = outermost.join("docker").join(ID);
-            if let Err(error) = fs::create_dir_all(&innermost) {
-                skipped(format_args!("no cgroup can be made in {hierarchy}: {error}"));
-                return None;
-            }
-            let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-            fs::write(innermost.join("cgroup.procs"), child.id().to_string()).unwrap();
-            Some(Self { outermost, innermost, path, child })
+            let group = Group::new(hierarchy, &format!("{name}/docker/{ID}"))?;
+            let child = cat();
+            group.put(child.id());
+            Some(Self { child, group })
         }
 
         fn fact(&self, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
-            let mut comm = [0; snat_trace_common::COMM_LEN];
-            comm[..4].copy_from_slice(b"curl");
-            OwnerFact { sent_ns, cgroup_id, tgid: self.child.id(), tid: 7, netns: 9, comm, ..OwnerFact::default() }
+            fact(&self.child, cgroup_id, sent_ns)
         }
     }
 
@@ -311,10 +295,18 @@ mod tests {
         fn drop(&mut self) {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            for directory in [&self.innermost, &self.outermost.join("docker"), &self.outermost] {
-                let _ = fs::remove_dir(directory);
-            }
         }
+    }
+
+    /// A process that waits for its standard input to end.
+    fn cat() -> Child {
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn fact(process: &Child, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
+        let mut comm = [0; snat_trace_common::COMM_LEN];
+        comm[..4].copy_from_slice(b"curl");
+        OwnerFact { sent_ns, cgroup_id, tgid: process.id(), tid: 7, netns: 9, comm, ..OwnerFact::default() }
     }
 
     fn owners() -> Owners {
@@ -340,7 +332,7 @@ mod tests {
             return;
         };
         let Some(contained) = Contained::new(mount, "unified") else { return };
-        let id = fs::metadata(&contained.innermost).unwrap().st_ino();
+        let id = contained.group.id();
         let owner = owners().describe(&contained.fact(id, now()));
         let expected = Owner {
             pid: contained.child.id(),
@@ -348,7 +340,7 @@ mod tests {
             comm: "curl".to_owned(),
             netns: Some(NetnsInum(9)),
             cgroup_id: Some(id),
-            cgroup: Some(contained.path.clone()),
+            cgroup: Some(contained.group.path.clone()),
             container: docker(),
             pod: None,
             program: Program { uid: Some(0), ..Program::default() },
@@ -367,12 +359,30 @@ mod tests {
         let Some(contained) = Contained::new("/sys/fs/cgroup/pids", "legacy") else { return };
         let mut owners = owners();
         let owner = owners.describe(&contained.fact(1, now()));
-        assert_eq!((owner.cgroup_id, owner.cgroup), (Some(1), Some(contained.path.clone())));
+        assert_eq!((owner.cgroup_id, owner.cgroup), (Some(1), Some(contained.group.path.clone())));
         assert_eq!(owner.container, docker());
         // Sent before this process was there: its pid was another's then.
         let owner = owners.describe(&contained.fact(1, 1));
-        assert_ne!(owner.cgroup, Some(contained.path.clone()));
+        assert_ne!(owner.cgroup, Some(contained.group.path.clone()));
         assert_eq!(owner.container, None);
+    }
+
+    #[test]
+    fn a_container_of_version_1_is_found_where_its_runtime_is_a_unit_of_the_unified_hierarchy() {
+        let Some([unit, docker_s]) = Group::hybrid("owners") else { return };
+        let mut child = cat();
+        docker_s.put(child.id());
+        let recorded = OwnerFact { legacy_cgroup_id: docker_s.id(), ..fact(&child, unit.id(), now()) };
+        let by_process = OwnerFact { legacy_cgroup_id: 0, ..recorded };
+        let in_none = OwnerFact { legacy_cgroup_id: 0, sent_ns: 1, ..recorded };
+        let mut owners = owners();
+        let found = [recorded, by_process, in_none].map(|fact| owners.describe(&fact));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for owner in &found[..2] {
+            assert_eq!((owner.cgroup.as_ref(), owner.container.as_ref()), (Some(&docker_s.path), docker().as_ref()));
+        }
+        assert_eq!(found[2].cgroup.as_ref(), Some(&unit.path), "the unit, where nothing says more");
     }
 
     #[test]

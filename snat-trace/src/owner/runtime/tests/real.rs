@@ -9,7 +9,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
-use crate::owner::cgroup::ProcessCgroups;
+use crate::owner::cgroup::{ProcessCgroups, telling};
 use crate::skipped::skipped;
 
 /// A program that needs nothing else (Debian: busybox-static).
@@ -30,7 +30,7 @@ fn output(command: &mut Command) -> Result<String, String> {
 /// The cgroup of a process that a runtime has started.
 fn cgroup(pid: &str) -> String {
     let cgroups = ProcessCgroups::of(pid.parse().unwrap()).unwrap();
-    cgroups.unified.filter(|path| path != "/").or(cgroups.legacy).unwrap()
+    telling(cgroups.unified, || cgroups.legacy).unwrap()
 }
 
 /// Removes groups that a runtime leaves behind, in each hierarchy. Those that somebody is in stay.
