@@ -155,6 +155,14 @@ fn text_from_outside_is_harmless_and_has_an_end() {
 }
 
 #[test]
+fn what_is_behind_an_address_is_not_called_the_senders() {
+    let comment = comment(&golden::forwarded());
+    assert!(comment.contains("\nanswers to the winner go into pod: shop/cart-7d4b9c6f5-x2k4q, uid "), "{comment}");
+    assert!(comment.contains("\nanswers to the winner go into container: containerd "), "{comment}");
+    assert!(!comment.contains("winner's") && !comment.contains("loser's"), "{comment}");
+}
+
+#[test]
 fn comments() {
     let comments: Vec<String> = golden::every_kind().iter().map(comment).collect();
     insta::assert_snapshot!(comments.join("\n\n"));

@@ -5,6 +5,7 @@
 //! which its neighbour was seen, and at a veth the namespace that has the other end. A packet can have come another way, so
 //! this is told beside a sender that is not known, and never as one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
@@ -17,7 +18,7 @@ use super::cgroup::{ProcessCgroups, telling};
 use super::diag::{AF_INET, AF_INET6};
 use super::links::{Link, nsid_of};
 use super::process::{pids, proc_has_root_pids};
-use super::{Container, Pod};
+use super::{Container, Pod, workload};
 use crate::counters::netns::{self, Depth, in_netns};
 use crate::counters::wire::{Attributes, DumpError, Socket, put_attribute};
 use crate::race::event::NetnsInum;
@@ -56,6 +57,30 @@ pub struct Behind {
     pub container: Option<Container>,
     /// The pod of every process in there.
     pub pod: Option<Pod>,
+}
+
+/// Before what all processes behind a flow are in, and before the interface, where a sender would be named.
+pub(crate) const IN: &str = "in";
+pub(crate) const VIA: &str = "via";
+
+impl Behind {
+    /// In a few words, to stand beside a sender that is not known: the pod or container, else the interface. Not escaped.
+    pub(crate) fn words(&self) -> String {
+        match self.workload() {
+            Some(inside) => format!("{IN} {inside}"),
+            None => format!("{VIA} {}", self.nearest()),
+        }
+    }
+
+    /// The pod or container that all processes there are in.
+    pub(crate) fn workload(&self) -> Option<Cow<'_, str>> {
+        workload(self.container.as_ref(), self.pod.as_ref())
+    }
+
+    /// The port of the bridge, or the interface.
+    pub(crate) fn nearest(&self) -> &str {
+        self.port.as_deref().unwrap_or(&self.interface)
+    }
 }
 
 /// A source of flows whose entries are in a network namespace.

@@ -74,6 +74,13 @@ fn a_recording_without_an_end_says_so() {
     assert!(text(&case(Vec::new(), Cut::NoSummary)).contains("No connection is known to have lost a packet"));
 }
 
+#[test]
+fn what_is_behind_an_unknown_sender_is_told_beside_it() {
+    let race = golden::forwarded();
+    assert_eq!(case::sender(&race.loser), "unknown, at 10.244.1.9, via vnet3");
+    assert_eq!(case::sender(&race.winner), "unknown, at 10.244.1.7, in shop/cart-7d4b9c6f5-x2k4q");
+}
+
 /// One golden collision, and the rule that made it.
 fn collision() -> Race {
     let (netns, nat) = (Some(NetnsInum(7)), Some(crate::race::event::NatRule { random: false, ports: None }));
