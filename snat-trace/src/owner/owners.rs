@@ -12,7 +12,7 @@ use super::lookup::{Found, Looks, Query, look_up};
 use super::process::{self, StartTime};
 use super::program::{self, Program, StartClock};
 use super::recorded::{self, Sender, sender};
-use super::runtime::Names;
+use super::runtime::{Names, PATIENCE};
 use super::{Owner, OwnerSource, Place};
 use crate::kernel::Hierarchies;
 use crate::probe::Senders;
@@ -42,6 +42,8 @@ pub struct Sources {
 pub struct Owners {
     paths: CgroupPaths,
     names: Names,
+    /// How long the batch at hand may still wait for names.
+    patience: Duration,
     senders: Option<Senders>,
     commands: bool,
     clock: StartClock,
@@ -78,7 +80,8 @@ impl Owners {
     pub fn new(sources: Sources) -> Self {
         let Sources { senders, cgroups, commands } = sources;
         let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
-        Self { paths, names, senders, commands, clock: StartClock::now(), behind: Default::default() }
+        let (clock, patience) = (StartClock::now(), PATIENCE);
+        Self { paths, names, patience, senders, commands, clock, behind: Default::default() }
     }
 
     /// Keeps what the kernel told of processes.
@@ -95,6 +98,7 @@ impl Owners {
     /// them no socket is found.
     #[must_use]
     pub fn name(&mut self, flows: &[Wanted]) -> Vec<Option<Owner>> {
+        self.patience = PATIENCE;
         let mut owners = vec![None; flows.len()];
         let mut nameless = Vec::new();
         for (index, &wanted) in flows.iter().enumerate() {
@@ -124,11 +128,16 @@ impl Owners {
                 }
             }
         }
-        self.names.complete(owners.iter_mut().flatten().filter_map(Owner::place));
+        self.name_owners(&mut owners);
         owners
     }
 
-    /// Where answers to each source go, and which pod's or container's processes are there.
+    fn name_owners(&mut self, owners: &mut [Option<Owner>]) {
+        self.names.complete(owners.iter_mut().flatten().filter_map(Owner::place), &mut self.patience);
+    }
+
+    /// Where answers to each source go, and which pod's or container's processes are there. For names it waits no longer than
+    /// [`name`](Self::name) left over.
     ///
     /// What was found is taken to stay as it was for a second: flows whose senders are not known can come by the thousand.
     #[must_use]
@@ -137,26 +146,26 @@ impl Owners {
         let fresh = asked.is_some_and(|asked| asked.elapsed() < FRESH);
         if !fresh || !sources.iter().all(|source| known.contains_key(source)) {
             let mut found = behind::look_up(sources);
-            self.name_behind(&mut found);
+            let namespaces = found.values().filter_map(|behind| behind.netns).collect();
+            self.name_behind(&mut found, &behind::cgroups_in(&namespaces));
             let all = sources.iter().map(|source| (*source, found.remove(source))).collect();
             self.behind = (Some(Instant::now()), all);
         }
         &self.behind.1
     }
 
-    /// Names what all processes of a network namespace are in.
-    fn name_behind(&mut self, found: &mut BTreeMap<Source, Behind>) {
-        let namespaces = found.values().filter_map(|behind| behind.netns).collect();
-        for (netns, cgroups) in behind::cgroups_in(&namespaces) {
-            let mut inside: Vec<_> = cgroups.iter().map(|path| (path, container(path), None)).collect();
-            let places = inside.iter_mut().map(|(cgroup, container, pod)| Place { cgroup, container, pod });
-            self.names.complete(places);
-            let pod = the_same(inside.iter().map(|(_, _, pod)| pod.as_ref()));
-            let container = the_same(inside.iter().map(|(_, container, _)| container.as_ref()));
-            for behind in found.values_mut().filter(|behind| behind.netns == Some(netns)) {
-                behind.pod = pod.cloned();
-                behind.container = container.cloned();
-            }
+    /// Names what all processes of a network namespace are in, by the cgroups of those in each.
+    fn name_behind(&mut self, found: &mut BTreeMap<Source, Behind>, cgroups: &BTreeMap<NetnsInum, BTreeSet<String>>) {
+        let all = cgroups.iter().flat_map(|(&netns, paths)| paths.iter().map(move |path| (netns, path)));
+        let mut inside: Vec<_> = all.map(|(netns, path)| (netns, path, container(path), None)).collect();
+        // All at once, so that they are asked for at once and waited for once.
+        let places = inside.iter_mut().map(|(_, cgroup, container, pod)| Place { cgroup, container, pod });
+        self.names.complete(places, &mut self.patience);
+        for behind in found.values_mut() {
+            let there = || inside.iter().filter(|(netns, ..)| behind.netns == Some(*netns));
+            let pod = the_same(there().map(|(.., pod)| pod.as_ref())).cloned();
+            let container = the_same(there().map(|(_, _, container, _)| container.as_ref())).cloned();
+            (behind.pod, behind.container) = (pod, container);
         }
     }
 
@@ -383,6 +392,29 @@ mod tests {
             assert_eq!((owner.cgroup.as_ref(), owner.container.as_ref()), (Some(&docker_s.path), docker().as_ref()));
         }
         assert_eq!(found[2].cgroup.as_ref(), Some(&unit.path), "the unit, where nothing says more");
+    }
+
+    #[test]
+    fn a_batch_waits_once_for_owners_and_for_what_is_behind_ten_namespaces() {
+        let mut owners = Owners { names: Names::slow(Duration::from_millis(200)), ..owners() };
+        let path = |number: usize| format!("/docker/{number:064x}");
+        let place = |number: usize| (NetnsInum(1), std::net::IpAddr::from([192, 0, 2, u8::try_from(number).unwrap()]));
+        let behind = |number| Behind { netns: Some(NetnsInum(u32::try_from(number).unwrap())), ..Behind::default() };
+        let mut found: BTreeMap<Source, Behind> = (10..20).map(|number| (place(number), behind(number))).collect();
+        let cgroups = (10..20).map(|number| (behind(number).netns.unwrap(), BTreeSet::from([path(number)]))).collect();
+        let start = Instant::now();
+        let _nobody = owners.name(&[]);
+        let fact = OwnerFact { tgid: u32::MAX, ..OwnerFact::default() };
+        let sender = Owner { cgroup: Some(path(1)), container: container(&path(1)), ..owners.describe(&fact) };
+        owners.name_owners(&mut [Some(sender)]);
+        owners.name_behind(&mut found, &cgroups);
+        // The first is answered in time; eleven one after the other would take more than two seconds.
+        let waited = start.elapsed();
+        assert!(waited >= Duration::from_millis(200) && waited < Duration::from_secs(1), "{waited:?}");
+        assert_eq!(owners.patience, Duration::ZERO, "what was behind had what the owner left over, and no more");
+        for number in 10..20 {
+            assert_eq!(found[&place(number)].container, container(&path(number)), "known without its name");
+        }
     }
 
     #[test]

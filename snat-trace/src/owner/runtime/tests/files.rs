@@ -183,9 +183,9 @@ fn a_batch_is_named_as_its_parts_are() {
     let cases = cases();
     let mut owners: Vec<Owner> = cases.iter().map(|(cgroup, ..)| owner(cgroup)).collect();
     let mut names = Names::start(Root::at(&node()));
-    names.complete(owners.iter_mut().filter_map(Owner::place));
+    names.complete(owners.iter_mut().filter_map(Owner::place), &mut { PATIENCE });
     settle(&mut names);
-    names.complete(owners.iter_mut().filter_map(Owner::place));
+    names.complete(owners.iter_mut().filter_map(Owner::place), &mut { PATIENCE });
     for ((cgroup, runtime, name, image, pod), owner) in cases.iter().zip(&owners) {
         let expected = [Some(*runtime), *name, *image, *pod].map(|text| text.map(str::to_owned));
         assert_eq!(told(owner), expected, "{cgroup}");
