@@ -207,6 +207,28 @@ fn the_usual_places_are_looked_at_without_configuration() {
 }
 
 #[test]
+fn podmans_storage_is_where_it_is_told_to_be() {
+    let (root, list) = (tempfile::tempdir().unwrap(), "overlay-containers/containers.json");
+    let write = |path: &str, content: &[u8]| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    let name = || {
+        let owner = named(&mut Names::start(Root::at(root.path())), &format!("/machine.slice/libpod-{QUEUE}.scope"));
+        told(&owner)[1].clone()
+    };
+    write(&format!("srv/storage/{list}"), &fs::read(node().join("var/lib/containers/storage").join(list)).unwrap());
+    assert_eq!(name(), None);
+    write("usr/share/containers/storage.conf", b"[storage]\ngraphroot = \"/srv/storage\"\n");
+    assert_eq!(name().as_deref(), Some("queue"));
+    write("etc/containers/storage.conf", b"[storage]\ngraphroot = \"/srv/elsewhere\"\n");
+    assert_eq!(name(), None, "the administrator's file stands for the other");
+    write("etc/containers/storage.conf", b"[storage]\ngraphroot = \"/srv/storage\"\n");
+    assert_eq!(name().as_deref(), Some("queue"));
+}
+
+#[test]
 fn an_id_that_somebody_made_up_may_be_anybodys() {
     let root = tempfile::tempdir().unwrap();
     let name_of = |states: &[&str]| {

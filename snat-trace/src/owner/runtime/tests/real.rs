@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -77,6 +78,31 @@ impl Podman {
         let what = ["localhost/acme:1.2", "/bin/busybox", "sleep", "600"];
         output(&mut self.command(&[&run[..], &limits, more, &what].concat()))
     }
+
+    /// Answers at podman's socket, once somebody can connect to it.
+    fn serve(&self) -> Result<Service, String> {
+        let socket = self.0.path().join("run/podman/podman.sock");
+        fs::create_dir_all(self.0.path().join("run/podman")).map_err(|error| error.to_string())?;
+        let url = format!("unix://{}", socket.display());
+        let mut command = self.command(&["system", "service", "--time", "0", &url]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut service = Service(command.spawn().map_err(|error| format!("podman: {error}"))?);
+        while UnixStream::connect(&socket).is_err() {
+            if let Ok(Some(status)) = service.0.try_wait() {
+                return Err(format!("podman system service: {status}"));
+            }
+            thread::yield_now();
+        }
+        Ok(service)
+    }
+}
+
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ended = (self.0.kill(), self.0.wait());
+    }
 }
 
 impl Drop for Podman {
@@ -101,7 +127,11 @@ fn a_container_of_podman_is_named() {
         let mut names = Names::start(Root::at(podman.0.path()));
         let owner = named(&mut names, &cgroup(&inspect("{{.State.Pid}}")));
         let [runtime, name, image] = ["podman", "web-1", "localhost/acme:1.2"].map(|text| Some(text.to_owned()));
-        assert_eq!(told(&owner), [runtime, name, image, None], "{more:?}");
+        assert_eq!(told(&owner), [runtime, name.clone(), image.clone(), None], "{more:?}");
+        let _service = podman.serve().unwrap();
+        let by_socket =
+            Sockets::new(Root::at(podman.0.path()).unwrap()).unwrap().ask(&key(owner.cgroup.as_ref().unwrap()));
+        assert_eq!(by_socket, Known { runtime: Some("podman"), name, image, pod: None }, "{more:?}");
         assert_eq!(owner.container.unwrap().id, id);
         assert_eq!(
             (inspect("{{.Name}}"), inspect("{{.ImageName}}")),

@@ -139,9 +139,11 @@ fn sockets_are_asked_for_what_files_do_not_tell_and_only_that() {
     assert_eq!(told(&docker(2)), [some("by disk"), some("image")]);
     assert_eq!(told(&docker(3)), [some("by socket"), some("image")]);
     assert_eq!(asked.lock().unwrap().len(), 2);
+    assert_eq!(told(&format!("/machine.slice/libpod-{:064x}.scope", 5)), [some("by socket"), some("image")]);
+    assert_eq!(asked.lock().unwrap().len(), 3);
     // No socket knows these.
     for cgroup in [
-        format!("/machine.slice/libpod-{:064x}.scope", 4),
+        format!("/user.slice/user-1000.slice/libpod-{:064x}.scope", 4),
         format!("/user.slice/user-1000.slice/docker-{:064x}.scope", 4),
         format!("/default/{:064x}", 4),
         "/default/web".to_owned(),
@@ -150,7 +152,7 @@ fn sockets_are_asked_for_what_files_do_not_tell_and_only_that() {
     ] {
         assert_eq!(told(&cgroup), [None, None], "{cgroup}");
     }
-    assert_eq!(asked.lock().unwrap().len(), 2);
+    assert_eq!(asked.lock().unwrap().len(), 3);
 }
 
 #[test]
