@@ -186,6 +186,27 @@ fn losers_that_are_only_behind_an_address_are_none_that_sent() {
 }
 
 #[test]
+fn details_scroll_to_their_end_and_at_once_back() {
+    let mut view = view(80, 12);
+    for key in [KeyCode::End, KeyCode::Enter, KeyCode::PageDown, KeyCode::PageDown, KeyCode::PageDown, KeyCode::Down] {
+        press(&mut view, key);
+    }
+    let end = screen(&view, 80, 12);
+    assert!(!end.starts_with("class"), "{end}");
+    press(&mut view, KeyCode::Up);
+    let above = screen(&view, 80, 12);
+    assert_ne!(above, end);
+    assert_eq!(above.lines().skip(1).take(10).collect::<Vec<_>>(), end.lines().take(10).collect::<Vec<_>>());
+    press(&mut view, KeyCode::Home);
+    press(&mut view, KeyCode::End);
+    assert_eq!(screen(&view, 80, 12), end);
+    // A screen with room for more shows more, and the next key goes on from there.
+    view.resize(Size { width: 80, height: 14 });
+    press(&mut view, KeyCode::Up);
+    assert_eq!(screen(&view, 80, 14).lines().nth(3), end.lines().next());
+}
+
+#[test]
 fn help() {
     let mut view = view(80, 24);
     press(&mut view, KeyCode::Char('?'));
