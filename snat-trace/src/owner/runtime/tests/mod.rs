@@ -4,6 +4,7 @@ mod files;
 mod real;
 mod servers;
 mod waiting;
+mod wire;
 
 use std::path::{Path, PathBuf};
 
