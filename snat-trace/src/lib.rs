@@ -21,5 +21,7 @@ pub mod probe;
 pub mod race;
 pub mod report;
 pub mod session;
+#[cfg(test)]
+mod skipped;
 pub mod summary;
 pub mod watch;

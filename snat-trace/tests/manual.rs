@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write as _};
 use std::process::{Command, Stdio};
 
 use assert_cmd::cargo::cargo_bin;
@@ -27,7 +27,8 @@ fn is_here(program: &str) -> bool {
     let there = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let missing = there.is_err_and(|error| error.kind() == ErrorKind::NotFound);
     if missing {
-        println!("skipped: no {program} here");
+        // Past the macros that print: their output is only shown of tests that fail.
+        let _ = writeln!(io::stderr(), "skipped: no {program} here");
     }
     !missing
 }
@@ -94,11 +95,51 @@ fn each_command_has_a_page_that_man_has_nothing_against() {
     }
     for page in pages {
         let path = folder.path().join(&page);
-        let output =
-            Command::new("man").env("LC_ALL", "C.UTF-8").args(["--warnings", "-l"]).arg(&path).output().unwrap();
+        let output = Command::new("man")
+            .envs([("LC_ALL", "C.UTF-8"), ("MANWIDTH", "80")])
+            .args(["--warnings", "-l"])
+            .arg(&path)
+            .output()
+            .unwrap();
         let warnings = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && warnings.is_empty(), "{}: {warnings}", page.display());
-        let text = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(text.contains("NAME snat-trace") && text.contains("OPTIONS"), "{text}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.contains(&"NAME") && lines.contains(&"OPTIONS"), "{text}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+        let command = page.to_str().unwrap().trim_start_matches("snat-trace").trim_end_matches(".1");
+        for option in options(command.trim_start_matches('-')) {
+            assert!(has_help(&lines, &option), "{option} in {text}");
+        }
+        if page == "snat-trace.1" {
+            let example = lines.iter().position(|line| *line == "       sudo snat-trace --detail minimal");
+            let what = example.and_then(|at| lines.get(at + 1));
+            assert_eq!(what, Some(&"              the same, at no cost until two flows clash"), "{text}");
+        }
     }
+}
+
+/// The long options in what a command says of itself.
+fn options(command: &str) -> Vec<String> {
+    let words: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+    let help = printed(cargo_bin!("snat-trace").to_str().unwrap(), &words);
+    // What options do stands further in, and may begin with the name of another.
+    let lines = help.lines().filter(|line| line.trim_start().starts_with('-') && !line.starts_with("          "));
+    let options: Vec<String> = lines
+        .filter_map(|line| line.split([' ', ',']).find(|word| word.starts_with("--")).map(str::to_owned))
+        .collect();
+    assert!(options.iter().any(|option| option == "--log-level"), "{help}");
+    options
+}
+
+/// Whether a page has an option, and beside or below it, further in, what that does.
+fn has_help(lines: &[&str], option: &str) -> bool {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let heads = |line: &str| line.trim_start().starts_with('-') && line.split([' ', ',']).any(|word| word == option);
+    let mut lines = lines.iter().skip_while(|line| indent(line) != 7 || !heads(line));
+    let Some(head) = lines.next() else { return false };
+    // After a short option stands its help, after others what they take, as `<VALUE> [default: ...]`.
+    let mut after = head.split(' ').skip_while(|word| *word != option).skip(1);
+    let beside = after.next().is_some_and(|word| !word.starts_with(['<', '[']));
+    beside || lines.next().is_some_and(|line| indent(line) > 7)
 }

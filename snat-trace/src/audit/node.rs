@@ -352,6 +352,7 @@ mod tests {
     use super::*;
     use crate::audit::findings::{Kind, judge};
     use crate::counters::netns::tests::{alone, new_netns};
+    use crate::skipped::skipped;
 
     #[test]
     fn problems_are_told_once_for_all() {
@@ -388,7 +389,7 @@ mod tests {
         });
         let (made, said) = made.unwrap().unwrap();
         if !made {
-            eprintln!("skipped: not every tool and module is there: {said}");
+            skipped(format_args!("not every tool and module is there: {said}"));
             return;
         }
         let _held = netns::in_netns(netns.as_fd(), || {

@@ -9,6 +9,7 @@ use super::findings::{Finding, judge};
 use super::node::Look;
 use super::shown::RuleShown;
 use crate::output::escape;
+use crate::output::json::to_line;
 use crate::output::wrap::{WIDTH, wrapped};
 
 /// Columns of a label.
@@ -52,13 +53,11 @@ impl Audit {
     /// `out` takes no more.
     pub fn write_json(&self, mut out: impl io::Write) -> io::Result<()> {
         for finding in &self.findings {
-            serde_json::to_writer(&mut out, finding)?;
-            writeln!(out)?;
+            to_line(&mut out, finding)?;
         }
         let Self { findings, rules, namespaces, not_read } = self;
         let (findings, rules, namespaces) = (findings.len(), rules.len(), *namespaces);
-        serde_json::to_writer(&mut out, &Closing { schema: 1, findings, rules, namespaces, not_read })?;
-        writeln!(out)
+        to_line(&mut out, &Closing { schema: 1, findings, rules, namespaces, not_read })
     }
 }
 

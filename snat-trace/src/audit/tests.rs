@@ -13,6 +13,7 @@ use super::reach::source_nat;
 use super::rules::{Action, Choice, Family, Ports, Table, Tool};
 use super::{Audit, iptables, nft};
 use crate::mutate::survives;
+use crate::output::escape;
 use crate::race::event::NetnsInum;
 use crate::race::tuple::Protocol;
 
@@ -103,6 +104,21 @@ fn json_has_an_object_a_line() {
     let mut out = Vec::new();
     Audit::new(&look).write_json(&mut out).unwrap();
     insta::assert_snapshot!("json", String::from_utf8(out).unwrap());
+}
+
+#[test]
+fn nothing_in_json_steers() {
+    let mut look = home();
+    look.not_read = vec!["a\u{7f}\u{9b}1m\u{200b}\u{2028}\u{202e}\u{2066}b".to_owned()];
+    let mut audit = Audit::new(&look);
+    audit.findings[0].why = look.not_read[0].clone();
+    let mut out = Vec::new();
+    audit.write_json(&mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(text.lines().find(|line| escape(line) != *line), None);
+    let values: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(values[0]["why"], look.not_read[0]);
+    assert_eq!(values.last().unwrap()["not_read"][0], look.not_read[0]);
 }
 
 #[test]

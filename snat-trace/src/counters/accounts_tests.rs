@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::super::netns::tests::{alone, new_netns};
 use super::*;
+use crate::skipped::skipped;
 
 /// Two ends of a veth pair, and a rule that leaves every flow to port 53 the same single source port.
 const ONE_PORT: &str = "
@@ -17,7 +18,7 @@ const ONE_PORT: &str = "
 /// A namespace in which the first flow is sent and each further one fails to be inserted; `None` says why it skips.
 fn one_port() -> Option<OwnedFd> {
     if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
-        eprintln!("skipped: nft is not installed");
+        skipped("nft is not installed");
         return None;
     }
     let fd = new_netns();

@@ -275,13 +275,14 @@ pub(crate) mod tests {
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     use super::*;
+    use crate::skipped::skipped;
 
     /// The right to make network namespaces, for one test at a time: another test's enumeration would for a moment hold
     /// open what this one expects to be gone. `None` says why not.
     pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {
         static ALONE: Mutex<()> = Mutex::new(());
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: making network namespaces needs root");
+            skipped("making network namespaces needs root");
             return None;
         }
         Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
@@ -407,7 +408,7 @@ pub(crate) mod tests {
         let Some(_alone) = alone() else { return };
         let (first, second) = (new_netns(), new_netns());
         let Some(one) = in_netns(first.as_fd(), cookie).unwrap() else {
-            eprintln!("skipped: this kernel has no SO_NETNS_COOKIE");
+            skipped("this kernel has no SO_NETNS_COOKIE");
             return;
         };
         assert_eq!(in_netns(first.as_fd(), cookie).unwrap(), Some(one));

@@ -195,6 +195,7 @@ mod tests {
     use super::super::netns::tests::{alone, new_netns};
     use super::super::wire::attribute;
     use super::*;
+    use crate::skipped::skipped;
 
     fn range(translated: &str, destination: &str, ports: RangeInclusive<u16>) -> Range {
         Range {
@@ -270,7 +271,7 @@ mod tests {
             Command::new("sh").args(["-c", script]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         });
         if !made.unwrap() {
-            eprintln!("skipped: no ip, no nft, or no conntrack in this kernel");
+            skipped("no ip, no nft, or no conntrack in this kernel");
             return;
         }
         // Both namespaces are found by their files only.

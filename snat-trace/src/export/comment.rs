@@ -30,11 +30,13 @@ pub(super) fn comment(race: &Race) -> String {
     for (side, flow) in [("loser", loser), ("winner", winner)] {
         let owner = flow.owner.as_ref();
         let (container, pod) = flow.place();
+        // What is only behind its address need not have sent it.
+        let of = owner.map_or_else(|| format!("answers to the {side} go into"), |_| format!("{side}'s"));
         if let Some(Pod { namespace, name, uid }) = pod {
-            let _ = write!(text, "\n{side}'s pod: {}/{}, uid {}", bounded(namespace), bounded(name), bounded(uid));
+            let _ = write!(text, "\n{of} pod: {}/{}, uid {}", bounded(namespace), bounded(name), bounded(uid));
         }
         if let Some(Container { runtime, id, name, image }) = container {
-            let _ = write!(text, "\n{side}'s container: {} {}", bounded(runtime), bounded(id));
+            let _ = write!(text, "\n{of} container: {} {}", bounded(runtime), bounded(id));
             for (what, known) in [("name", name), ("image", image)] {
                 if let Some(known) = known {
                     let _ = write!(text, ", {what} {}", bounded(known));

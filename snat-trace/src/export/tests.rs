@@ -12,6 +12,7 @@ use crate::output::Sink as _;
 use crate::output::golden;
 use crate::output::json::JsonSink;
 use crate::race::tuple::Protocol;
+use crate::skipped::skipped;
 
 /// The head of a datagram from one end to the other, of which `there` bytes are there; written by hand from RFC 791, 8200, 768.
 fn datagram(race: &Race, there: usize) -> Bytes {
@@ -154,6 +155,14 @@ fn text_from_outside_is_harmless_and_has_an_end() {
 }
 
 #[test]
+fn what_is_behind_an_address_is_not_called_the_senders() {
+    let comment = comment(&golden::forwarded());
+    assert!(comment.contains("\nanswers to the winner go into pod: shop/cart-7d4b9c6f5-x2k4q, uid "), "{comment}");
+    assert!(comment.contains("\nanswers to the winner go into container: containerd "), "{comment}");
+    assert!(!comment.contains("winner's") && !comment.contains("loser's"), "{comment}");
+}
+
+#[test]
 fn comments() {
     let comments: Vec<String> = golden::every_kind().iter().map(comment).collect();
     insta::assert_snapshot!(comments.join("\n\n"));
@@ -201,7 +210,7 @@ fn tshark(file: &Path, fields: &[&str]) -> Option<Vec<Value>> {
     command.args(["-T", "json", "-r"]).arg(file).args(fields.iter().flat_map(|field| ["-e", field]));
     let output = match command.output() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            println!("skipping what tshark says: it is not installed (Debian: tshark)");
+            skipped("what tshark says: it is not installed (Debian: tshark)");
             return None;
         }
         output => output.unwrap(),
@@ -278,7 +287,7 @@ fn capinfos_reads_where_it_was_captured() {
     fs::write(&file, export(&evidence, None).1).unwrap();
     let output = match Command::new("capinfos").arg("-M").arg(&file).output() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            println!("skipping what capinfos says: it is not installed (Debian: wireshark-common)");
+            skipped("what capinfos says: it is not installed (Debian: wireshark-common)");
             return;
         }
         output => output.unwrap(),

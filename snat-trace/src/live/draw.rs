@@ -4,10 +4,11 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::{Rect, Size};
 use ratatui::style::{Color, Modifier, Style};
 
+use super::details;
 use super::picture::{KEPT, destinations, losers, overlaps};
-use super::text::{cut, plain};
+use super::text::cut;
 use super::view::{Mode, View};
-use crate::output::text::{self, Block, Columns, GAP};
+use crate::output::text::{self, Columns, GAP};
 use crate::race::event::{Class, Race, Verdict};
 
 /// Rows of the three lists above the races: as many as there are bars of overlaps.
@@ -270,32 +271,9 @@ fn cells(pen: &mut Pen<'_>, row: usize, cells: &[(usize, String)], style: Style)
 }
 
 fn details(view: &View, pen: &mut Pen<'_>) {
-    let Some(race) = view.race() else { return };
-    let width = usize::from(pen.area.width).max(1);
-    let block = Block { race, clock: view.shown().clock(), zone: &view.zone }.to_string();
-    let lines: Vec<String> = block.lines().flat_map(|line| folded(line, width)).collect();
-    let room = usize::from(pen.area.height).saturating_sub(1);
+    let lines = details::lines(view, usize::from(pen.area.width));
+    let room = details::room(pen.area.height);
     pen.lines(&lines[view.above(lines.len(), room)..]);
-}
-
-/// A line in pieces of `width` columns at most, all but the first a little in.
-fn folded(line: &str, width: usize) -> Vec<String> {
-    const INDENT: &str = "             ";
-    let mut pieces = Vec::new();
-    // The block's own indentation is of no use here.
-    let mut rest = plain(line.strip_prefix("    ").unwrap_or(line));
-    loop {
-        let head = cut(&rest, width);
-        if head == rest || width <= 2 * INDENT.len() {
-            pieces.push(head);
-            return pieces;
-        }
-        // Without the mark of the cut: what follows it stands on the next line.
-        let kept = head.chars().count() - 1;
-        let tail: String = rest.chars().skip(kept).collect();
-        pieces.push(rest.chars().take(kept).collect());
-        rest = format!("{INDENT}{tail}");
-    }
 }
 
 /// Last line: what is to be read now, or else what keys do.

@@ -4,6 +4,7 @@
 //! that feeds it, over a bounded queue that it never waits for, and the thread that draws is the only one that waits for the
 //! terminal.
 
+mod details;
 mod draw;
 mod log;
 mod picture;

@@ -1,12 +1,10 @@
 //! What is known so far, as much of it as is kept: the last races and the running figures.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::owner::{Owner, workload};
-use crate::race::event::Race;
+use crate::race::event::{Flow, Race};
 use crate::race::time::{KernelTime, WallClock};
 use crate::summary::{ON_THE_WAY, Summary};
 
@@ -213,13 +211,18 @@ pub(super) fn destinations<'a>(races: impl Iterator<Item = &'a Race>) -> Vec<(St
     }))
 }
 
-/// Who loses most, the most first; a sender that is not known by what is behind its address, or by that.
+/// Who loses most, the most first. A sender that is not known has a question mark, as in the list of races, before the pod or
+/// container behind its address, else before the interface and that.
 pub(super) fn losers<'a>(races: impl Iterator<Item = &'a Race>) -> Vec<(String, usize)> {
     ranked(races.map(|race| {
-        let flow = &race.loser;
-        let (container, pod) = flow.place();
-        let known = flow.owner.as_ref().map(Owner::workload).or_else(|| workload(container, pod));
-        known.map_or_else(|| flow.original.ends().source.ip().to_string(), Cow::into_owned)
+        let Flow { original, owner, behind, .. } = &race.loser;
+        let address = original.ends().source.ip();
+        match (owner, behind) {
+            (Some(owner), _) => owner.workload().into_owned(),
+            (None, Some(behind)) if behind.workload().is_some() => format!("? {}", behind.words()),
+            (None, Some(behind)) => format!("? {} {address}", behind.words()),
+            (None, None) => format!("? {address}"),
+        }
     }))
 }
 

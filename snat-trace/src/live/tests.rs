@@ -10,12 +10,13 @@ use ratatui::layout::{Rect, Size};
 use ratatui::style::Modifier;
 use snat_trace_common::Counter;
 
+use super::picture::losers;
 use super::{Action, KEPT, Picture, View, draw};
 use crate::counters::account::Delta;
 use crate::counters::accounts::Closed;
 use crate::counters::figures::Tally;
 use crate::kernel::{Detail, Role};
-use crate::output::golden::{bare, clock, collision, owner};
+use crate::output::golden::{bare, clock, collision, forwarded, owner, pods};
 use crate::probe::KernelCounts;
 use crate::race::event::{Class, Flow, Race, Verdict};
 use crate::race::time::KernelTime;
@@ -168,6 +169,41 @@ fn details_and_the_way_back() {
     assert_ne!(screen(&view, 30, 10), narrow);
     press(&mut view, KeyCode::Esc);
     assert!(screen(&view, 80, 24).contains("TOP LOSERS"));
+}
+
+#[test]
+fn losers_that_are_only_behind_an_address_are_none_that_sent() {
+    let forwarded = forwarded();
+    let turned = Race { loser: forwarded.winner.clone(), ..forwarded.clone() };
+    let sent = pods();
+    assert_eq!(sent.loser.place().1, turned.loser.place().1, "one pod, once seen sending and once only behind");
+    let bare = Race { loser: Flow { behind: None, ..forwarded.loser.clone() }, ..forwarded.clone() };
+    let mut ranked = losers([&forwarded, &turned, &sent, &bare].into_iter());
+    ranked.sort();
+    let names: Vec<&str> = ranked.iter().map(|(name, _)| name.as_str()).collect();
+    let pod = "shop/cart-7d4b9c6f5-x2k4q";
+    assert_eq!(names, ["? 10.244.1.9", &format!("? in {pod}"), "? via vnet3 10.244.1.9", pod]);
+}
+
+#[test]
+fn details_scroll_to_their_end_and_at_once_back() {
+    let mut view = view(80, 12);
+    for key in [KeyCode::End, KeyCode::Enter, KeyCode::PageDown, KeyCode::PageDown, KeyCode::PageDown, KeyCode::Down] {
+        press(&mut view, key);
+    }
+    let end = screen(&view, 80, 12);
+    assert!(!end.starts_with("class"), "{end}");
+    press(&mut view, KeyCode::Up);
+    let above = screen(&view, 80, 12);
+    assert_ne!(above, end);
+    assert_eq!(above.lines().skip(1).take(10).collect::<Vec<_>>(), end.lines().take(10).collect::<Vec<_>>());
+    press(&mut view, KeyCode::Home);
+    press(&mut view, KeyCode::End);
+    assert_eq!(screen(&view, 80, 12), end);
+    // A screen with room for more shows more, and the next key goes on from there.
+    view.resize(Size { width: 80, height: 14 });
+    press(&mut view, KeyCode::Up);
+    assert_eq!(screen(&view, 80, 14).lines().nth(3), end.lines().next());
 }
 
 #[test]

@@ -41,8 +41,8 @@ pub(super) fn cut(text: &str, room: usize) -> String {
 }
 
 /// Columns of a terminal.
-fn width(character: char) -> usize {
-    Span::raw(character.encode_utf8(&mut [0; 4]).to_owned()).width()
+pub(super) fn width(character: char) -> usize {
+    if matches!(character, ' '..='~') { 1 } else { Span::raw(&*character.encode_utf8(&mut [0; 4])).width() }
 }
 
 #[cfg(test)]

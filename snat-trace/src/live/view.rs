@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::Size;
 
+use super::details;
 use super::draw::Rows;
 use super::picture::Picture;
 use super::words::Words;
@@ -215,17 +216,22 @@ impl View {
         self.selected = numbers.get(to.min(last)).copied();
     }
 
-    /// The line of the details that a key makes the first; drawing knows the last.
+    /// The line of the details that a key makes the first, no further down than the last ones fill the screen.
     fn scrolled(&self, line: usize, code: KeyCode) -> usize {
-        let page = usize::from(self.size.height).saturating_sub(2).max(1);
-        match code {
+        let (lines, room) = (details::lines(self, usize::from(self.size.width)), details::room(self.size.height));
+        let last = lines.len().saturating_sub(room);
+        let page = room.saturating_sub(1).max(1);
+        let line = line.min(last);
+        let to = match code {
             KeyCode::Up => line.saturating_sub(1),
             KeyCode::Down => line.saturating_add(1),
             KeyCode::PageUp => line.saturating_sub(page),
             KeyCode::PageDown => line.saturating_add(page),
             KeyCode::Home => 0,
+            KeyCode::End => last,
             _ => line,
-        }
+        };
+        to.min(last)
     }
 
     fn type_filter(&mut self, code: KeyCode) {

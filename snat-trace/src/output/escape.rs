@@ -25,7 +25,8 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 pub(super) fn steers(character: char) -> bool {
     character.is_control()
         || matches!(character,
-            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]
@@ -40,5 +41,9 @@ mod tests {
     #[test]
     fn nothing_that_steers_gets_through() {
         assert_eq!(escape("a\x1b[31mb\nc\u{9b}d\u{202e}e"), "a\\u{1b}[31mb\\u{a}c\\u{9b}d\\u{202e}e");
+        // Of no width, and tags, in which text can hide.
+        for hidden in ['\u{180e}', '\u{fff9}', '\u{e0001}', '\u{e0041}', '\u{e007f}'] {
+            assert_eq!(escape(&format!("a{hidden}b")), format!("a{}b", hidden.escape_unicode()));
+        }
     }
 }

@@ -174,7 +174,7 @@ fn resolved() -> Race {
 }
 
 /// Two pods, one whose container is known and one of which that could not be read; the winner's name is long.
-fn pods() -> Race {
+pub(crate) fn pods() -> Race {
     let pod = |namespace: &str, name: &str, uid: &str| {
         Some(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
     };
@@ -211,7 +211,7 @@ fn named_container() -> Race {
 }
 
 /// Forwarded: for a virtual machine on a bridge, and out of a pod whose process is gone.
-fn forwarded() -> Race {
+pub(crate) fn forwarded() -> Race {
     let machine = Behind { interface: "virbr0".to_owned(), port: Some("vnet3".to_owned()), ..Behind::default() };
     let pod = pods().loser.owner.unwrap();
     let pod = Behind {

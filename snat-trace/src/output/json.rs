@@ -57,8 +57,11 @@ impl<W: Write> Sink for JsonSink<W> {
     }
 }
 
-/// Writes a value as one line.
-pub(crate) fn to_line(mut out: impl Write, value: &impl Serialize) -> io::Result<()> {
+/// Writes a value as one line, in which nothing steers a terminal.
+///
+/// # Errors
+/// `out` takes no more.
+pub fn to_line(mut out: impl Write, value: &impl Serialize) -> io::Result<()> {
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Harmless))?;
     out.write_all(b"\n")?;
     out.flush()

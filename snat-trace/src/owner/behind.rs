@@ -5,6 +5,7 @@
 //! which its neighbour was seen, and at a veth the namespace that has the other end. A packet can have come another way, so
 //! this is told beside a sender that is not known, and never as one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
 
-use super::cgroup::ProcessCgroups;
+use super::cgroup::{ProcessCgroups, telling};
 use super::diag::{AF_INET, AF_INET6};
 use super::links::{Link, nsid_of};
 use super::process::{pids, proc_has_root_pids};
-use super::{Container, Pod};
+use super::{Container, Pod, workload};
 use crate::counters::netns::{self, Depth, in_netns};
 use crate::counters::wire::{Attributes, DumpError, Socket, put_attribute};
 use crate::race::event::NetnsInum;
@@ -56,6 +57,30 @@ pub struct Behind {
     pub container: Option<Container>,
     /// The pod of every process in there.
     pub pod: Option<Pod>,
+}
+
+/// Before what all processes behind a flow are in, and before the interface, where a sender would be named.
+pub(crate) const IN: &str = "in";
+pub(crate) const VIA: &str = "via";
+
+impl Behind {
+    /// In a few words, to stand beside a sender that is not known: the pod or container, else the interface. Not escaped.
+    pub(crate) fn words(&self) -> String {
+        match self.workload() {
+            Some(inside) => format!("{IN} {inside}"),
+            None => format!("{VIA} {}", self.nearest()),
+        }
+    }
+
+    /// The pod or container that all processes there are in.
+    pub(crate) fn workload(&self) -> Option<Cow<'_, str>> {
+        workload(self.container.as_ref(), self.pod.as_ref())
+    }
+
+    /// The port of the bridge, or the interface.
+    pub(crate) fn nearest(&self) -> &str {
+        self.port.as_deref().unwrap_or(&self.interface)
+    }
 }
 
 /// A source of flows whose entries are in a network namespace.
@@ -140,9 +165,8 @@ pub(super) fn cgroups_in(namespaces: &BTreeSet<NetnsInum>) -> BTreeMap<NetnsInum
         if cgroups.len() <= CGROUPS
             && let Some(ProcessCgroups { unified, legacy }) = ProcessCgroups::of(pid)
         {
-            let of_its_own = unified.filter(|path| path != "/").or(legacy);
             // One in the root is one of all too: it is in no container.
-            cgroups.insert(of_its_own.unwrap_or_else(|| "/".to_owned()));
+            cgroups.insert(telling(unified, || legacy).unwrap_or_else(|| "/".to_owned()));
         }
     }
     found.retain(|_, cgroups| cgroups.len() <= CGROUPS);
@@ -250,6 +274,7 @@ mod tests {
     use super::*;
     use crate::counters::netns::Netns;
     use crate::counters::netns::tests::{alone, new_netns};
+    use crate::owner::groups::Group;
 
     /// A namespace and a process in it.
     struct Place {
@@ -337,9 +362,19 @@ mod tests {
             assert_eq!(found.get(&source(&node, address)), expected.as_ref(), "{address}");
         }
         let own = ProcessCgroups::of(std::process::id()).unwrap();
-        let own = own.unified.filter(|path| path != "/").or(own.legacy);
+        let own = telling(own.unified, || own.legacy);
         let cgroups = cgroups_in(&BTreeSet::from([bridged.inum]));
         assert_eq!(cgroups.get(&bridged.inum), Some(&own.into_iter().collect()), "of its one process");
+    }
+
+    #[test]
+    fn what_is_behind_is_named_by_the_hierarchy_that_has_its_container() {
+        let Some(_alone) = alone() else { return };
+        let Some([unit, docker]) = Group::hybrid("behind") else { return };
+        let place = Place::new();
+        [&unit, &docker].into_iter().for_each(|group| group.put(place.process.id()));
+        let cgroups = cgroups_in(&BTreeSet::from([place.inum]));
+        assert_eq!(cgroups.get(&place.inum), Some(&BTreeSet::from([docker.path.clone()])));
     }
 
     proptest! {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use snat_trace_common::CgroupKey;
 
+use super::container::outermost;
 use crate::kernel::{Hierarchies, Legacy};
 
 /// Paths remembered before all are forgotten. A node of 500 pods has some 2000 cgroups.
@@ -37,11 +38,6 @@ impl CgroupPaths {
         let Hierarchies { unified, legacy } = hierarchies;
         let legacy = legacy.map(|Legacy { hierarchy, mount, controller: _ }| (hierarchy, mount));
         Self { mount: unified.filter(whole), legacy: legacy.filter(|(_, mount)| whole(mount)), cached: HashMap::new() }
-    }
-
-    /// Whether there is a unified hierarchy to be in at all.
-    pub(crate) fn is_mounted(&self) -> bool {
-        self.mount.is_some()
     }
 
     /// The number of the hierarchy of version 1 whose ids are recorded.
@@ -126,8 +122,29 @@ fn open_by_id(mount: &File, id: u64) -> io::Result<OwnedFd> {
 pub(crate) struct ProcessCgroups {
     /// Its path in the unified hierarchy.
     pub(crate) unified: Option<String>,
-    /// Its path in the hierarchy of version 1 that says most: the first in which it is not in the root.
+    /// Its path in the hierarchy of version 1 that says most: the first in which it is in a container, else the first in
+    /// which it is not in the root.
     pub(crate) legacy: Option<String>,
+}
+
+/// Which path to go by, that in the unified hierarchy or that in one of version 1.
+///
+/// A runtime that does not leave its groups to systemd makes them in version 1 only. In the unified hierarchy its containers
+/// are in the root, or beside systemd still in the unit of the runtime itself, whose name is not theirs.
+pub(crate) fn telling(unified: Option<String>, legacy: impl FnOnce() -> Option<String>) -> Option<String> {
+    if unified.as_deref().is_some_and(is_contained) {
+        return unified;
+    }
+    let legacy = legacy();
+    match unified {
+        Some(path) if path != "/" && !legacy.as_deref().is_some_and(is_contained) => Some(path),
+        root => legacy.or(root),
+    }
+}
+
+/// Whether a path leads into a runtime's container; a systemd unit is none.
+fn is_contained(path: &str) -> bool {
+    outermost(path).is_some()
 }
 
 impl ProcessCgroups {
@@ -145,7 +162,7 @@ const LEGACY: [&str; 8] = ["name=systemd", "pids", "memory", "cpu", "cpuacct", "
 /// `proc_cgroup_show`). A path outside of the reader's cgroup namespace begins with `/..` and is no path to give.
 fn parse_cgroups(text: &str) -> ProcessCgroups {
     let mut cgroups = ProcessCgroups::default();
-    let mut best = usize::MAX;
+    let mut best = (true, usize::MAX);
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
         let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
@@ -156,7 +173,7 @@ fn parse_cgroups(text: &str) -> ProcessCgroups {
             cgroups.unified = Some(path.to_owned());
         } else if path != "/" {
             let rank = |controller| LEGACY.iter().position(|&known| known == controller).unwrap_or(LEGACY.len());
-            let rank = controllers.split(',').map(rank).min().unwrap_or(LEGACY.len());
+            let rank = (!is_contained(path), controllers.split(',').map(rank).min().unwrap_or(LEGACY.len()));
             if rank < best {
                 best = rank;
                 cgroups.legacy = Some(path.to_owned());
@@ -173,6 +190,9 @@ mod tests {
     use super::*;
     use crate::mutate::survives;
     use crate::owner::container::container;
+    use crate::skipped::skipped;
+
+    const ID: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
 
     #[test]
     fn the_hierarchy_that_says_most_is_taken() {
@@ -186,11 +206,44 @@ mod tests {
         assert_eq!(of(hybrid), pair("/", "/docker/x"));
         assert_eq!(of("5:perf_event:/p\n2:cpu,cpuacct:/c\n"), pair("", "/c"));
         assert_eq!(of("5:perf_event:/p\n2:rdma:/r\n"), pair("", "/p"));
+        let session = "/user.slice/user-0.slice/session-1.scope";
+        let podman = format!("/libpod_parent/libpod-{ID}");
+        assert_eq!(of(&format!("9:name=systemd:{session}\n8:pids:{podman}\n")), pair("", &podman));
         // A name may hold colons; one outside of our namespace or gone is no name.
         assert_eq!(of("0::/s.slice:cri-containerd:x\n"), pair("/s.slice:cri-containerd:x", ""));
         assert_eq!(of("0::/../../x\n1:pids:/..\n2:cpu:/y (deleted)\n"), pair("", ""));
         assert_eq!(of("0::/..x\n"), pair("/..x", ""));
         assert_eq!(of("nonsense\n0:\n:::\n"), pair("", ""));
+    }
+
+    #[test]
+    fn the_path_that_tells_a_container_is_gone_by() {
+        let docker = format!("/docker/{ID}");
+        let scope = format!("/system.slice/docker-{ID}.scope");
+        let runtime = "/system.slice/containerd.service";
+        for (unified, legacy, expected) in [
+            // The runtime's own unit tells nothing of its containers.
+            (Some(runtime), Some(&*docker), Some(&*docker)),
+            (Some("/"), Some(&docker), Some(&docker)),
+            (None, Some(&docker), Some(&docker)),
+            (Some("/user.slice"), Some(&docker), Some(&docker)),
+            (Some(&scope), Some(&docker), Some(&scope)),
+            (Some(&scope), Some(runtime), Some(&scope)),
+            // Neither tells a container.
+            (Some(runtime), Some("/system.slice"), Some(runtime)),
+            (Some("/"), Some(runtime), Some(runtime)),
+            (None, Some(runtime), Some(runtime)),
+            (Some(runtime), None, Some(runtime)),
+            (Some("/"), None, Some("/")),
+            (None, None, None),
+        ] {
+            let told = telling(unified.map(str::to_owned), || legacy.map(str::to_owned));
+            assert_eq!(told.as_deref(), expected, "{unified:?} {legacy:?}");
+        }
+        let hybrid = include_str!("../../tests/corpus/cgroup/hybrid-docker");
+        let ProcessCgroups { unified, legacy } = parse_cgroups(hybrid);
+        assert_eq!(unified.as_deref(), Some(runtime));
+        assert_eq!(telling(unified, || legacy), Some(docker));
     }
 
     #[test]
@@ -214,13 +267,13 @@ mod tests {
         let mut paths = CgroupPaths::new(Hierarchies::gather(Path::new("/")));
         let gone = |_| None;
         let Some(mount) = paths.mount.clone() else {
-            eprintln!("skipped: cgroup2 is not mounted");
+            skipped("cgroup2 is not mounted");
             return;
         };
         let name = format!("snat-trace-test-{}", std::process::id());
         let directory = mount.join(&name);
         if let Err(error) = fs::create_dir(&directory) {
-            eprintln!("skipped: no cgroup can be made: {error}");
+            skipped(format_args!("no cgroup can be made: {error}"));
             return;
         }
         let path = format!("/{name}");

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::cgroup::{CgroupPaths, ProcessCgroups};
+use super::cgroup::{CgroupPaths, ProcessCgroups, telling};
 use super::container::container;
 use super::diag::{addresses, sockets};
 use super::links;
@@ -285,10 +285,7 @@ fn describe(pid: u32, netns: NetnsInum, inode: u32, time: KernelTime, looks: &Lo
         return None;
     }
     let cgroup_id = unified.as_deref().and_then(|path| paths.id(path));
-    let cgroup = match unified {
-        Some(path) if path != "/" => Some(path),
-        root => legacy.or(root),
-    };
+    let cgroup = telling(unified, || legacy);
     let container = cgroup.as_deref().and_then(container);
     let source = OwnerSource::SocketLookup;
     Some(Owner { pid, tid: None, comm, netns: Some(netns), cgroup_id, cgroup, container, pod: None, program, source })
@@ -307,7 +304,10 @@ mod tests {
     use super::*;
     use crate::counters::netns::tests::{alone, new_netns};
     use crate::kernel::Hierarchies;
+    use crate::owner::Container;
+    use crate::owner::groups::{Group, ID};
     use crate::race::tuple::Ends;
+    use crate::skipped::skipped;
 
     const ROLE: &str = "SNAT_TRACE_TEST_SENDER";
     const REMOTE: &str = "198.51.100.7:53";
@@ -475,11 +475,11 @@ mod tests {
     /// Two pods with the same ports, and one sender in each.
     fn two_pods() -> Option<[(Pod, Sender); 2]> {
         if !process::proc_has_root_pids() {
-            eprintln!("skipped: not in the root pid namespace");
+            skipped("not in the root pid namespace");
             return None;
         }
         if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
-            eprintln!("skipped: ip is not installed");
+            skipped("ip is not installed");
             return None;
         }
         let pods = [Pod::new("192.0.2.10", "2001:db8:1::10"), Pod::new("192.0.2.11", "2001:db8:1::11")];
@@ -515,6 +515,17 @@ mod tests {
                 assert!(owner.cgroup.is_some());
             }
         }
+    }
+
+    #[test]
+    fn a_sender_is_named_by_the_hierarchy_that_has_its_container() {
+        let Some(_alone) = alone() else { return };
+        let Some([unit, docker]) = Group::hybrid("lookup") else { return };
+        let Some([(pod, sender), _]) = two_pods() else { return };
+        [&unit, &docker].into_iter().for_each(|group| group.put(sender.0.id()));
+        let found = owners(&[pod.query(Protocol::UDP, WILDCARD)]).pop().flatten().unwrap();
+        assert_eq!(found.cgroup.as_ref(), Some(&docker.path));
+        assert_eq!(found.container, Some(Container::of("docker", ID)));
     }
 
     #[test]
@@ -595,7 +606,7 @@ mod tests {
             twin.run("ip tuntap add mode tap name tap && ip link set tap up");
             assert_eq!(found(all), [None, None, None, others, others, None]);
         } else {
-            eprintln!("skipped: a way out through a program, as there is no /dev/net/tun");
+            skipped("a way out through a program, as there is no /dev/net/tun");
         }
     }
 

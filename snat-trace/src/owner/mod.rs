@@ -4,6 +4,8 @@ pub(crate) mod behind;
 mod cgroup;
 pub mod container;
 mod diag;
+#[cfg(test)]
+mod groups;
 mod links;
 mod lookup;
 mod others;

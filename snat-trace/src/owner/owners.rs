@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use snat_trace_common::{FlowFact, OwnerFact, ProcessFact, owner_flags};
 
 use super::behind::{self, Behind, Source};
-use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED};
+use super::cgroup::{CgroupPaths, ProcessCgroups, UNIFIED, telling};
 use super::container::container;
 use super::lookup::{Found, Looks, Query, look_up};
 use super::process::{self, StartTime};
 use super::program::{self, Program, StartClock};
 use super::recorded::{self, Sender, sender};
-use super::runtime::Names;
+use super::runtime::{Names, PATIENCE};
 use super::{Owner, OwnerSource, Place};
 use crate::kernel::Hierarchies;
 use crate::probe::Senders;
@@ -42,6 +42,8 @@ pub struct Sources {
 pub struct Owners {
     paths: CgroupPaths,
     names: Names,
+    /// How long the batch at hand may still wait for names.
+    patience: Duration,
     senders: Option<Senders>,
     commands: bool,
     clock: StartClock,
@@ -78,7 +80,8 @@ impl Owners {
     pub fn new(sources: Sources) -> Self {
         let Sources { senders, cgroups, commands } = sources;
         let (paths, names) = (CgroupPaths::new(cgroups), Names::new());
-        Self { paths, names, senders, commands, clock: StartClock::now(), behind: Default::default() }
+        let (clock, patience) = (StartClock::now(), PATIENCE);
+        Self { paths, names, patience, senders, commands, clock, behind: Default::default() }
     }
 
     /// Keeps what the kernel told of processes.
@@ -95,6 +98,7 @@ impl Owners {
     /// them no socket is found.
     #[must_use]
     pub fn name(&mut self, flows: &[Wanted]) -> Vec<Option<Owner>> {
+        self.patience = PATIENCE;
         let mut owners = vec![None; flows.len()];
         let mut nameless = Vec::new();
         for (index, &wanted) in flows.iter().enumerate() {
@@ -124,11 +128,16 @@ impl Owners {
                 }
             }
         }
-        self.names.complete(owners.iter_mut().flatten().filter_map(Owner::place));
+        self.name_owners(&mut owners);
         owners
     }
 
-    /// Where answers to each source go, and which pod's or container's processes are there.
+    fn name_owners(&mut self, owners: &mut [Option<Owner>]) {
+        self.names.complete(owners.iter_mut().flatten().filter_map(Owner::place), &mut self.patience);
+    }
+
+    /// Where answers to each source go, and which pod's or container's processes are there. For names it waits no longer than
+    /// [`name`](Self::name) left over.
     ///
     /// What was found is taken to stay as it was for a second: flows whose senders are not known can come by the thousand.
     #[must_use]
@@ -137,26 +146,26 @@ impl Owners {
         let fresh = asked.is_some_and(|asked| asked.elapsed() < FRESH);
         if !fresh || !sources.iter().all(|source| known.contains_key(source)) {
             let mut found = behind::look_up(sources);
-            self.name_behind(&mut found);
+            let namespaces = found.values().filter_map(|behind| behind.netns).collect();
+            self.name_behind(&mut found, &behind::cgroups_in(&namespaces));
             let all = sources.iter().map(|source| (*source, found.remove(source))).collect();
             self.behind = (Some(Instant::now()), all);
         }
         &self.behind.1
     }
 
-    /// Names what all processes of a network namespace are in.
-    fn name_behind(&mut self, found: &mut BTreeMap<Source, Behind>) {
-        let namespaces = found.values().filter_map(|behind| behind.netns).collect();
-        for (netns, cgroups) in behind::cgroups_in(&namespaces) {
-            let mut inside: Vec<_> = cgroups.iter().map(|path| (path, container(path), None)).collect();
-            let places = inside.iter_mut().map(|(cgroup, container, pod)| Place { cgroup, container, pod });
-            self.names.complete(places);
-            let pod = the_same(inside.iter().map(|(_, _, pod)| pod.as_ref()));
-            let container = the_same(inside.iter().map(|(_, container, _)| container.as_ref()));
-            for behind in found.values_mut().filter(|behind| behind.netns == Some(netns)) {
-                behind.pod = pod.cloned();
-                behind.container = container.cloned();
-            }
+    /// Names what all processes of a network namespace are in, by the cgroups of those in each.
+    fn name_behind(&mut self, found: &mut BTreeMap<Source, Behind>, cgroups: &BTreeMap<NetnsInum, BTreeSet<String>>) {
+        let all = cgroups.iter().flat_map(|(&netns, paths)| paths.iter().map(move |path| (netns, path)));
+        let mut inside: Vec<_> = all.map(|(netns, path)| (netns, path, container(path), None)).collect();
+        // All at once, so that they are asked for at once and waited for once.
+        let places = inside.iter_mut().map(|(_, cgroup, container, pod)| Place { cgroup, container, pod });
+        self.names.complete(places, &mut self.patience);
+        for behind in found.values_mut() {
+            let there = || inside.iter().filter(|(netns, ..)| behind.netns == Some(*netns));
+            let pod = the_same(there().map(|(.., pod)| pod.as_ref())).cloned();
+            let container = the_same(there().map(|(_, _, container, _)| container.as_ref())).cloned();
+            (behind.pod, behind.container) = (pod, container);
         }
     }
 
@@ -200,14 +209,12 @@ impl Owners {
     }
 
     /// An owner that the kernel recorded, with the path of its cgroup and its container where they can be told.
-    ///
-    /// A container that is in hierarchies of version 1 only has the root's id in the unified one.
     fn describe(&mut self, fact: &OwnerFact) -> Owner {
         let cgroup_id = (fact.cgroup_id != 0).then_some(fact.cgroup_id);
         let cgroup = match self.path(UNIFIED, fact.cgroup_id) {
-            Some(path) if path == "/" => self.legacy_path(fact).or(Some(path)),
-            None if !self.paths.is_mounted() => self.legacy_path(fact),
-            path => path,
+            // Where there is no version 1, that is all.
+            Some(path) if path != "/" && self.paths.legacy().is_none() => Some(path),
+            unified => telling(unified, || self.legacy_path(fact)),
         };
         let noted = self.senders.as_mut().and_then(|senders| senders.process(&fact.process()));
         let container = cgroup.as_deref().and_then(container);
@@ -266,43 +273,30 @@ fn legacy_cgroup(fact: &OwnerFact) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::linux::fs::MetadataExt;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command, Stdio};
 
     use super::*;
     use crate::owner::Container;
+    use crate::owner::groups::{Group, ID};
+    use crate::skipped::skipped;
 
-    const ID: &str = "5e3fa1c0d2b44e6f8a9b0c1d2e3f405162738495a6b7c8d9e0f1a2b3c4d5e6f7";
-
-    /// A cgroup `/snat-trace-test-PID-NAME/docker/ID` with a process in it; both are removed with this value.
+    /// A cgroup `/snat-trace-test-PID-NAME/docker/ID` with a process in it.
     struct Contained {
-        outermost: PathBuf,
-        innermost: PathBuf,
-        path: String,
         child: Child,
+        group: Group,
     }
 
     impl Contained {
         fn new(hierarchy: &str, name: &str) -> Option<Self> {
-            let top = format!("snat-trace-test-{}-{name}", std::process::id());
-            let outermost = Path::new(hierarchy).join(&top);
-            let path = format!("/{top}/docker/{ID}");
-            let innermost = outermost.join("docker").join(ID);
-            if let Err(error) = fs::create_dir_all(&innermost) {
-                eprintln!("skipped: no cgroup can be made in {hierarchy}: {error}");
-                return None;
-            }
-            let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-            fs::write(innermost.join("cgroup.procs"), child.id().to_string()).unwrap();
-            Some(Self { outermost, innermost, path, child })
+            let group = Group::new(hierarchy, &format!("{name}/docker/{ID}"))?;
+            let child = cat();
+            group.put(child.id());
+            Some(Self { child, group })
         }
 
         fn fact(&self, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
-            let mut comm = [0; snat_trace_common::COMM_LEN];
-            comm[..4].copy_from_slice(b"curl");
-            OwnerFact { sent_ns, cgroup_id, tgid: self.child.id(), tid: 7, netns: 9, comm, ..OwnerFact::default() }
+            fact(&self.child, cgroup_id, sent_ns)
         }
     }
 
@@ -310,10 +304,18 @@ mod tests {
         fn drop(&mut self) {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            for directory in [&self.innermost, &self.outermost.join("docker"), &self.outermost] {
-                let _ = fs::remove_dir(directory);
-            }
         }
+    }
+
+    /// A process that waits for its standard input to end.
+    fn cat() -> Child {
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn fact(process: &Child, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
+        let mut comm = [0; snat_trace_common::COMM_LEN];
+        comm[..4].copy_from_slice(b"curl");
+        OwnerFact { sent_ns, cgroup_id, tgid: process.id(), tid: 7, netns: 9, comm, ..OwnerFact::default() }
     }
 
     fn owners() -> Owners {
@@ -335,11 +337,11 @@ mod tests {
     fn a_fact_gets_its_path_and_container() {
         let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
         let Some(mount) = mounts.into_iter().find(|mount| Path::new(mount).join("cgroup.controllers").exists()) else {
-            eprintln!("skipped: cgroup2 is not mounted");
+            skipped("cgroup2 is not mounted");
             return;
         };
         let Some(contained) = Contained::new(mount, "unified") else { return };
-        let id = fs::metadata(&contained.innermost).unwrap().st_ino();
+        let id = contained.group.id();
         let owner = owners().describe(&contained.fact(id, now()));
         let expected = Owner {
             pid: contained.child.id(),
@@ -347,7 +349,7 @@ mod tests {
             comm: "curl".to_owned(),
             netns: Some(NetnsInum(9)),
             cgroup_id: Some(id),
-            cgroup: Some(contained.path.clone()),
+            cgroup: Some(contained.group.path.clone()),
             container: docker(),
             pod: None,
             program: Program { uid: Some(0), ..Program::default() },
@@ -360,18 +362,59 @@ mod tests {
     fn a_container_of_version_1_is_found_while_its_process_is_there() {
         let root = Path::new("/sys/fs/cgroup/pids");
         if !root.join("cgroup.procs").exists() {
-            eprintln!("skipped: there is no version 1 hierarchy for pids");
+            skipped("there is no version 1 hierarchy for pids");
             return;
         }
         let Some(contained) = Contained::new("/sys/fs/cgroup/pids", "legacy") else { return };
         let mut owners = owners();
         let owner = owners.describe(&contained.fact(1, now()));
-        assert_eq!((owner.cgroup_id, owner.cgroup), (Some(1), Some(contained.path.clone())));
+        assert_eq!((owner.cgroup_id, owner.cgroup), (Some(1), Some(contained.group.path.clone())));
         assert_eq!(owner.container, docker());
         // Sent before this process was there: its pid was another's then.
         let owner = owners.describe(&contained.fact(1, 1));
-        assert_ne!(owner.cgroup, Some(contained.path.clone()));
+        assert_ne!(owner.cgroup, Some(contained.group.path.clone()));
         assert_eq!(owner.container, None);
+    }
+
+    #[test]
+    fn a_container_of_version_1_is_found_where_its_runtime_is_a_unit_of_the_unified_hierarchy() {
+        let Some([unit, docker_s]) = Group::hybrid("owners") else { return };
+        let mut child = cat();
+        docker_s.put(child.id());
+        let recorded = OwnerFact { legacy_cgroup_id: docker_s.id(), ..fact(&child, unit.id(), now()) };
+        let by_process = OwnerFact { legacy_cgroup_id: 0, ..recorded };
+        let in_none = OwnerFact { legacy_cgroup_id: 0, sent_ns: 1, ..recorded };
+        let mut owners = owners();
+        let found = [recorded, by_process, in_none].map(|fact| owners.describe(&fact));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for owner in &found[..2] {
+            assert_eq!((owner.cgroup.as_ref(), owner.container.as_ref()), (Some(&docker_s.path), docker().as_ref()));
+        }
+        assert_eq!(found[2].cgroup.as_ref(), Some(&unit.path), "the unit, where nothing says more");
+    }
+
+    #[test]
+    fn a_batch_waits_once_for_owners_and_for_what_is_behind_ten_namespaces() {
+        let mut owners = Owners { names: Names::slow(Duration::from_millis(200)), ..owners() };
+        let path = |number: usize| format!("/docker/{number:064x}");
+        let place = |number: usize| (NetnsInum(1), std::net::IpAddr::from([192, 0, 2, u8::try_from(number).unwrap()]));
+        let behind = |number| Behind { netns: Some(NetnsInum(u32::try_from(number).unwrap())), ..Behind::default() };
+        let mut found: BTreeMap<Source, Behind> = (10..20).map(|number| (place(number), behind(number))).collect();
+        let cgroups = (10..20).map(|number| (behind(number).netns.unwrap(), BTreeSet::from([path(number)]))).collect();
+        let start = Instant::now();
+        let _nobody = owners.name(&[]);
+        let fact = OwnerFact { tgid: u32::MAX, ..OwnerFact::default() };
+        let sender = Owner { cgroup: Some(path(1)), container: container(&path(1)), ..owners.describe(&fact) };
+        owners.name_owners(&mut [Some(sender)]);
+        owners.name_behind(&mut found, &cgroups);
+        // The first is answered in time; eleven one after the other would take more than two seconds.
+        let waited = start.elapsed();
+        assert!(waited >= Duration::from_millis(200) && waited < Duration::from_secs(1), "{waited:?}");
+        assert_eq!(owners.patience, Duration::ZERO, "what was behind had what the owner left over, and no more");
+        for number in 10..20 {
+            assert_eq!(found[&place(number)].container, container(&path(number)), "known without its name");
+        }
     }
 
     #[test]

@@ -230,9 +230,13 @@ impl Case {
     }
 }
 
-/// Who sent a flow, in as many words as tell a workload from others; not escaped.
+/// Who sent a flow, in as many words as tell a workload from others; not escaped. Where that is not known, where answers go
+/// is told beside the address.
 pub(super) fn sender(flow: &Flow) -> String {
-    let Some(owner) = &flow.owner else { return format!("unknown, at {}", flow.original.ends().source.ip()) };
+    let Some(owner) = &flow.owner else {
+        let behind = flow.behind.as_ref().map_or_else(String::new, |behind| format!(", {}", behind.words()));
+        return format!("unknown, at {}{behind}", flow.original.ends().source.ip());
+    };
     let Owner { comm, container, pod, cgroup, .. } = owner;
     let workload = owner.workload();
     match (pod, container, cgroup) {

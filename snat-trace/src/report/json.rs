@@ -1,6 +1,7 @@
 //! The report for programs: one object.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::net::SocketAddr;
 
 use serde::Serialize;
@@ -12,6 +13,7 @@ use crate::audit::{Finding, RuleShown};
 use crate::evidence::Cut;
 use crate::evidence::node::NodeRecord;
 use crate::output::json::records::{SessionRecord, SummaryRecord, Time};
+use crate::output::json::to_line;
 use crate::race::event::NetnsInum;
 use crate::race::tuple::Protocol;
 
@@ -114,10 +116,10 @@ struct Recording<'a> {
 ///
 /// # Errors
 /// None but a bug's: every value can be written.
-pub fn json(case: &Case) -> serde_json::Result<String> {
-    let mut line = serde_json::to_string(&report(case))?;
-    line.push('\n');
-    Ok(line)
+pub fn json(case: &Case) -> io::Result<String> {
+    let mut line = Vec::new();
+    to_line(&mut line, &report(case))?;
+    String::from_utf8(line).map_err(io::Error::other)
 }
 
 fn report(case: &Case) -> Report<'_> {

@@ -8,7 +8,8 @@ use super::*;
 use crate::audit::{self, Audit};
 use crate::counters::figures::Tally;
 use crate::evidence::{Cut, Item, Rules, Sample};
-use crate::output::golden;
+use crate::output::{escape, golden};
+use crate::owner::{Behind, Container, Pod};
 use crate::race::event::{NetnsInum, Race};
 use crate::race::time::KernelTime;
 use crate::summary::Summary;
@@ -73,6 +74,13 @@ fn a_recording_without_an_end_says_so() {
     assert!(text(&case(Vec::new(), Cut::NoSummary)).contains("No connection is known to have lost a packet"));
 }
 
+#[test]
+fn what_is_behind_an_unknown_sender_is_told_beside_it() {
+    let race = golden::forwarded();
+    assert_eq!(case::sender(&race.loser), "unknown, at 10.244.1.9, via vnet3");
+    assert_eq!(case::sender(&race.winner), "unknown, at 10.244.1.7, in shop/cart-7d4b9c6f5-x2k4q");
+}
+
 /// One golden collision, and the rule that made it.
 fn collision() -> Race {
     let (netns, nat) = (Some(NetnsInum(7)), Some(crate::race::event::NatRule { random: false, ports: None }));
@@ -128,23 +136,53 @@ fn counters_are_added_up_over_recordings_that_each_begin_at_zero() {
 proptest! {
     /// Whatever names are, they end nothing and begin nothing in any format.
     #[test]
-    fn hostile_names_are_text(name in "[<>&\"'`|*_\\[\\]\\\\\u{0}-\u{1f}\u{202e}a-z]{1,30}", days in 0_u64..5000) {
-        let mut race = collision();
-        if let Some(owner) = &mut race.loser.owner {
-            owner.comm = format!("<script>{name}");
-        }
-        let late = race.time.nanoseconds() + days * 86_400_000_000_000;
-        let later = Race { time: KernelTime::from_record(late).unwrap(), ..race.clone() };
-        let items = vec![Item::Session(Box::new(golden::session())), Item::Race(Box::new(race)), Item::Race(Box::new(later))];
+    fn hostile_names_are_text(name in "[<>&\"'`|*_\\[\\]\\\\\u{0}-\u{1f}\u{7f}\u{9b}\u{200b}\u{2028}\u{202e}\u{2066}a-z]{1,30}", days in 0_u64..5000) {
+        let name = format!("<script>{name}");
+        let [by_pod, by_cgroup] = hostile(&name);
+        let late = by_cgroup.time.nanoseconds() + days * 86_400_000_000_000;
+        let later = Race { time: KernelTime::from_record(late).unwrap(), ..by_cgroup };
+        let items = vec![Item::Session(Box::new(golden::session())), Item::Race(Box::new(by_pod)), Item::Race(Box::new(later))];
         let case = case(items, Cut::NoSummary);
-        for document in [text(&case), markdown(&case), html(&case)] {
-            prop_assert!(!document.contains(|character: char| character.is_control() && character != '\n'));
-            let reorders = document.contains('\u{202e}');
-            prop_assert!(!reorders);
+        let json = json(&case).unwrap();
+        for document in [text(&case), markdown(&case), html(&case), json.clone()] {
+            let steers = document.lines().find(|line| escape(line) != *line);
+            prop_assert_eq!(steers, None);
         }
+        prop_assert_eq!(json.lines().count(), 1);
+        let said: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let whole = |pair: &serde_json::Value| pair["lost"].as_str().is_some_and(|lost| lost.contains(&name));
+        prop_assert!(said["pairs"].as_array().unwrap().iter().all(whole), "{}", said);
         prop_assert!(!html(&case).contains("<script") && !markdown(&case).contains("<script"));
         let rows = markdown(&case).lines().filter(|line| line.starts_with("| ")).map(|line| line.replace("\\|", "").matches('|').count()).collect::<BTreeSet<_>>();
         prop_assert!(rows.iter().all(|&bars| [3, 4, 6, 7].contains(&bars)), "{:?}", rows);
         prop_assert!(series::Timeline::new(&case).unwrap().steps.len() <= 60);
     }
+}
+
+/// Races whose every name is the same: of a pod and of what is behind the winner, and of a cgroup without either.
+fn hostile(name: &str) -> [Race; 2] {
+    let owned = || name.to_owned();
+    let container = || Container { name: Some(owned()), image: Some(owned()), ..Container::of(owned(), owned()) };
+    let pod = || Pod { namespace: owned(), name: owned(), uid: owned() };
+    let mut race = collision();
+    if let Some(owner) = &mut race.loser.owner {
+        (owner.comm, owner.cgroup) = (owned(), Some(owned()));
+        (owner.container, owner.pod) = (Some(container()), Some(pod()));
+    }
+    race.winner.owner = None;
+    race.winner.behind = Some(Behind {
+        interface: owned(),
+        port: Some(owned()),
+        netns: None,
+        container: Some(container()),
+        pod: Some(pod()),
+    });
+    let mut by_cgroup = race.clone();
+    if let Some(owner) = &mut by_cgroup.loser.owner {
+        (owner.container, owner.pod) = (None, None);
+    }
+    if let Some(behind) = &mut by_cgroup.winner.behind {
+        (behind.container, behind.pod) = (None, None);
+    }
+    [race, by_cgroup]
 }

@@ -265,19 +265,21 @@ pub(crate) struct FilterArgs {
     /// Process id of the sender
     #[arg(long)]
     pid: Option<u32>,
-    /// Name of the sender's process or thread (ps -o comm)
+    /// Name of the thread that sent, or of the process where it was found by its socket (ps -L -o comm)
     #[arg(long, value_name = "NAME")]
     comm: Option<String>,
     /// Part of the sender's cgroup path
     #[arg(long, value_name = "TEXT")]
     cgroup: Option<String>,
-    /// Name of the sender's container, or the beginning of its id
+    /// Name of the sender's container, or the beginning of its id; of a sender that is not known, of what is behind its address
+    ///
+    /// A race whose name did not come in time has none and is not shown. So it is with --pod and --namespace.
     #[arg(long, value_name = "NAME|ID")]
     container: Option<String>,
-    /// Part of the name of the sender's pod
+    /// Part of the name of the sender's pod, or of the pod behind the address of one that is not known
     #[arg(long, value_name = "TEXT")]
     pod: Option<String>,
-    /// Namespace of the sender's pod
+    /// Namespace of that pod
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
     /// Class of the race

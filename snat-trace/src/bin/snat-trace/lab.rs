@@ -14,6 +14,7 @@ use serde::Serialize;
 use snat_trace::kernel::{Detail, KernelFacts, plan};
 use snat_trace::lab::{Comparison, Lab, LabError, Life, Progress, Setup, compare_lives, run_lives};
 use snat_trace::output::Sink;
+use snat_trace::output::json::to_line;
 use snat_trace::race::event::{NetnsInum, Race};
 use snat_trace::race::failure::Failure;
 use snat_trace::race::filter::Filter;
@@ -213,10 +214,7 @@ struct LabRecord<'a> {
 fn report(args: &LabArgs, comparison: &Comparison, account_closes: bool, ok: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match args.trace.show.format {
-        Format::Json => {
-            serde_json::to_writer(&mut out, &LabRecord { r#type: "lab", comparison, account_closes, ok })?;
-            writeln!(out)
-        }
+        Format::Json => to_line(&mut out, &LabRecord { r#type: "lab", comparison, account_closes, ok }),
         Format::Text => {
             let verdict = if ok { "tracing told the truth" } else { "tracing and truth DIFFER" };
             writeln!(out, "Compared with what the senders, the receiver and the counters know: {verdict}.")?;

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
         ReportFormat::Text => text(&case),
         ReportFormat::Markdown => markdown(&case),
         ReportFormat::Html => html(&case),
-        ReportFormat::Json => json(&case).map_err(io::Error::from)?,
+        ReportFormat::Json => json(&case)?,
     };
     let mut out = io::stdout().lock();
     out.write_all(document.as_bytes())?;

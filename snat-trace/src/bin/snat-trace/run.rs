@@ -13,7 +13,7 @@ use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::live::{LiveSink, Log, Look};
 use snat_trace::output::Sink;
-use snat_trace::output::json::JsonSink;
+use snat_trace::output::json::{JsonSink, to_line};
 use snat_trace::output::text::{Style, TextSink};
 use snat_trace::probe::Sizes;
 use snat_trace::watch::{Options, Stop, give_way, watch};
@@ -152,11 +152,7 @@ fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     match args.format {
         Format::Text => write!(out, "{report}")?,
-        Format::Json => {
-            // As an I/O error, by which a closed pipe is known.
-            serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
-            writeln!(out)?;
-        }
+        Format::Json => to_line(&mut out, &report)?,
     }
     Ok(report.exit_code().into())
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::{Style, clock_time, duration};
 use crate::output::escape;
+use crate::owner::behind::{IN, VIA};
 use crate::owner::{Behind, Container, Pod, workload};
 use crate::race::event::{Class, Flow, Race, Verdict};
 use crate::race::failure::Failure;
@@ -210,14 +211,15 @@ impl Columns {
     }
 
     /// Where answers go: the pod or container if that is known and has a column, else the interface.
-    fn behind(&self, Behind { interface, port, container, pod, netns: _ }: &Behind) -> String {
-        let inside = self.shown.container.then(|| self.workload(container.as_ref(), pod.as_ref())).flatten();
+    fn behind(&self, behind: &Behind) -> String {
+        let (container, pod) = (behind.container.as_ref(), behind.pod.as_ref());
+        let inside = self.shown.container.then(|| self.workload(container, pod)).flatten();
         if let Some(inside) = inside {
-            return format!("in {inside}");
+            return format!("{IN} {inside}");
         }
         let room =
             self.process.saturating_sub("? via ".len()) + if self.shown.container { 1 + self.workload } else { 0 };
-        format!("via {}", self.cut(&escape(port.as_deref().unwrap_or(interface)), room))
+        format!("{VIA} {}", self.cut(&escape(behind.nearest()), room))
     }
 
     /// The pod, or else the container or unit. What tells the pods of a deployment apart is the end of their names.

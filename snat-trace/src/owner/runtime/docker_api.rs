@@ -1,4 +1,4 @@
-//! One question to docker's API.
+//! One question to docker's API, which podman has too.
 
 use std::io;
 

@@ -35,7 +35,7 @@ use worker::{Answer, Source, Worker};
 
 /// How long a batch of events waits for all names in it together. A source that was late is not waited for again until it
 /// has answered.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 /// After how long what was not found is looked for again, if it is still seen.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Containers remembered before all are forgotten.
@@ -84,6 +84,16 @@ impl Names {
         })
     }
 
+    /// Of a node whose disks tell nothing, and take long for it.
+    #[cfg(test)]
+    pub(super) fn slow(after: Duration) -> Self {
+        let look = move |_: &Key| {
+            std::thread::sleep(after);
+            Known::default()
+        };
+        Self::asking(look, |_| Known::default()).unwrap()
+    }
+
     fn asking(
         disk: impl FnMut(&Key) -> Known + Send + 'static,
         sockets: impl FnMut(&Key) -> Known + Send + 'static,
@@ -94,12 +104,12 @@ impl Names {
         Ok(Self { remembered: HashMap::new(), disk, sockets, answers })
     }
 
-    /// Names containers and pods.
-    pub(super) fn complete<'a>(&mut self, places: impl Iterator<Item = Place<'a>>) {
-        self.complete_at(Instant::now(), places);
+    /// Names containers and pods. Waits no longer than there is patience for, of which it takes away how long it waited.
+    pub(super) fn complete<'a>(&mut self, places: impl Iterator<Item = Place<'a>>, patience: &mut Duration) {
+        self.complete_at(Instant::now(), places, patience);
     }
 
-    fn complete_at<'a>(&mut self, now: Instant, places: impl Iterator<Item = Place<'a>>) {
+    fn complete_at<'a>(&mut self, now: Instant, places: impl Iterator<Item = Place<'a>>, patience: &mut Duration) {
         let places: Vec<_> = places.filter_map(|place| Some((Key::of(place.cgroup)?, place))).collect();
         // Of what is inside another container there is only the pod around it to be known.
         let wanted = places.iter().filter(|((key, itself), _)| *itself || key.pod_uid.is_some());
@@ -110,7 +120,12 @@ impl Names {
         for key in &keys {
             self.ask(key, now);
         }
-        self.wait(&keys, Instant::now() + PATIENCE);
+        let start = Instant::now();
+        // Without any nobody is called late.
+        if !patience.is_zero() {
+            self.wait(&keys, start + *patience);
+        }
+        *patience = patience.saturating_sub(start.elapsed());
         for ((key, itself), mut place) in places {
             if let Some(entry) = self.remembered.get(&key) {
                 fill(&mut place, &entry.known, itself);

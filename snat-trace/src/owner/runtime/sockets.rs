@@ -28,13 +28,15 @@ enum Language {
 
 /// Where runtimes listen unless they are told otherwise, and whose containers they know. For each container they are tried in
 /// this order.
-const SOCKETS: [(&str, Language, &str); 6] = [
+const SOCKETS: [(&str, Language, &str); 7] = [
     ("/run/docker.sock", Language::Docker, "docker"),
     ("/run/cri-dockerd.sock", Language::Cri, "docker"),
     ("/run/containerd/containerd.sock", Language::Cri, "containerd"),
     ("/run/k3s/containerd/containerd.sock", Language::Cri, "containerd"),
     ("/var/snap/microk8s/common/run/containerd.sock", Language::Cri, "containerd"),
     ("/run/crio/crio.sock", Language::Cri, "cri-o"),
+    // podman speaks docker's language (podman-system-service(1)).
+    ("/run/podman/podman.sock", Language::Docker, "podman"),
 ];
 
 /// Whether any socket there may be knows of a container: the node's own, and through CRI those in pods.

@@ -183,9 +183,9 @@ fn a_batch_is_named_as_its_parts_are() {
     let cases = cases();
     let mut owners: Vec<Owner> = cases.iter().map(|(cgroup, ..)| owner(cgroup)).collect();
     let mut names = Names::start(Root::at(&node()));
-    names.complete(owners.iter_mut().filter_map(Owner::place));
+    names.complete(owners.iter_mut().filter_map(Owner::place), &mut { PATIENCE });
     settle(&mut names);
-    names.complete(owners.iter_mut().filter_map(Owner::place));
+    names.complete(owners.iter_mut().filter_map(Owner::place), &mut { PATIENCE });
     for ((cgroup, runtime, name, image, pod), owner) in cases.iter().zip(&owners) {
         let expected = [Some(*runtime), *name, *image, *pod].map(|text| text.map(str::to_owned));
         assert_eq!(told(owner), expected, "{cgroup}");
@@ -204,6 +204,28 @@ fn the_usual_places_are_looked_at_without_configuration() {
     .unwrap();
     let mut names = Names::start(Root::at(root.path()));
     assert_eq!(told(&named(&mut names, &format!("/docker/{DOCKER}")))[1].as_deref(), Some("shop-web-1"));
+}
+
+#[test]
+fn podmans_storage_is_where_it_is_told_to_be() {
+    let (root, list) = (tempfile::tempdir().unwrap(), "overlay-containers/containers.json");
+    let write = |path: &str, content: &[u8]| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    let name = || {
+        let owner = named(&mut Names::start(Root::at(root.path())), &format!("/machine.slice/libpod-{QUEUE}.scope"));
+        told(&owner)[1].clone()
+    };
+    write(&format!("srv/storage/{list}"), &fs::read(node().join("var/lib/containers/storage").join(list)).unwrap());
+    assert_eq!(name(), None);
+    write("usr/share/containers/storage.conf", b"[storage]\ngraphroot = \"/srv/storage\"\n");
+    assert_eq!(name().as_deref(), Some("queue"));
+    write("etc/containers/storage.conf", b"[storage]\ngraphroot = \"/srv/elsewhere\"\n");
+    assert_eq!(name(), None, "the administrator's file stands for the other");
+    write("etc/containers/storage.conf", b"[storage]\ngraphroot = \"/srv/storage\"\n");
+    assert_eq!(name().as_deref(), Some("queue"));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod files;
 mod real;
 mod servers;
 mod waiting;
+mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +40,7 @@ pub(super) fn key(cgroup: &str) -> Key {
 /// The owner with all that `names` knows in time.
 pub(super) fn named_in_time(names: &mut Names, cgroup: &str) -> Owner {
     let mut owner = owner(cgroup);
-    names.complete(owner.place().into_iter());
+    names.complete(owner.place().into_iter(), &mut { PATIENCE });
     owner
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -9,7 +10,8 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
-use crate::owner::cgroup::ProcessCgroups;
+use crate::owner::cgroup::{ProcessCgroups, telling};
+use crate::skipped::skipped;
 
 /// A program that needs nothing else (Debian: busybox-static).
 const BUSYBOX: &str = "/bin/busybox";
@@ -29,7 +31,7 @@ fn output(command: &mut Command) -> Result<String, String> {
 /// The cgroup of a process that a runtime has started.
 fn cgroup(pid: &str) -> String {
     let cgroups = ProcessCgroups::of(pid.parse().unwrap()).unwrap();
-    cgroups.unified.filter(|path| path != "/").or(cgroups.legacy).unwrap()
+    telling(cgroups.unified, || cgroups.legacy).unwrap()
 }
 
 /// Removes groups that a runtime leaves behind, in each hierarchy. Those that somebody is in stay.
@@ -76,6 +78,31 @@ impl Podman {
         let what = ["localhost/acme:1.2", "/bin/busybox", "sleep", "600"];
         output(&mut self.command(&[&run[..], &limits, more, &what].concat()))
     }
+
+    /// Answers at podman's socket, once somebody can connect to it.
+    fn serve(&self) -> Result<Service, String> {
+        let socket = self.0.path().join("run/podman/podman.sock");
+        fs::create_dir_all(self.0.path().join("run/podman")).map_err(|error| error.to_string())?;
+        let url = format!("unix://{}", socket.display());
+        let mut command = self.command(&["system", "service", "--time", "0", &url]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut service = Service(command.spawn().map_err(|error| format!("podman: {error}"))?);
+        while UnixStream::connect(&socket).is_err() {
+            if let Ok(Some(status)) = service.0.try_wait() {
+                return Err(format!("podman system service: {status}"));
+            }
+            thread::yield_now();
+        }
+        Ok(service)
+    }
+}
+
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ended = (self.0.kill(), self.0.wait());
+    }
 }
 
 impl Drop for Podman {
@@ -92,7 +119,7 @@ fn a_container_of_podman_is_named() {
         let id = match podman.run(more) {
             Ok(id) => id,
             Err(why) => {
-                println!("skipping a container of podman's (Debian: podman, runc, busybox-static): {why}");
+                skipped(format_args!("a container of podman's (Debian: podman, runc, busybox-static): {why}"));
                 return;
             }
         };
@@ -100,7 +127,11 @@ fn a_container_of_podman_is_named() {
         let mut names = Names::start(Root::at(podman.0.path()));
         let owner = named(&mut names, &cgroup(&inspect("{{.State.Pid}}")));
         let [runtime, name, image] = ["podman", "web-1", "localhost/acme:1.2"].map(|text| Some(text.to_owned()));
-        assert_eq!(told(&owner), [runtime, name, image, None], "{more:?}");
+        assert_eq!(told(&owner), [runtime, name.clone(), image.clone(), None], "{more:?}");
+        let _service = podman.serve().unwrap();
+        let by_socket =
+            Sockets::new(Root::at(podman.0.path()).unwrap()).unwrap().ask(&key(owner.cgroup.as_ref().unwrap()));
+        assert_eq!(by_socket, Known { runtime: Some("podman"), name, image, pod: None }, "{more:?}");
         assert_eq!(owner.container.unwrap().id, id);
         assert_eq!(
             (inspect("{{.Name}}"), inspect("{{.ImageName}}")),
@@ -189,7 +220,7 @@ fn a_container_of_containerd_is_named_and_its_socket_is_understood() {
     let containerd = match containerd {
         Ok(containerd) => containerd,
         Err(why) => {
-            println!("skipping a container of containerd's (Debian: containerd, runc, busybox-static): {why}");
+            skipped(format_args!("a container of containerd's (Debian: containerd, runc, busybox-static): {why}"));
             return;
         }
     };

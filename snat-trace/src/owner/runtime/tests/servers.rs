@@ -93,6 +93,18 @@ fn docker_is_asked_by_id() {
 }
 
 #[test]
+fn podman_is_asked_as_docker_is() {
+    let node = saying("run/podman/podman.sock", http("200 OK", &inspected(ID)));
+    let (name, image) = (Some("web".to_owned()), Some("nginx:1.27".to_owned()));
+    let known = Known { runtime: Some("podman"), name, image, pod: None };
+    assert_eq!(node.ask(&format!("/machine.slice/libpod-{ID}.scope/container")), known);
+    assert!(node.questions.recv().unwrap().starts_with(&format!("GET /containers/{ID}/json HTTP/1.0\r\n")));
+    // Of docker's it is not asked.
+    assert_eq!(node.ask(&docker()), Known::default());
+    assert!(node.questions.try_recv().is_err());
+}
+
+#[test]
 fn an_answer_of_docker_that_is_none_names_nobody() {
     let long = "x".repeat(10 << 20);
     let fields: String = (0..200).map(|number| format!("X-{number}: y\r\n")).collect();

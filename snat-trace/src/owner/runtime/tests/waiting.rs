@@ -37,7 +37,7 @@ fn a_disk_that_hangs_holds_one_batch_back_and_not_for_long() {
     let mut names = Names::asking(disk, |_| Known::default()).unwrap();
     let start = Instant::now();
     let mut owners: Vec<Owner> = (0..100).map(|number| owner(&docker(number))).collect();
-    names.complete(owners.iter_mut().filter_map(Owner::place));
+    names.complete(owners.iter_mut().filter_map(Owner::place), &mut { PATIENCE });
     let waited = start.elapsed();
     assert!(waited >= PATIENCE && waited < LONG, "{waited:?}");
     assert!(owners.iter().all(|owner| name_of(owner).is_none() && owner.container.is_some()));
@@ -94,9 +94,9 @@ fn what_is_missing_is_asked_again_after_a_while_and_what_is_known_never() {
     let mut names = Names::asking(disk, |_| Known::default()).unwrap();
     let mut at = |now| {
         let mut owner = owner(&docker(1));
-        names.complete_at(now, owner.place().into_iter());
+        names.complete_at(now, owner.place().into_iter(), &mut { PATIENCE });
         settle(&mut names);
-        names.complete_at(now, owner.place().into_iter());
+        names.complete_at(now, owner.place().into_iter(), &mut { PATIENCE });
         let container = owner.container.unwrap();
         (container.name, container.image, asked.load(Ordering::Relaxed))
     };
@@ -139,9 +139,11 @@ fn sockets_are_asked_for_what_files_do_not_tell_and_only_that() {
     assert_eq!(told(&docker(2)), [some("by disk"), some("image")]);
     assert_eq!(told(&docker(3)), [some("by socket"), some("image")]);
     assert_eq!(asked.lock().unwrap().len(), 2);
+    assert_eq!(told(&format!("/machine.slice/libpod-{:064x}.scope", 5)), [some("by socket"), some("image")]);
+    assert_eq!(asked.lock().unwrap().len(), 3);
     // No socket knows these.
     for cgroup in [
-        format!("/machine.slice/libpod-{:064x}.scope", 4),
+        format!("/user.slice/user-1000.slice/libpod-{:064x}.scope", 4),
         format!("/user.slice/user-1000.slice/docker-{:064x}.scope", 4),
         format!("/default/{:064x}", 4),
         "/default/web".to_owned(),
@@ -150,7 +152,7 @@ fn sockets_are_asked_for_what_files_do_not_tell_and_only_that() {
     ] {
         assert_eq!(told(&cgroup), [None, None], "{cgroup}");
     }
-    assert_eq!(asked.lock().unwrap().len(), 2);
+    assert_eq!(asked.lock().unwrap().len(), 3);
 }
 
 #[test]
@@ -158,7 +160,7 @@ fn no_more_is_remembered_than_is_said() {
     let mut names = Names::asking(|key| known(&key.id), |_| Known::default()).unwrap();
     for first in (0..REMEMBERED * 2).step_by(128) {
         let mut owners: Vec<Owner> = (first..first + 128).map(|number| owner(&docker(number))).collect();
-        names.complete(owners.iter_mut().filter_map(Owner::place));
+        names.complete(owners.iter_mut().filter_map(Owner::place), &mut { PATIENCE });
         assert!(names.remembered.len() <= REMEMBERED);
     }
     settle(&mut names);
