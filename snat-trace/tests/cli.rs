@@ -98,6 +98,29 @@ fn what_is_no_evidence_is_not_replayed() {
     }
 }
 
+/// Whoever names a file may be somebody else than who reads what is said of it.
+#[test]
+fn names_of_files_do_not_steer_a_terminal() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let (absent, there) = (path("\u{1b}[2J\n\u{202e}absent"), path("\u{1b}[2J\n\u{202e}there"));
+    evidence(&there, "");
+    for (arguments, code) in [
+        (vec!["replay", &absent], 1),
+        (vec!["report", &absent], 1),
+        (vec!["compare", &there, &absent], 1),
+        (vec!["export", &absent, "--pcapng", &there], 1),
+        (vec!["export", &there, "--pcapng", &there], 1),
+        (vec!["record", "--output", &there], 1),
+        (vec!["replay", &there], 0),
+        (vec!["report", &there], 0),
+    ] {
+        let (_, said) = run(snat_trace(&arguments), code);
+        assert!(said.contains("\\u{1b}[2J\\u{a}\\u{202e}"), "{arguments:?}: {said:?}");
+        assert!(!said.contains(['\u{1b}', '\u{202e}']) && said.lines().count() == 1, "{arguments:?}: {said:?}");
+    }
+}
+
 /// A recording without a summary, of a machine and one race, by hand: what `record` writes, line by line.
 fn evidence(path: &str, packet: &str) {
     const FLOW: &str = r#"{"original":{"src":"10.0.0.1","sport":7000,"dst":"9.9.9.9","dport":53},"zone":0}"#;

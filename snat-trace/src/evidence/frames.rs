@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::reader::good_length;
+use crate::output::escape_path;
 
 /// Lines of so many bytes make a frame of their own even when more are on their way.
 const FRAME: usize = 128 << 10;
@@ -43,19 +44,19 @@ pub struct Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// It is there already.
-    #[error("{0} exists; --append adds to it")]
+    #[error("{} exists; --append adds to it", escape_path(.0))]
     Exists(PathBuf),
     /// It is no evidence.
-    #[error("{0} is no evidence file: nothing is added to it")]
+    #[error("{} is no evidence file: nothing is added to it", escape_path(.0))]
     NotEvidence(PathBuf),
     /// Another run records into it.
-    #[error("{0} is being written by another snat-trace")]
+    #[error("{} is being written by another snat-trace", escape_path(.0))]
     InUse(PathBuf),
     /// There is nothing to redact with.
     #[error("cannot make a key to redact with: {0}")]
     NoKey(#[source] io::Error),
     /// The system refuses.
-    #[error("cannot write {0}: {1}")]
+    #[error("cannot write {}: {}", escape_path(.0), .1)]
     Io(PathBuf, #[source] io::Error),
 }
 
@@ -99,7 +100,7 @@ impl Frames {
                     return Err(OpenError::NotEvidence(path.to_owned()));
                 }
                 if good < all {
-                    tracing::warn!("{} was cut short: {} bytes at its end are dropped", path.display(), all - good);
+                    tracing::warn!("{} was cut short: {} bytes at its end are dropped", escape_path(path), all - good);
                 }
                 (file, good)
             }
@@ -184,7 +185,7 @@ impl Frames {
             self.kept.pop_front();
         }
         if self.kept.is_empty() && self.trouble.take().is_some() && self.lost == 0 {
-            tracing::warn!("{} takes evidence again, and nothing of it was lost", self.path.display());
+            tracing::warn!("{} takes evidence again, and nothing of it was lost", escape_path(&self.path));
         }
         while self.kept.iter().map(|(frame, _)| frame.len()).sum::<usize>() > KEPT {
             // The youngest goes: the head of the file tells what the rest means.
@@ -204,7 +205,7 @@ impl Frames {
             return self.file.sync_data();
         }
         let why = self.trouble.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
-        let text = format!("{} is incomplete: {missing} records could not be written{why}", self.path.display());
+        let text = format!("{} is incomplete: {missing} records could not be written{why}", escape_path(&self.path));
         Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
@@ -213,7 +214,7 @@ impl Frames {
         if self.trouble.is_none() {
             tracing::error!(
                 "cannot write {}: {error}; up to {} MiB of evidence wait in memory",
-                self.path.display(),
+                escape_path(&self.path),
                 KEPT >> 20
             );
         }

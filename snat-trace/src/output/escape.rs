@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::path::Path;
 
 /// The text with everything that could steer a terminal or reorder a line written as `\u{..}`: control characters of
 /// both sets, line and paragraph separators, and the bidirectional and other invisible formatting characters.
@@ -22,6 +23,18 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// A path as it may be shown.
+#[must_use]
+pub fn escape_path(path: &Path) -> String {
+    escape(&path.to_string_lossy()).into_owned()
+}
+
+/// Several lines: the ends of lines stay.
+#[must_use]
+pub fn escape_lines(text: &str) -> String {
+    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
+}
+
 pub(super) fn steers(character: char) -> bool {
     character.is_control()
         || matches!(character,
@@ -40,5 +53,7 @@ mod tests {
     #[test]
     fn nothing_that_steers_gets_through() {
         assert_eq!(escape("a\x1b[31mb\nc\u{9b}d\u{202e}e"), "a\\u{1b}[31mb\\u{a}c\\u{9b}d\\u{202e}e");
+        assert_eq!(escape_lines("a\x1b\n\u{202e}b\n"), "a\\u{1b}\n\\u{202e}b\n");
+        assert_eq!(escape_path(Path::new("/a\n\x1bb")), "/a\\u{a}\\u{1b}b");
     }
 }

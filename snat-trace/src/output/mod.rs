@@ -5,7 +5,7 @@ pub mod json;
 pub mod text;
 pub(crate) mod wrap;
 
-pub use escape::escape;
+pub use escape::{escape, escape_lines, escape_path};
 
 use std::io;
 

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use snat_trace::compare::{Comparison, Side};
 use snat_trace::evidence::read;
+use snat_trace::output::escape_path;
 
 use crate::cli::{CompareArgs, Format};
 
@@ -24,6 +25,6 @@ pub(crate) fn run(args: &CompareArgs) -> Result<ExitCode> {
 }
 
 fn side(path: &Path) -> Result<Side> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Side::read(read(file)).with_context(|| path.display().to_string())
+    let file = File::open(path).with_context(|| format!("cannot read {}", escape_path(path)))?;
+    Side::read(read(file)).with_context(|| escape_path(path))
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use snat_trace::evidence::{Item, ReadError, Redactor, read};
 use snat_trace::export::{ExportError, Survey, pcapng};
+use snat_trace::output::escape_path;
 use tempfile::{Builder, NamedTempFile};
 
 use crate::cli::ExportArgs;
@@ -16,14 +17,14 @@ use crate::run::say_how_it_ends;
 /// Writes the file, which is there when it is whole and not before.
 pub(crate) fn run(args: &ExportArgs) -> Result<ExitCode> {
     let ExportArgs { file: evidence, pcapng: path, redact } = args;
-    let name = evidence.display();
+    let name = escape_path(evidence);
     let mut file = File::open(evidence).with_context(|| format!("cannot read {name}"))?;
     if path.symlink_metadata().is_ok() {
         bail!(exists(path));
     }
-    let survey = Survey::of(read(&file)).with_context(|| name.to_string())?;
+    let survey = Survey::of(read(&file)).with_context(|| name.clone())?;
     let redactor = redact.then(Redactor::new).transpose().context("cannot make a key to redact with")?;
-    let cannot_write = || format!("cannot write {}", path.display());
+    let cannot_write = || format!("cannot write {}", escape_path(path));
     let mut new = beside(path).with_context(cannot_write)?;
     file.rewind().with_context(|| format!("cannot read {name} a second time"))?;
     let items = read(&file).map(|item: Result<Item, ReadError>| match &redactor {
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<ExitCode> {
         None => item,
     });
     pcapng(&survey, items, *redact, BufWriter::new(&mut new)).map_err(|error| match error {
-        ExportError::Read(error) => anyhow::Error::new(error).context(name.to_string()),
+        ExportError::Read(error) => anyhow::Error::new(error).context(name.clone()),
         ExportError::Write(error) => anyhow::Error::new(error).context(cannot_write()),
     })?;
     new.persist_noclobber(path).map_err(|error| match error.error.kind() {
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<ExitCode> {
     })?;
     say_how_it_ends(&name, survey.cut);
     let Survey { packets, without, .. } = survey;
-    let out = path.display();
+    let out = escape_path(path);
     match (packets, without) {
         (0, 0) => tracing::warn!("{name} has no races: there is no packet in {out}"),
         (0, _) => tracing::warn!("of {without} losers no packet is known: there is none in {out}"),
@@ -51,7 +52,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<ExitCode> {
 }
 
 fn exists(path: &Path) -> String {
-    format!("{} exists; export writes a new file", path.display())
+    format!("{} exists; export writes a new file", escape_path(path))
 }
 
 /// A file in the same folder, its user's alone, which goes away unless it is given its name.

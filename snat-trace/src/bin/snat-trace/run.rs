@@ -12,9 +12,9 @@ use snat_trace::audit::look_at;
 use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::live::{LiveSink, Log, Look};
-use snat_trace::output::Sink;
 use snat_trace::output::json::JsonSink;
 use snat_trace::output::text::{Style, TextSink};
+use snat_trace::output::{Sink, escape_path};
 use snat_trace::probe::Sizes;
 use snat_trace::watch::{Options, Stop, give_way, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -107,11 +107,11 @@ fn replay(args: &ReplayArgs) -> Result<ExitCode> {
 
 /// Hands over everything a file of evidence has; says and returns how it ends.
 pub(crate) fn for_each(path: &Path, mut take: impl FnMut(Item) -> Result<()>) -> Result<Cut> {
-    let name = path.display();
+    let name = escape_path(path);
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
     let mut evidence = read(file);
     for item in &mut evidence {
-        take(item.with_context(|| name.to_string())?)?;
+        take(item.with_context(|| name.clone())?)?;
     }
     say_how_it_ends(&name, evidence.cut());
     Ok(evidence.cut())
