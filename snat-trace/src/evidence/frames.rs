@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::reader::good_length;
+use super::reader::{begins_as_evidence, good_length, has_frame_behind};
 use crate::output::escape_path;
 
 /// Lines of so many bytes make a frame of their own even when more are on their way.
@@ -49,6 +49,18 @@ pub enum OpenError {
     /// It is no evidence.
     #[error("{} is no evidence file: nothing is added to it", escape_path(.0))]
     NotEvidence(PathBuf),
+    /// It is damaged, and not at its end.
+    #[error(
+        "{} is damaged at byte {good}, and there is more evidence behind that, which adding to it would cut off: record \
+         into another file",
+        escape_path(path)
+    )]
+    Damaged {
+        /// It.
+        path: PathBuf,
+        /// Where what can be read of it ends.
+        good: u64,
+    },
     /// Another run records into it.
     #[error("{} is being written by another snat-trace", escape_path(.0))]
     InUse(PathBuf),
@@ -98,6 +110,9 @@ impl Frames {
                 let good = good_length(BufReader::new(&file)).map_err(failed)?;
                 if all > 0 && good == 0 && !looks_like_evidence(&mut file).map_err(failed)? {
                     return Err(OpenError::NotEvidence(path.to_owned()));
+                }
+                if good < all && has_frame_behind(&file, good).map_err(failed)? {
+                    return Err(OpenError::Damaged { path: path.to_owned(), good });
                 }
                 if good < all {
                     tracing::warn!("{} was cut short: {} bytes at its end are dropped", escape_path(path), all - good);
@@ -288,5 +303,5 @@ fn looks_like_evidence(file: &mut File) -> io::Result<bool> {
     let mut magic = Vec::new();
     file.seek(SeekFrom::Start(0))?;
     file.take(4).read_to_end(&mut magic)?;
-    Ok(zstd::zstd_safe::MAGICNUMBER.to_le_bytes().starts_with(&magic))
+    Ok(begins_as_evidence(&magic))
 }

@@ -160,7 +160,8 @@ fn cut_at_every_byte() {
         assert!(json.starts_with(&shown) && (shown.is_empty() || shown.ends_with('\n')), "{length}");
         match result {
             Ok(()) => assert_eq!(cut == Cut::No, length == bytes.len(), "{length}: {cut:?}"),
-            Err(error) => assert!(matches!(error, ReadError::NotEvidence) && shown.is_empty(), "{length}: {error}"),
+            Err(ReadError::NotEvidence) => assert_eq!((length, shown.as_str()), (0, "")),
+            Err(error) => assert!(matches!(error, ReadError::CutAtOnce) && shown.is_empty(), "{length}: {error}"),
         }
         assert!(shown.len() >= most, "{length}");
         most = shown.len();
@@ -196,17 +197,29 @@ fn appended_after_every_cut() {
     assert_eq!(fs::read(&path).unwrap(), b"something else");
 }
 
-/// What stands behind a damaged frame is gone, however little comes in its place.
+/// What stands behind a damaged frame is kept: nothing is added where it would be cut off. Behind a damaged last one there is
+/// nothing to keep.
 #[test]
 fn appended_to_a_damaged_file() {
     let folder = tempfile::tempdir().unwrap();
     let (path, [json, _]) = recorded(folder.path(), Some(&golden::summaries()[1].1));
-    let mut bytes = fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let [(sink, out), _] = sinks();
-    let mut recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let append = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let [(sink, out), _] = sinks();
+        let recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink);
+        (recorder, out, bytes)
+    };
+    for at in [10, whole.len() / 2] {
+        let (refused, _, bytes) = append(at);
+        let error = refused.unwrap_err();
+        assert!(matches!(error, OpenError::Damaged { .. }) && error.to_string().contains("another file"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+    let (recorder, out, _) = append(whole.len() - 1);
+    let mut recorder = recorder.unwrap();
     recorder.session(&golden::session()).unwrap();
     recorder.pause().unwrap();
     let [(mut sink, again), _] = sinks();
