@@ -72,6 +72,32 @@ impl Recorder {
         self.file.line(&Line::Node(Box::new(node)))
     }
 
+    fn write_rules_that_came(&mut self) -> io::Result<()> {
+        let Some(clock) = self.session.as_ref().map(|session| session.clock) else { return Ok(()) };
+        let come = self.rules.take();
+        self.write_rules(&come, clock)
+    }
+
+    /// Begins another file where this one is full. Not only at a pause: in a storm there is none.
+    fn keep_within_limits(&mut self) -> io::Result<()> {
+        if !self.file.get_mut().is_full() {
+            return Ok(());
+        }
+        let Some(session) = self.session.take() else { return Ok(()) };
+        self.file.get_mut().rotate();
+        self.head(&session)?;
+        let known = self.rules.known().to_vec();
+        self.write_rules(&known, session.clock)?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// After each event.
+    fn go_on(&mut self) -> io::Result<()> {
+        self.write_rules_that_came()?;
+        self.keep_within_limits()
+    }
+
     /// Rules that were read, with the wall times of `session`.
     fn write_rules<'r>(&mut self, all: impl IntoIterator<Item = &'r Rules>, clock: WallClock) -> io::Result<()> {
         for rules in all {
@@ -104,17 +130,19 @@ impl Sink for Recorder {
             self.rules.want(netns);
         }
         match &self.redactor {
-            Some(redactor) => self.file.race(&redactor.race(race), clock),
-            None => self.file.race(race, clock),
+            Some(redactor) => self.file.race(&redactor.race(race), clock)?,
+            None => self.file.race(race, clock)?,
         }
+        self.go_on()
     }
 
     fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
         self.show(|shown| shown.failure(failure, clock))?;
         match &self.redactor {
-            Some(redactor) => self.file.failure(&redactor.failure(failure), clock),
-            None => self.file.failure(failure, clock),
+            Some(redactor) => self.file.failure(&redactor.failure(failure), clock)?,
+            None => self.file.failure(failure, clock)?,
         }
+        self.go_on()
     }
 
     fn sample(&mut self, netns: NetnsInum, counters: Tally<Option<u64>>, clock: WallClock) -> io::Result<()> {
@@ -123,19 +151,9 @@ impl Sink for Recorder {
     }
 
     fn pause(&mut self) -> io::Result<()> {
-        let Some(session) = self.session.take() else { return Ok(()) };
-        let come = self.rules.take();
-        self.write_rules(&come, session.clock)?;
-        let frames = self.file.get_mut();
-        frames.end_frame();
-        if frames.is_full() {
-            frames.rotate();
-            self.head(&session)?;
-            let known = self.rules.known().to_vec();
-            self.write_rules(&known, session.clock)?;
-        }
-        self.session = Some(session);
-        Ok(())
+        self.write_rules_that_came()?;
+        self.file.get_mut().end_frame();
+        self.keep_within_limits()
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {

@@ -263,6 +263,27 @@ fn a_large_recording_is_several_files_each_good_by_itself() {
     assert!(rest.len() > session.len(), "the oldest are gone");
 }
 
+/// Where events never end, no pause does what is due.
+#[test]
+fn a_storm_is_several_files_too_and_has_its_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evidence");
+    let limits = Limits { size: Some(4096), age: None, keep: 1 };
+    let [(sink, _), _] = sinks();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, limits, false, home, sink).unwrap();
+    recorder.session(&golden::session()).unwrap();
+    let mut races = golden::every_kind().into_iter().cycle();
+    let first = path.with_extension("1");
+    while !first.exists() {
+        recorder.race(&races.next().unwrap(), golden::clock()).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() < 1 << 20, "one file grows without a bound");
+    }
+    // Its rules come when they are read, on a thread of their own.
+    while rules(&fs::read(&first).unwrap()).is_empty() {
+        recorder.race(&races.next().unwrap(), golden::clock()).unwrap();
+    }
+}
+
 /// Nothing that names anybody is in the file, in whatever form, and it is evidence like any other.
 #[test]
 fn redacted() {
