@@ -141,6 +141,19 @@ fn several_recordings_are_one() {
     assert_eq!(with_killed.watched, Duration::from_secs(58 + WATCHED));
 }
 
+/// By hand: 30 of 1500 connections are 20 of 1000, and 30 in a minute 1800 in an hour.
+#[test]
+fn both_bases_are_told() {
+    let both = json(&compared(&[evenly(30, 1500)], &[evenly(0, 500)]));
+    let rate = |rates: &Value| rates[0]["before"]["rate"].as_f64().unwrap();
+    assert_eq!((both["per"].as_str(), both["by_time"]["per"].as_str()), (Some("1000-connections"), Some("hour")));
+    assert!((rate(&both["rates"]) - 20.0).abs() < 1e-9 && (rate(&both["by_time"]["rates"]) - 1800.0).abs() < 1e-6);
+    // Where time is the only one it is there once.
+    let minimal = Recording { connections: None, ..evenly(30, 0) };
+    let one = json(&compared(&[minimal], &[evenly(0, 500)]));
+    assert_eq!((one["per"].as_str(), one.get("by_time")), (Some("hour"), None));
+}
+
 #[test]
 fn less_traffic_is_no_cure() {
     let comparison = compared(&[evenly(400, 8000)], &[evenly(40, 800)]);
