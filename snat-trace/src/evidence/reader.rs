@@ -49,6 +49,8 @@ pub struct Sample {
     pub netns: NetnsInum,
     /// Its figures.
     pub counters: Tally<Option<u64>>,
+    /// How many readings were left out since the sample before: of too many namespaces, or for want of time.
+    pub left_out: u64,
 }
 
 /// Why reading ended before the file did.

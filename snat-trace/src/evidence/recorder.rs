@@ -6,15 +6,15 @@ use std::path::Path;
 
 use super::frames::{Existing, Frames, Limits, OpenError};
 use super::node::NodeRecord;
+use super::reader::Sample;
 use super::redact::Redactor;
 use super::rules::{LookAt, Reading, Rules};
-use crate::counters::figures::Tally;
 use crate::output::Sink;
 use crate::output::json::JsonSink;
 use crate::output::json::records::{Line, RulesRecord, SampleRecord, Time};
-use crate::race::event::{NetnsInum, Race};
+use crate::race::event::Race;
 use crate::race::failure::Failure;
-use crate::race::time::{KernelTime, WallClock};
+use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
 
@@ -145,9 +145,13 @@ impl Sink for Recorder {
         self.go_on()
     }
 
-    fn sample(&mut self, netns: NetnsInum, counters: Tally<Option<u64>>, clock: WallClock) -> io::Result<()> {
-        let time = Time::of(clock, KernelTime::now());
-        self.file.line(&Line::Sample(SampleRecord::new(time, netns, counters)))
+    fn wants_samples(&self) -> bool {
+        true
+    }
+
+    fn sample(&mut self, sample: &Sample, clock: WallClock) -> io::Result<()> {
+        self.file.line(&Line::Sample(SampleRecord::new(sample, clock)))?;
+        self.go_on()
     }
 
     fn pause(&mut self) -> io::Result<()> {

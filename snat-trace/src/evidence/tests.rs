@@ -60,7 +60,8 @@ fn show(sink: &mut (dyn Sink + Send), summary: Option<&Summary>) {
         sink.failure(&failure, clock).unwrap();
     }
     let counters = Tally { insert_failed: Some(5), drop: None, ..Tally::default() };
-    sink.sample(NetnsInum(7), counters, clock).unwrap();
+    let time = golden::session().started;
+    sink.sample(&Sample { time, netns: NetnsInum(7), counters, left_out: 2 }, clock).unwrap();
     sink.pause().unwrap();
     if let Some(summary) = summary {
         sink.summary(summary).unwrap();
@@ -114,6 +115,7 @@ fn a_replay_is_what_was_shown() {
         let samples: Vec<_> = items.iter().filter(|item| matches!(item, Item::Sample(_))).collect();
         let [Item::Sample(sample)] = samples[..] else { panic!("{samples:?}") };
         assert_eq!((sample.netns, sample.counters.insert_failed, sample.counters.drop), (NetnsInum(7), Some(5), None));
+        assert_eq!(sample.left_out, 2);
         assert!(matches!(items[1], Item::Node(_)), "{:?}", items[1]);
     }
 }
