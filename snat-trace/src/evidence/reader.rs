@@ -26,7 +26,7 @@ const MAGIC: u32 = zstd::zstd_safe::MAGICNUMBER;
 pub enum Item {
     /// A recording begins.
     Session(Box<Session>),
-    /// The machine it was made on.
+    /// The machine it was made on: as it was at the start and, where there is a summary, as it was at the end.
     Node(Box<NodeRecord>),
     /// A race.
     Race(Box<Race>),

@@ -63,12 +63,20 @@ impl Recorder {
 
     /// What every file begins with.
     fn head(&mut self, session: &Session) -> io::Result<()> {
-        let node = NodeRecord::gather(Path::new("/"), session.clock);
-        let (session, node) = match &self.redactor {
-            Some(redactor) => (&redactor.session(session), redactor.node(node)),
-            None => (session, node),
+        match &self.redactor {
+            Some(redactor) => self.file.session(&redactor.session(session))?,
+            None => self.file.session(session)?,
+        }
+        self.node(session.clock)
+    }
+
+    /// The machine as it is now.
+    fn node(&mut self, clock: WallClock) -> io::Result<()> {
+        let node = NodeRecord::gather(Path::new("/"), clock).with_counters();
+        let node = match &self.redactor {
+            Some(redactor) => redactor.node(node),
+            None => node,
         };
-        self.file.session(session)?;
         self.file.line(&Line::Node(Box::new(node)))
     }
 
@@ -164,6 +172,8 @@ impl Sink for Recorder {
         let shown = self.show(|shown| shown.summary(summary));
         let come = self.rules.take_last();
         self.write_rules(&come, summary.span.clock)?;
+        // What the table holds and the counters say at the end, beside what they did at the start.
+        self.node(summary.span.clock)?;
         self.file.summary(summary)?;
         self.file.get_mut().finish()?;
         shown
