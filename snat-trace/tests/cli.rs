@@ -79,9 +79,16 @@ fn what_is_no_evidence_is_not_replayed() {
     let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("text"), "INSERT_FAILED\n").unwrap();
     fs::write(path("empty"), "").unwrap();
-    for (name, why) in
-        [("text", "no evidence file"), ("empty", "no evidence file"), ("absent", "cannot read"), ("", "directory")]
-    {
+    evidence(&path("whole"), "");
+    fs::write(path("cut"), &fs::read(path("whole")).unwrap()[..50]).unwrap();
+    fs::remove_file(path("whole")).unwrap();
+    for (name, why) in [
+        ("text", "no evidence file"),
+        ("empty", "no evidence file"),
+        ("cut", "cut short"),
+        ("absent", "cannot read"),
+        ("", "directory"),
+    ] {
         let (out, error) = run(snat_trace(&["replay", &path(name)]), 1);
         assert!(out.is_empty() && error.contains(why) && error.lines().count() == 1, "{name}: {error}");
     }
@@ -168,6 +175,8 @@ fn packets_are_exported_into_a_new_file_or_none() {
     ] {
         let (_, error) = run(snat_trace(&["export", &path(evidence), "--pcapng", &path(out)]), 1);
         assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+        // Not as the file is called until it is whole.
+        assert!(!error.contains(".snat-trace-"), "{error}");
     }
     run(snat_trace(&["export", &path("evidence")]), 2);
     // Nothing half written is left.
@@ -361,7 +370,8 @@ fn an_output_that_takes_nothing_is_a_failure() {
     let mut command = process::Command::new(cargo_bin!("snat-trace"));
     let output = command.arg("doctor").stdout(full).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(!output.stderr.is_empty());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.starts_with("snat-trace: cannot write the output: "), "{said}");
 }
 
 /// What a command says with standard error on a terminal of its own.

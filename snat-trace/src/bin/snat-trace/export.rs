@@ -1,7 +1,7 @@
 //! `snat-trace export`: evidence for other tools.
 
 use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Seek as _};
+use std::io::{self, BufWriter, ErrorKind, Seek as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -25,13 +25,14 @@ pub(crate) fn run(args: &ExportArgs) -> Result<ExitCode> {
     let survey = Survey::of(read(&file)).with_context(|| name.clone())?;
     let redactor = redact.then(Redactor::new).transpose().context("cannot make a key to redact with")?;
     let cannot_write = || format!("cannot write {}", escape_path(path));
-    let mut new = beside(path).with_context(cannot_write)?;
+    // Its own errors name the file as it is called until it is whole.
+    let mut new = beside(path).map_err(|error| io::Error::from(error.kind())).with_context(cannot_write)?;
     file.rewind().with_context(|| format!("cannot read {name} a second time"))?;
     let items = read(&file).map(|item: Result<Item, ReadError>| match &redactor {
         Some(redactor) => Ok(redactor.item(item?)),
         None => item,
     });
-    pcapng(&survey, items, *redact, BufWriter::new(&mut new)).map_err(|error| match error {
+    pcapng(&survey, items, *redact, BufWriter::new(new.as_file_mut())).map_err(|error| match error {
         ExportError::Read(error) => anyhow::Error::new(error).context(name.clone()),
         ExportError::Write(error) => anyhow::Error::new(error).context(cannot_write()),
     })?;
@@ -56,7 +57,7 @@ fn exists(path: &Path) -> String {
 }
 
 /// A file in the same folder, its user's alone, which goes away unless it is given its name.
-fn beside(path: &Path) -> std::io::Result<NamedTempFile> {
+fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Builder::new().prefix(".snat-trace-").tempfile_in(folder)
 }

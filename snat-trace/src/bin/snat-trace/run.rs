@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, StdoutLock, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +25,9 @@ use crate::{audit, compare, export, lab, manual, report};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
+
+/// What failed when standard output takes no more.
+const OUTPUT: &str = "cannot write the output";
 
 /// Runs the command.
 pub(crate) fn run(cli: Cli, log: &Log) -> Result<ExitCode> {
@@ -94,15 +97,21 @@ fn replay(args: &ReplayArgs) -> Result<ExitCode> {
     let (mut sink, filter) = (sink(args.show), args.filter.to_filter());
     for_each(&args.file, |item| {
         match item {
-            Item::Session(session) => sink.session(&session)?,
-            Item::Race(race) if filter.shows(&race) => sink.race(&race, clock())?,
-            Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock())?,
-            Item::Summary(summary) => sink.summary(&summary)?,
-            Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
+            Item::Session(session) => sink.session(&session),
+            Item::Race(race) if filter.shows(&race) => sink.race(&race, clock()),
+            Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock()),
+            Item::Summary(summary) => sink.summary(&summary),
+            Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => Ok(()),
         }
-        Ok(())
+        .context(OUTPUT)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a command has to say; an error tells that it was this.
+pub(crate) fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> Result<()> {
+    let mut out = io::stdout().lock();
+    write(&mut out).and_then(|()| out.flush()).context(OUTPUT)
 }
 
 /// Hands over everything a file of evidence has; says and returns how it ends.
@@ -149,15 +158,14 @@ async fn conntrack_loaded(detail: Detail) -> Result<KernelFacts> {
 fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     let facts = KernelFacts::gather(Path::new("/"))?;
     let report = Report::new(&facts, args.detail);
-    let mut out = io::stdout().lock();
-    match args.format {
-        Format::Text => write!(out, "{report}")?,
+    print(|out| match args.format {
+        Format::Text => write!(out, "{report}"),
         Format::Json => {
             // As an I/O error, by which a closed pipe is known.
-            serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
-            writeln!(out)?;
+            serde_json::to_writer(&mut *out, &report).map_err(io::Error::from)?;
+            writeln!(out)
         }
-    }
+    })?;
     Ok(report.exit_code().into())
 }
 
