@@ -41,6 +41,12 @@ impl Session {
         }
     }
 
+    /// Whether what follows this head is of the same run as what followed `other`: of the files of a rotation each has its head.
+    #[must_use]
+    pub fn is_same_run(&self, other: &Self) -> bool {
+        self.started == other.started && self.boot_id == other.boot_id
+    }
+
     /// Roles of the hooks that run.
     pub fn attached(&self) -> impl Iterator<Item = Role> {
         self.hooks.iter().filter(|hook| hook.state == HookState::Attached).map(|hook| hook.role)

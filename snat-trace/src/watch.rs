@@ -29,9 +29,10 @@ use crate::session::Session;
 use crate::summary::{Span, Summary};
 
 use pipeline::Pipeline;
-use writer::{Message, Writer};
+use writer::{Message, Samples, Writer};
 
-/// How often the counters of namespaces that had races are read, so that one that goes away has its last figures.
+/// How often the counters of namespaces that had races are read, so that one that goes away has its last figures; and of all
+/// where the sink wants them.
 const SAMPLE: Duration = Duration::from_secs(1);
 
 /// How long races that were seen in time are still shown when the end is wanted at once.
@@ -132,11 +133,11 @@ pub async fn watch(
     });
     let mut pipeline = Pipeline::new(options, &session, owners);
     pipeline.totals.within(windows);
-    let follows = writer.follows();
+    let (follows, all) = (writer.follows(), writer.wants_samples());
     let mut stop = pin!(stop);
     let mut asked = None;
     let mut sampling: Option<JoinHandle<Result<Accounts, CountersError>>> = None;
-    let (mut samples, mut latest, mut before, mut so_far) = (Vec::new(), Vec::new(), Vec::new(), None);
+    let (mut samples, mut latest, mut before, mut so_far) = (None, Vec::new(), Vec::new(), None);
     let deadline = options.duration.map(|duration| Instant::now() + duration);
     let mut release = ticks(REORDERING_BOUND / 2);
     let (mut sample, mut told) = (ticks(SAMPLE), ticks(SAMPLE));
@@ -156,10 +157,11 @@ pub async fn watch(
                 let span = Span { started: session.started, ended: KernelTime::now(), clock: session.clock };
                 so_far = Some(pipeline.totals.close(span, tracer.counts()?, &counted(&before)));
             }
-            _ = sample.tick(), if accounts.as_ref().is_some_and(|accounts| accounts.involved() || pipeline.involved()) => {
+            _ = sample.tick(), if accounts.as_ref().is_some_and(|accounts| all || accounts.involved() || pipeline.involved()) => {
                 let involved = pipeline.take_involved();
                 sampling = accounts.take().map(|mut accounts| spawn_blocking(move || {
-                    accounts.sample(involved)?;
+                    let sampled = if all { accounts.sample_all(involved) } else { accounts.sample(involved) };
+                    sampled?;
                     Ok(accounts)
                 }));
             }
@@ -168,16 +170,21 @@ pub async fn watch(
             },
             sampled = joined(&mut sampling), if sampling.is_some() => {
                 let sampled = sampled??;
-                samples = sampled.so_far();
-                before = std::mem::replace(&mut latest, samples.clone());
+                let (time, read, left_out) = (KernelTime::now(), sampled.so_far(), sampled.left_out());
+                before = std::mem::replace(&mut latest, read.clone());
+                samples = Some(Box::new(Samples { time, read, left_out }).instead_of(samples.take()));
                 accounts = Some(sampled);
             }
         }
         if let Some(summary) = so_far.take() {
-            writer.offer(Message::SoFar(Box::new(summary)));
+            // The next one has all that this one has.
+            let _full = writer.offer(Message::SoFar(Box::new(summary)));
         }
-        if !samples.is_empty() {
-            writer.offer(Message::Samples(std::mem::take(&mut samples), session.clock));
+        if let Some(waiting) = samples.take() {
+            samples = match writer.offer(Message::Samples(waiting, session.clock)) {
+                Some(Message::Samples(waiting, _)) => Some(waiting),
+                _ => None,
+            };
         }
     }
 
@@ -216,6 +223,9 @@ pub async fn watch(
     pipeline.totals.miss_hooks_of(modules.gone());
     let span = Span { started: session.started, ended, clock: session.clock };
     let summary = pipeline.totals.close(span, tracer.counts()?, &closed);
+    if let Some(waiting) = samples {
+        writer.room_at_last().await?.send(Message::Samples(waiting, session.clock));
+    }
     writer.room_at_last().await?.send(Message::Summary(Box::new(summary.clone())));
     writer.finish().await?;
     Ok(summary)

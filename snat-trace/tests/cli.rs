@@ -80,9 +80,16 @@ fn what_is_no_evidence_is_not_replayed() {
     let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("text"), "INSERT_FAILED\n").unwrap();
     fs::write(path("empty"), "").unwrap();
-    for (name, why) in
-        [("text", "no evidence file"), ("empty", "no evidence file"), ("absent", "cannot read"), ("", "directory")]
-    {
+    evidence(&path("whole"), "");
+    fs::write(path("cut"), &fs::read(path("whole")).unwrap()[..50]).unwrap();
+    fs::remove_file(path("whole")).unwrap();
+    for (name, why) in [
+        ("text", "no evidence file"),
+        ("empty", "no evidence file"),
+        ("cut", "cut short"),
+        ("absent", "cannot read"),
+        ("", "directory"),
+    ] {
         let (out, error) = run(snat_trace(&["replay", &path(name)]), 1);
         assert!(out.is_empty() && error.contains(why) && error.lines().count() == 1, "{name}: {error}");
     }
@@ -96,6 +103,29 @@ fn what_is_no_evidence_is_not_replayed() {
     if without_kprobes("a recording that does not begin") {
         run(snat_trace(&["record", "--output", &path("new")]), 4);
         assert!(!Path::new(&path("new")).exists());
+    }
+}
+
+/// Whoever names a file may be somebody else than who reads what is said of it.
+#[test]
+fn names_of_files_do_not_steer_a_terminal() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let (absent, there) = (path("\u{1b}[2J\n\u{202e}absent"), path("\u{1b}[2J\n\u{202e}there"));
+    evidence(&there, "");
+    for (arguments, code) in [
+        (vec!["replay", &absent], 1),
+        (vec!["report", &absent], 1),
+        (vec!["compare", &there, &absent], 1),
+        (vec!["export", &absent, "--pcapng", &there], 1),
+        (vec!["export", &there, "--pcapng", &there], 1),
+        (vec!["record", "--output", &there], 1),
+        (vec!["replay", &there], 0),
+        (vec!["report", &there], 0),
+    ] {
+        let (_, said) = run(snat_trace(&arguments), code);
+        assert!(said.contains("\\u{1b}[2J\\u{a}\\u{202e}"), "{arguments:?}: {said:?}");
+        assert!(!said.contains(['\u{1b}', '\u{202e}']) && said.lines().count() == 1, "{arguments:?}: {said:?}");
     }
 }
 
@@ -146,6 +176,8 @@ fn packets_are_exported_into_a_new_file_or_none() {
     ] {
         let (_, error) = run(snat_trace(&["export", &path(evidence), "--pcapng", &path(out)]), 1);
         assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+        // Not as the file is called until it is whole.
+        assert!(!error.contains(".snat-trace-"), "{error}");
     }
     run(snat_trace(&["export", &path("evidence")]), 2);
     // Nothing half written is left.
@@ -339,7 +371,8 @@ fn an_output_that_takes_nothing_is_a_failure() {
     let mut command = process::Command::new(cargo_bin!("snat-trace"));
     let output = command.arg("doctor").stdout(full).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(!output.stderr.is_empty());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.starts_with("snat-trace: cannot write the output: "), "{said}");
 }
 
 /// What a command says with standard error on a terminal of its own.

@@ -11,8 +11,23 @@ use crate::output::Lines;
 use crate::scenario::{Numbers, Row, Scenario, whole};
 
 /// The audit's.
-pub const SCENARIOS: &[Scenario] =
-    &[whole("audit: rules of three tools", three_tools), whole("audit: a range nearly full", nearly_full)];
+pub const SCENARIOS: &[Scenario] = &[
+    whole("audit: rules of three tools", three_tools),
+    whole("audit: rules of programs", programs),
+    whole("audit: a range nearly full", nearly_full),
+];
+
+/// Rules as programs make them, and by which name. Guests have no sources to read them from.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("amazon-vpc-cni", include_str!("../../snat-trace/tests/data/rules/aws.iptables")),
+    ("cilium", include_str!("../../snat-trace/tests/data/rules/cilium.iptables")),
+    ("CNI plugins", include_str!("../../snat-trace/tests/data/rules/cni.iptables")),
+    ("docker", include_str!("../../snat-trace/tests/data/rules/docker.iptables")),
+    ("flannel", include_str!("../../snat-trace/tests/data/rules/flannel.iptables")),
+    ("ip-masq-agent", include_str!("../../snat-trace/tests/data/rules/ip-masq-agent.iptables")),
+    ("kube-proxy", include_str!("../../snat-trace/tests/data/rules/kube-proxy.iptables")),
+    ("libvirt", include_str!("../../snat-trace/tests/data/rules/libvirt.iptables")),
+];
 
 /// Rules by each tool, one as it should not be and one with the flag, told by the net they are for.
 const NFT: &str = "table ip audit {\n  chain post {\n    type nat hook postrouting priority 100; policy accept;\n    \
@@ -110,6 +125,37 @@ pub fn three_tools() -> Result<Row> {
     let told = kept.len() as u64;
     let numbers = Numbers { expected: Some(printed.len() as u64), seen: Some(told), ..Numbers::default() };
     Ok(Row { text: if legacy { String::new() } else { "no ip_tables here".to_owned() }, numbers })
+}
+
+/// In a network namespace of their own, the rules of each program are known for that program's. Those of calico name sets of
+/// ipset, which are not to be had.
+///
+/// # Errors
+///
+/// One that the kernel takes is not told, or by another name. Fewer than half are taken.
+pub fn programs() -> Result<Row> {
+    println!("audit: calico's rules are not tried live: they name sets of ipset");
+    let (mut known, mut refused) = (0, Vec::new());
+    for (program, rules) in PROGRAMS {
+        let node = Node::new("audit-programs", &[], "")?;
+        // Not every kernel has every match.
+        if let Err(error) = node.inside(|| command("iptables-nft-restore", &["--counters"], rules)) {
+            println!("audit: rules of {program} are not tried: {error:#}");
+            refused.push(program);
+            continue;
+        }
+        let (findings, _) = audited(&node)?;
+        let kept = keeps_ports(&findings);
+        let known_for = kept.iter().filter(|finding| finding["owner"] == program).count();
+        ensure!(known_for > 0, "no rule is known for {program}'s: {findings:?}");
+        // One in a chain that is everybody's may be nobody's, and never another program's.
+        let other = kept.iter().find(|finding| !finding["owner"].is_null() && finding["owner"] != program);
+        ensure!(other.is_none(), "taken for another's than {program}'s: {other:?}");
+        known += 1;
+    }
+    ensure!(2 * known >= PROGRAMS.len(), "of {refused:?} the kernel takes no rules");
+    let without = if refused.is_empty() { String::new() } else { format!("; not taken here: {}", refused.join(", ")) };
+    Ok(Row::said(format!("{known} programs{without}")))
 }
 
 /// Of four ports three are taken toward a destination.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Basis, Comparison, Kind, Side};
 use crate::evidence::Cut;
-use crate::evidence::node::NodeRecord;
+use crate::evidence::node::{Cni, CniPlugin, NodeRecord};
 
 /// Settings that are no settings: they change as the node is used.
 const USE: [&str; 1] = ["net.netfilter.nf_conntrack_count"];
@@ -124,13 +124,22 @@ impl Side {
 
 /// What may be different on another machine, or on this one at another time.
 fn settings(node: &NodeRecord) -> impl Iterator<Item = (String, String)> {
-    let NodeRecord { distribution, cpus, clocksource, sysctls, rps, .. } = node;
+    let NodeRecord { distribution, cpus, clocksource, sysctls, rps, cni, kube_proxy, .. } = node;
     let named = [("distribution", distribution), ("CPUs", cpus), ("clocksource", clocksource)];
     let named = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
     let sysctls = sysctls.iter().filter(|(name, _)| !USE.contains(&name.as_str()));
     let sysctls = sysctls.map(|(name, value)| (name.clone(), value.clone()));
     let queues = rps.iter().map(|(queue, cpus)| (format!("CPUs of queue {queue}"), cpus.clone()));
-    named.chain(sysctls).chain(queues)
+    let proxy = kube_proxy.iter().map(|proxy| ("mode of kube-proxy".to_owned(), proxy.mode.clone()));
+    let networks = cni.iter().map(|Cni { file, cni_version, plugins }| {
+        let plugins = plugins.iter().map(|CniPlugin { kind, ip_masq }| match ip_masq {
+            Some(ip_masq) => format!("{kind} (ipMasq {ip_masq})"),
+            None => kind.clone(),
+        });
+        let version = cni_version.iter().map(|version| format!("CNI {version}"));
+        (file.clone(), version.chain(plugins).collect::<Vec<_>>().join(", "))
+    });
+    named.chain(sysctls).chain(queues).chain(proxy).chain(networks)
 }
 
 fn list<S: AsRef<str>>(all: &BTreeSet<S>) -> String {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::intervals::{Interval, LEVEL};
-use super::rate::Rate;
+use super::rate::{Rate, Rates};
 use super::{Basis, Comparison, Judgement, Kind, Side};
 use crate::output::json::records::SCHEMA;
 use crate::output::json::to_line;
@@ -20,10 +20,19 @@ struct Record<'a> {
     /// Of the intervals, percent.
     level: u8,
     rates: Vec<RowRecord>,
+    /// The same by time where `rates` are by connections; `verdict` is not by these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_time: Option<ByTimeRecord>,
     before: SideRecord<'a>,
     after: SideRecord<'a>,
     differences: Vec<DifferenceRecord>,
     cautions: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ByTimeRecord {
+    per: &'static str,
+    rates: Vec<RowRecord>,
 }
 
 #[derive(Serialize)]
@@ -85,25 +94,17 @@ impl Comparison {
     /// # Errors
     /// The output takes no more.
     pub fn write_json(&self, out: impl Write) -> io::Result<()> {
-        let per = match self.basis {
-            Basis::Connections => "1000-connections",
-            Basis::Hours => "hour",
-        };
-        let rates = self.rows.iter().map(|(kind, rates)| RowRecord {
-            races: kind.name(),
-            verdict: rates.judgement,
-            before: RateRecord::new(rates.before),
-            after: RateRecord::new(rates.after),
-            ratio: rates.ratio.map(IntervalRecord::new),
-            burst: rates.burst,
-        });
         let differences = self.differences().into_iter();
         let record = Record {
             schema: SCHEMA,
             verdict: self.judgement(),
-            per,
+            per: per(self.basis),
             level: LEVEL,
-            rates: rates.collect(),
+            rates: self.rows.iter().map(RowRecord::new).collect(),
+            by_time: self
+                .by_time
+                .as_ref()
+                .map(|rows| ByTimeRecord { per: per(Basis::Hours), rates: rows.iter().map(RowRecord::new).collect() }),
             before: SideRecord::new(&self.before),
             after: SideRecord::new(&self.after),
             differences: differences
@@ -112,6 +113,26 @@ impl Comparison {
             cautions: self.cautions(),
         };
         to_line(out, &record)
+    }
+}
+
+fn per(basis: Basis) -> &'static str {
+    match basis {
+        Basis::Connections => "1000-connections",
+        Basis::Hours => "hour",
+    }
+}
+
+impl RowRecord {
+    fn new((kind, rates): &(Kind, Rates)) -> Self {
+        Self {
+            races: kind.name(),
+            verdict: rates.judgement,
+            before: RateRecord::new(rates.before),
+            after: RateRecord::new(rates.after),
+            ratio: rates.ratio.map(IntervalRecord::new),
+            burst: rates.burst,
+        }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Comparison {
     basis: Basis,
     /// Dropped first, then all, then each class there is.
     rows: Vec<(Kind, Rates)>,
+    /// The same by time, where connections are the basis.
+    by_time: Option<Vec<(Kind, Rates)>>,
 }
 
 impl Comparison {
@@ -63,14 +65,16 @@ impl Comparison {
         let basis = if counted { Basis::Connections } else { Basis::Hours };
         let kinds: BTreeSet<Kind> =
             [Kind::Dropped, Kind::All].into_iter().chain(before.kinds()).chain(after.kinds()).collect();
-        let rates = |kind| {
+        let rates = |kind, basis: Basis| {
             let amount = |side: &Side| Amount { races: side.races(kind), exposure: basis.exposure(side) };
             // The burstier of the two: where no race came, nobody sees how they would have.
             let burst = before.burst(kind).zip(after.burst(kind)).map(|(before, after)| before.max(after));
             (kind, Rates::new(amount(&before), amount(&after), burst))
         };
-        let rows = kinds.into_iter().map(rates).collect();
-        Self { before, after, basis, rows }
+        let rows = |basis| kinds.iter().map(|&kind| rates(kind, basis)).collect();
+        let by_time = (basis == Basis::Connections).then(|| rows(Basis::Hours));
+        let rows = rows(basis);
+        Self { before, after, basis, rows, by_time }
     }
 
     /// Whether the change helped: by the races that dropped a packet.

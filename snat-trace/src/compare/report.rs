@@ -12,6 +12,8 @@ use crate::output::wrap::wrapped;
 /// Where the columns of the table begin, but the first.
 const KIND: usize = 21;
 const CELL: usize = 22;
+/// In a table without verdicts, whose numbers are larger.
+const WIDE: usize = 29;
 /// A space at which no line ends.
 const JOINED: char = '\u{a0}';
 
@@ -27,6 +29,18 @@ impl fmt::Display for Comparison {
             writeln!(f, "{:KIND$}{before:CELL$}{after:CELL$}{}", kind.name(), judgement.name())?;
         }
         writeln!(f, "Races {}.\n", self.basis.name())?;
+        if let Some(rows) = &self.by_time {
+            writeln!(f, "{:KIND$}{:WIDE$}AFTER", "BY TIME", "BEFORE")?;
+            for (kind, Rates { before, after, .. }) in rows {
+                let [before, after] = [before, after].map(cell);
+                writeln!(f, "{:KIND$}{before:WIDE$}{after}", kind.name())?;
+            }
+            writeln!(
+                f,
+                "Races {}, which change with the traffic: the verdicts are not by them.\n",
+                Basis::Hours.name()
+            )?;
+        }
         for (name, side) in self.sides() {
             field(f, name, &side.figures(), 8)?;
         }

@@ -78,6 +78,8 @@ pub struct Side {
     pub node: Option<Box<NodeRecord>>,
     /// How the file ends.
     pub cut: Cut,
+    /// The head of the last recording.
+    session: Option<Session>,
     /// The recording at hand.
     current: Option<Current>,
 }
@@ -122,6 +124,7 @@ impl Side {
             hooks: BTreeSet::new(),
             node: None,
             cut: Cut::No,
+            session: None,
             current: None,
         }
     }
@@ -138,7 +141,7 @@ impl Side {
             current.last = current.last.max(time);
         }
         match item {
-            Item::Session(session) => self.begin(&session),
+            Item::Session(session) => self.begin(*session),
             Item::Node(node) => self.node = Some(node),
             Item::Race(race) => self.race(&race),
             Item::Summary(summary) => self.end(&summary),
@@ -146,7 +149,10 @@ impl Side {
         }
     }
 
-    fn begin(&mut self, session: &Session) {
+    fn begin(&mut self, session: Session) {
+        if self.session.as_ref().is_some_and(|before| before.is_same_run(&session)) {
+            return;
+        }
         self.end_unfinished();
         self.recordings += 1;
         self.kernels.insert(session.kernel.clone());
@@ -155,6 +161,7 @@ impl Side {
         self.hooks.extend(attached.map(|hook| format!("{} {}", hook.role.name(), hook.symbol)));
         let started = session.started;
         self.current = Some(Current { started, last: started, told: BTreeMap::new(), undecided: 0 });
+        self.session = Some(session);
     }
 
     fn race(&mut self, race: &Race) {

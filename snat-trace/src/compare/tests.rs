@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::audit;
-use crate::evidence::{Existing, Limits, Recorder, read};
+use crate::evidence::{Existing, Item, Limits, Recorder, read};
 use crate::output::json::JsonSink;
 use crate::output::{Sink as _, golden};
 use crate::race::event::{Class, Race, Verdict};
@@ -36,19 +36,22 @@ fn evenly(count: u64, connections: u64) -> Recording {
 }
 
 impl Recording {
-    /// As `record` would write it, after what is there, and read again.
-    fn write(&self, path: &std::path::Path) {
+    /// As `record` would write it, so many seconds after the first one, after what is there.
+    fn write(&self, path: &std::path::Path, later: u64, limits: Limits) {
         let shown = Box::new(JsonSink::new(std::io::sink()));
         let home = |_| audit::tests::home();
-        let mut recorder = Recorder::open(path, Existing::Append, Limits::default(), false, home, shown).unwrap();
+        let mut recorder = Recorder::open(path, Existing::Append, limits, false, home, shown).unwrap();
         let mut session = golden::session();
         session.kernel = self.kernel.to_owned();
+        session.started = at(session.started.nanoseconds() + later * 1_000_000_000);
         recorder.session(&session).unwrap();
-        let race = golden::every_kind()[0].clone();
+        // Of no namespace: the rules of one would be read at a time of this machine's.
+        let race = Race { netns: None, ..golden::every_kind()[0].clone() };
         assert_eq!((race.class, race.verdict), (Class::SnatPortCollision, Some(Verdict::Dropped)));
         for after in &self.races {
             let race = Race { time: at(session.started.nanoseconds() + after), ..race.clone() };
             recorder.race(&race, session.clock).unwrap();
+            recorder.pause().unwrap();
         }
         if self.has_summary {
             let ended = at(session.started.nanoseconds() + WATCHED * 1_000_000_000);
@@ -71,8 +74,27 @@ impl Recording {
 fn side(recordings: &[Recording]) -> Side {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("evidence");
-    recordings.iter().for_each(|recording| recording.write(&path));
+    for (later, recording) in (0..).step_by(100).zip(recordings) {
+        recording.write(&path, later, Limits::default());
+    }
     Side::read(read(std::fs::File::open(path).unwrap())).unwrap()
+}
+
+/// The files of a rotation, joined, are one recording, as their report has it.
+#[test]
+fn joined_files_of_a_rotation_are_one_recording() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evidence");
+    let recording = evenly(40, 1000);
+    recording.write(&path, 0, Limits { size: Some(8192), age: None, keep: 1 });
+    let bytes = |path: &std::path::Path| std::fs::read(path).unwrap();
+    let both = [bytes(&path.with_extension("1")), bytes(&path)].concat();
+    let count = |bytes: &[u8]| read(bytes).filter(|item| matches!(item, Ok(Item::Session(_)))).count();
+    assert_eq!((count(&both), count(&bytes(&path))), (2, 1));
+    let joined = Side::read(read(both.as_slice())).unwrap();
+    assert_eq!((joined.recordings, joined.unfinished, joined.races(Kind::Dropped)), (1, 0, 40));
+    assert_eq!((joined.watched, joined.connections), (Duration::from_secs(WATCHED), Some(1000)));
+    assert!(joined.told(Kind::Dropped) > Side::read(read(bytes(&path).as_slice())).unwrap().told(Kind::Dropped));
 }
 
 fn compared(before: &[Recording], after: &[Recording]) -> Comparison {
@@ -117,6 +139,19 @@ fn several_recordings_are_one() {
     let with_killed = side(&[killed, evenly(10, 500)]);
     assert_eq!((with_killed.races(Kind::Dropped), with_killed.connections, with_killed.unfinished), (40, None, 1));
     assert_eq!(with_killed.watched, Duration::from_secs(58 + WATCHED));
+}
+
+/// By hand: 30 of 1500 connections are 20 of 1000, and 30 in a minute 1800 in an hour.
+#[test]
+fn both_bases_are_told() {
+    let both = json(&compared(&[evenly(30, 1500)], &[evenly(0, 500)]));
+    let rate = |rates: &Value| rates[0]["before"]["rate"].as_f64().unwrap();
+    assert_eq!((both["per"].as_str(), both["by_time"]["per"].as_str()), (Some("1000-connections"), Some("hour")));
+    assert!((rate(&both["rates"]) - 20.0).abs() < 1e-9 && (rate(&both["by_time"]["rates"]) - 1800.0).abs() < 1e-6);
+    // Where time is the only one it is there once.
+    let minimal = Recording { connections: None, ..evenly(30, 0) };
+    let one = json(&compared(&[minimal], &[evenly(0, 500)]));
+    assert_eq!((one["per"].as_str(), one.get("by_time")), (Some("hour"), None));
 }
 
 #[test]

@@ -13,6 +13,9 @@ use super::window::{Taken, Window, Windows};
 use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
 
+/// Of so many network namespaces at most the counters are sampled without a race in them.
+pub const SAMPLED: usize = 64;
+
 /// Why the counters of a network namespace could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
@@ -38,6 +41,10 @@ pub struct Accounts {
     watched: BTreeMap<NetnsInum, Watched>,
     /// Those that had races and are not known to be gone.
     involved: BTreeSet<NetnsInum>,
+    /// Others that were read with them the last time.
+    sampled: Vec<NetnsInum>,
+    /// How many were not, because there are too many.
+    left_out: u64,
     /// Numbers that even a search through every open file did not find, not to be searched for again until they turn up.
     lost: BTreeSet<NetnsInum>,
     /// How many namespaces went away and left their number to another.
@@ -168,11 +175,34 @@ impl Accounts {
         Ok(())
     }
 
+    /// As [`sample`](Self::sample), and reads [`SAMPLED`] of the other namespaces that were there at the start. They are not
+    /// searched for: one that is not where it was is left to the end.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_all(&mut self, involved: impl IntoIterator<Item = NetnsInum>) -> Result<(), CountersError> {
+        self.sample(involved)?;
+        let is_other = |&(inum, watched): &(&NetnsInum, &Watched)| {
+            watched.counted.is_ok() && !watched.gone && !self.involved.contains(inum)
+        };
+        let others: Vec<_> = self.watched.iter().filter(is_other).map(|(&inum, _)| inum).collect();
+        let mut rest = others.into_iter();
+        self.sampled = rest.by_ref().filter(|&inum| self.read_known(inum)).take(SAMPLED).collect();
+        self.left_out = rest.count() as u64;
+        Ok(())
+    }
+
+    /// How many namespaces the last [`sample_all`](Self::sample_all) left out.
+    #[must_use]
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
     /// What those namespaces have counted since they were first read, as of the last reading.
     #[must_use]
     pub fn so_far(&self) -> Vec<(NetnsInum, Tally<Option<u64>>)> {
         let counted = |inum| Some((inum, self.watched.get(&inum)?.counted.as_ref().ok()?.sum));
-        self.involved.iter().copied().filter_map(counted).collect()
+        self.involved.iter().chain(&self.sampled).copied().filter_map(counted).collect()
     }
 
     /// Reads everything again, namespaces made since the start included, and gives what was counted in each. Those that have

@@ -204,3 +204,37 @@ fn nothing_is_held_open() {
     netns::search(BTreeSet::from([inum]), |netns| panic!("{netns:?} is still there")).unwrap();
     drop(accounts);
 }
+
+/// Without a race: those there at the start, up to the bound, and how many are beyond it.
+#[test]
+fn every_namespace_is_sampled_within_the_bound() {
+    let Some(_alone) = alone() else { return };
+    let Some(fd) = one_port() else { return };
+    let mut accounts = Accounts::open_with(&[fd.as_fd()]).unwrap();
+    // However many others there are.
+    accounts.watched.retain(|&netns, _| netns == inum(&fd));
+    let counted = |accounts: &Accounts| {
+        let found = accounts.so_far().into_iter().find(|&(netns, _)| netns == inum(&fd));
+        found.map(|(_, counters)| counters.insert_failed)
+    };
+    accounts.sample_all([]).unwrap();
+    assert_eq!((counted(&accounts), accounts.left_out()), (Some(Some(0)), 0));
+    send(&fd, 3);
+    accounts.sample_all([]).unwrap();
+    assert_eq!(counted(&accounts), Some(Some(2)));
+    // Given as one with races it is in there once.
+    accounts.sample_all([inum(&fd)]).unwrap();
+    assert_eq!(accounts.so_far().iter().filter(|&&(netns, _)| netns == inum(&fd)).count(), 1);
+}
+
+#[test]
+fn of_too_many_namespaces_the_rest_is_counted() {
+    let here = Netns::current().unwrap();
+    let watched = |number| {
+        let counted = Counted { cookie: None, last: Reading::new(), sum: Tally::default() };
+        (NetnsInum(number), Watched::new(here.clone(), Ok(counted), Window { from: None, to: None }))
+    };
+    let mut accounts = Accounts { watched: (0..).take(SAMPLED + 6).map(watched).collect(), ..Accounts::default() };
+    accounts.sample_all([]).unwrap();
+    assert_eq!((accounts.so_far().len(), accounts.left_out()), (SAMPLED, 6));
+}

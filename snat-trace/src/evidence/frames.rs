@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::reader::good_length;
+use super::reader::{begins_as_evidence, good_length, has_frame_behind};
+use crate::output::escape_path;
 
 /// Lines of so many bytes make a frame of their own even when more are on their way.
 const FRAME: usize = 128 << 10;
@@ -43,19 +44,31 @@ pub struct Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// It is there already.
-    #[error("{0} exists; --append adds to it")]
+    #[error("{} exists; --append adds to it", escape_path(.0))]
     Exists(PathBuf),
     /// It is no evidence.
-    #[error("{0} is no evidence file: nothing is added to it")]
+    #[error("{} is no evidence file: nothing is added to it", escape_path(.0))]
     NotEvidence(PathBuf),
+    /// It is damaged, and not at its end.
+    #[error(
+        "{} is damaged at byte {good}, and there is more evidence behind that, which adding to it would cut off: record \
+         into another file",
+        escape_path(path)
+    )]
+    Damaged {
+        /// It.
+        path: PathBuf,
+        /// Where what can be read of it ends.
+        good: u64,
+    },
     /// Another run records into it.
-    #[error("{0} is being written by another snat-trace")]
+    #[error("{} is being written by another snat-trace", escape_path(.0))]
     InUse(PathBuf),
     /// There is nothing to redact with.
     #[error("cannot make a key to redact with: {0}")]
     NoKey(#[source] io::Error),
     /// The system refuses.
-    #[error("cannot write {0}: {1}")]
+    #[error("cannot write {}: {}", escape_path(.0), .1)]
     Io(PathBuf, #[source] io::Error),
 }
 
@@ -98,8 +111,11 @@ impl Frames {
                 if all > 0 && good == 0 && !looks_like_evidence(&mut file).map_err(failed)? {
                     return Err(OpenError::NotEvidence(path.to_owned()));
                 }
+                if good < all && has_frame_behind(&file, good).map_err(failed)? {
+                    return Err(OpenError::Damaged { path: path.to_owned(), good });
+                }
                 if good < all {
-                    tracing::warn!("{} was cut short: {} bytes at its end are dropped", path.display(), all - good);
+                    tracing::warn!("{} was cut short: {} bytes at its end are dropped", escape_path(path), all - good);
                 }
                 (file, good)
             }
@@ -184,7 +200,7 @@ impl Frames {
             self.kept.pop_front();
         }
         if self.kept.is_empty() && self.trouble.take().is_some() && self.lost == 0 {
-            tracing::warn!("{} takes evidence again, and nothing of it was lost", self.path.display());
+            tracing::warn!("{} takes evidence again, and nothing of it was lost", escape_path(&self.path));
         }
         while self.kept.iter().map(|(frame, _)| frame.len()).sum::<usize>() > KEPT {
             // The youngest goes: the head of the file tells what the rest means.
@@ -204,7 +220,7 @@ impl Frames {
             return self.file.sync_data();
         }
         let why = self.trouble.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
-        let text = format!("{} is incomplete: {missing} records could not be written{why}", self.path.display());
+        let text = format!("{} is incomplete: {missing} records could not be written{why}", escape_path(&self.path));
         Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
@@ -213,7 +229,7 @@ impl Frames {
         if self.trouble.is_none() {
             tracing::error!(
                 "cannot write {}: {error}; up to {} MiB of evidence wait in memory",
-                self.path.display(),
+                escape_path(&self.path),
                 KEPT >> 20
             );
         }
@@ -287,5 +303,5 @@ fn looks_like_evidence(file: &mut File) -> io::Result<bool> {
     let mut magic = Vec::new();
     file.seek(SeekFrom::Start(0))?;
     file.take(4).read_to_end(&mut magic)?;
-    Ok(zstd::zstd_safe::MAGICNUMBER.to_le_bytes().starts_with(&magic))
+    Ok(begins_as_evidence(&magic))
 }

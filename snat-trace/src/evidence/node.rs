@@ -7,6 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+mod network;
+
+pub use network::{Cni, CniPlugin, KubeProxy};
+
+use crate::counters::accounts;
+use crate::counters::figures::CpuCounters;
 use crate::race::time::WallClock;
 
 /// Settings of which races depend, one by one or all of a folder, below `/proc/sys`.
@@ -43,6 +49,24 @@ pub struct NodeRecord {
     pub rps: BTreeMap<String, String>,
     /// Files that a container network or kube-proxy has left.
     pub networks: BTreeSet<String>,
+    /// What the files of container networks say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cni: Vec<Cni>,
+    /// What kube-proxy is told to be, where a file says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kube_proxy: Option<KubeProxy>,
+    /// What conntrack has counted on each CPU since the network namespace of the recording was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conntrack: Vec<CpuRecord>,
+}
+
+/// Counters of one CPU.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct CpuRecord {
+    /// Its number.
+    pub cpu: u16,
+    /// Those this kernel has, by its names for them.
+    pub counters: BTreeMap<String, u32>,
 }
 
 impl NodeRecord {
@@ -65,7 +89,25 @@ impl NodeRecord {
                 .filter_map(|path| Some(format!("/{}", path.strip_prefix(root).ok()?.display())))
                 .take(MOST)
                 .collect(),
+            cni: network::cni(root),
+            kube_proxy: network::kube_proxy(root),
+            conntrack: Vec::new(),
         }
+    }
+
+    /// With what conntrack has counted in the caller's network namespace, if it can be read.
+    #[must_use]
+    pub fn with_counters(self) -> Self {
+        let reading = accounts::read().unwrap_or_default();
+        Self { conntrack: reading.iter().take(MOST).map(CpuRecord::new).collect(), ..self }
+    }
+}
+
+impl CpuRecord {
+    fn new((&cpu, &CpuCounters { tally, found, invalid, search_restart }): (&u16, &CpuCounters)) -> Self {
+        let others = [("found", found), ("invalid", invalid), ("search_restart", search_restart)];
+        let all = tally.named().into_iter().chain(others);
+        Self { cpu, counters: all.filter_map(|(name, count)| Some((name.to_owned(), count?))).collect() }
     }
 }
 
@@ -167,8 +209,19 @@ mod tests {
             modules: set(&["xt_MASQUERADE", "nf_nat"]),
             rps: pairs(&[("eth0/rx-0", "00,0000000f")]),
             networks: set(&["/etc/cni/net.d/10-flannel.conflist"]),
+            ..NodeRecord::default()
         };
         assert_eq!(NodeRecord::gather(root.path(), WallClock::from_offset(5)), expected);
+    }
+
+    /// On each CPU what this kernel has, and of no counter that it has not.
+    #[test]
+    fn counters_have_the_kernels_names() {
+        let tally = crate::counters::figures::Tally { insert_failed: Some(7), drop: Some(0), ..Default::default() };
+        let counters = CpuCounters { tally, invalid: Some(3), ..CpuCounters::default() };
+        let record = serde_json::to_value(CpuRecord::new((&5, &counters))).unwrap();
+        let expected = serde_json::json!({"cpu": 5, "counters": {"drop": 0, "insert_failed": 7, "invalid": 3}});
+        assert_eq!(record, expected);
     }
 
     #[test]

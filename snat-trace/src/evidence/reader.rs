@@ -1,7 +1,8 @@
 //! From a file to its events. Whatever bytes it has, what can be read is, and what cannot be is said.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 
 use super::node::NodeRecord;
 use super::restore::{self, NotKnown};
@@ -17,12 +18,15 @@ use crate::summary::Summary;
 /// No frame is longer; what claims to be is not read into memory.
 const LONGEST_FRAME: u64 = 64 << 20;
 
+/// What a frame begins with, the lowest byte first.
+const MAGIC: u32 = zstd::zstd_safe::MAGICNUMBER;
+
 /// One line of evidence.
 #[derive(Debug)]
 pub enum Item {
     /// A recording begins.
     Session(Box<Session>),
-    /// The machine it was made on.
+    /// The machine it was made on: as it was at the start and, where there is a summary, as it was at the end.
     Node(Box<NodeRecord>),
     /// A race.
     Race(Box<Race>),
@@ -45,6 +49,8 @@ pub struct Sample {
     pub netns: NetnsInum,
     /// Its figures.
     pub counters: Tally<Option<u64>>,
+    /// How many readings were left out since the sample before: of too many namespaces, or for want of time.
+    pub left_out: u64,
 }
 
 /// Why reading ended before the file did.
@@ -56,6 +62,9 @@ pub enum ReadError {
     /// It is something else.
     #[error("this is no evidence file")]
     NotEvidence,
+    /// It begins as evidence does, and nothing of it can be read.
+    #[error("it was cut short or damaged within its first records: nothing of it can be read")]
+    CutAtOnce,
     /// A line that no snat-trace writes.
     #[error("line {line} cannot be understood: {why}")]
     Malformed {
@@ -111,10 +120,12 @@ impl<R: Read> Evidence<R> {
     /// The next line; `None` at the end, or where the file is torn.
     fn next_line(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
         while self.lines.is_empty() {
+            let may_be = self.line > 0 || begins_as_evidence(self.file.fill_buf().map_err(ReadError::Io)?);
             match next_frame(&mut self.file).map_err(ReadError::Io)? {
                 Frame::Whole(content) => {
                     self.lines = content.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
                 }
+                Frame::Torn if self.line == 0 && may_be => return Err(ReadError::CutAtOnce),
                 _ if self.line == 0 => return Err(ReadError::NotEvidence),
                 Frame::End => return Ok(None),
                 Frame::Torn => {
@@ -187,6 +198,34 @@ fn next_frame(file: &mut impl BufRead) -> io::Result<Frame> {
         // The decoder's own errors have no number.
         Err(error) if error.raw_os_error().is_some() => Err(error),
         Ok(_) | Err(_) => Ok(Frame::Torn),
+    }
+}
+
+/// Whether bytes may be the first ones of a frame, as far as there are any.
+pub(super) fn begins_as_evidence(bytes: &[u8]) -> bool {
+    let magic = MAGIC.to_le_bytes();
+    bytes.iter().zip(magic).all(|(&byte, expected)| byte == expected)
+}
+
+/// Whether a whole frame stands anywhere behind the first one that is not, which stands at `from`.
+pub(super) fn has_frame_behind(mut file: &File, from: u64) -> io::Result<bool> {
+    let mut at = file.seek(SeekFrom::Start(from + 1))?;
+    'seek: loop {
+        let mut last = 0_u32;
+        for byte in BufReader::new(file).bytes() {
+            // Oldest byte lowest, as the magic number is written.
+            last = last >> 8 | u32::from(byte?) << 24;
+            at += 1;
+            if last == MAGIC && at - 4 > from {
+                file.seek(SeekFrom::Start(at - 4))?;
+                if let Frame::Whole(_) = next_frame(&mut BufReader::new(file))? {
+                    return Ok(true);
+                }
+                file.seek(SeekFrom::Start(at))?;
+                continue 'seek;
+            }
+        }
+        return Ok(false);
     }
 }
 

@@ -83,7 +83,10 @@ fn cut_at_every_byte() {
             let (some, error, cut) = items(&whole[..length]);
             let known = some.len();
             assert!(before <= known && known < all.len() && cut != Cut::No, "{kernel}, {length} bytes: {known} items");
-            assert!(matches!(error, None | Some(ReadError::NotEvidence)), "{kernel}, {length} bytes: {error:?}");
+            assert!(
+                matches!(error, None | Some(ReadError::CutAtOnce)) || length == 0,
+                "{kernel}, {length} bytes: {error:?}"
+            );
             if known > before {
                 // Another frame is whole. Nothing is made up for what is missing.
                 let report = text(&case(some, cut));

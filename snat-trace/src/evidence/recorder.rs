@@ -6,15 +6,15 @@ use std::path::Path;
 
 use super::frames::{Existing, Frames, Limits, OpenError};
 use super::node::NodeRecord;
+use super::reader::Sample;
 use super::redact::Redactor;
 use super::rules::{LookAt, Reading, Rules};
-use crate::counters::figures::Tally;
 use crate::output::Sink;
 use crate::output::json::JsonSink;
 use crate::output::json::records::{Line, RulesRecord, SampleRecord, Time};
-use crate::race::event::{NetnsInum, Race};
+use crate::race::event::Race;
 use crate::race::failure::Failure;
-use crate::race::time::{KernelTime, WallClock};
+use crate::race::time::WallClock;
 use crate::session::Session;
 use crate::summary::Summary;
 
@@ -63,13 +63,47 @@ impl Recorder {
 
     /// What every file begins with.
     fn head(&mut self, session: &Session) -> io::Result<()> {
-        let node = NodeRecord::gather(Path::new("/"), session.clock);
-        let (session, node) = match &self.redactor {
-            Some(redactor) => (&redactor.session(session), redactor.node(node)),
-            None => (session, node),
+        match &self.redactor {
+            Some(redactor) => self.file.session(&redactor.session(session))?,
+            None => self.file.session(session)?,
+        }
+        self.node(session.clock)
+    }
+
+    /// The machine as it is now.
+    fn node(&mut self, clock: WallClock) -> io::Result<()> {
+        let node = NodeRecord::gather(Path::new("/"), clock).with_counters();
+        let node = match &self.redactor {
+            Some(redactor) => redactor.node(node),
+            None => node,
         };
-        self.file.session(session)?;
         self.file.line(&Line::Node(Box::new(node)))
+    }
+
+    fn write_rules_that_came(&mut self) -> io::Result<()> {
+        let Some(clock) = self.session.as_ref().map(|session| session.clock) else { return Ok(()) };
+        let come = self.rules.take();
+        self.write_rules(&come, clock)
+    }
+
+    /// Begins another file where this one is full. Not only at a pause: in a storm there is none.
+    fn keep_within_limits(&mut self) -> io::Result<()> {
+        if !self.file.get_mut().is_full() {
+            return Ok(());
+        }
+        let Some(session) = self.session.take() else { return Ok(()) };
+        self.file.get_mut().rotate();
+        self.head(&session)?;
+        let known = self.rules.known().to_vec();
+        self.write_rules(&known, session.clock)?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// After each event.
+    fn go_on(&mut self) -> io::Result<()> {
+        self.write_rules_that_came()?;
+        self.keep_within_limits()
     }
 
     /// Rules that were read, with the wall times of `session`.
@@ -104,44 +138,42 @@ impl Sink for Recorder {
             self.rules.want(netns);
         }
         match &self.redactor {
-            Some(redactor) => self.file.race(&redactor.race(race), clock),
-            None => self.file.race(race, clock),
+            Some(redactor) => self.file.race(&redactor.race(race), clock)?,
+            None => self.file.race(race, clock)?,
         }
+        self.go_on()
     }
 
     fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()> {
         self.show(|shown| shown.failure(failure, clock))?;
         match &self.redactor {
-            Some(redactor) => self.file.failure(&redactor.failure(failure), clock),
-            None => self.file.failure(failure, clock),
+            Some(redactor) => self.file.failure(&redactor.failure(failure), clock)?,
+            None => self.file.failure(failure, clock)?,
         }
+        self.go_on()
     }
 
-    fn sample(&mut self, netns: NetnsInum, counters: Tally<Option<u64>>, clock: WallClock) -> io::Result<()> {
-        let time = Time::of(clock, KernelTime::now());
-        self.file.line(&Line::Sample(SampleRecord::new(time, netns, counters)))
+    fn wants_samples(&self) -> bool {
+        true
+    }
+
+    fn sample(&mut self, sample: &Sample, clock: WallClock) -> io::Result<()> {
+        self.file.line(&Line::Sample(SampleRecord::new(sample, clock)))?;
+        self.go_on()
     }
 
     fn pause(&mut self) -> io::Result<()> {
-        let Some(session) = self.session.take() else { return Ok(()) };
-        let come = self.rules.take();
-        self.write_rules(&come, session.clock)?;
-        let frames = self.file.get_mut();
-        frames.end_frame();
-        if frames.is_full() {
-            frames.rotate();
-            self.head(&session)?;
-            let known = self.rules.known().to_vec();
-            self.write_rules(&known, session.clock)?;
-        }
-        self.session = Some(session);
-        Ok(())
+        self.write_rules_that_came()?;
+        self.file.get_mut().end_frame();
+        self.keep_within_limits()
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         let shown = self.show(|shown| shown.summary(summary));
         let come = self.rules.take_last();
         self.write_rules(&come, summary.span.clock)?;
+        // What the table holds and the counters say at the end, beside what they did at the start.
+        self.node(summary.span.clock)?;
         self.file.summary(summary)?;
         self.file.get_mut().finish()?;
         shown

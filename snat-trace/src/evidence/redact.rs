@@ -18,7 +18,7 @@ use bytes::Bytes;
 use rustix::rand::{GetRandomFlags, getrandom};
 use siphasher::sip::SipHasher24;
 
-use super::node::NodeRecord;
+use super::node::{Cni, CniPlugin, KubeProxy, NodeRecord};
 use super::reader::Item;
 use crate::owner::{Behind, CommandLine, Container, Owner, Pod, Program};
 use crate::race::event::{Flow, Race};
@@ -60,6 +60,38 @@ const KEPT: [&str; 29] = [
     "target",
     "user",
 ];
+/// Plugins that container networks are made of, and modes of kube-proxy.
+const KNOWN: [&str; 26] = [
+    "aws-cni",
+    "azure-vnet",
+    "bandwidth",
+    "bridge",
+    "calico",
+    "cilium-cni",
+    "dhcp",
+    "firewall",
+    "flannel",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "iptables",
+    "ipvs",
+    "kernelspace",
+    "loopback",
+    "macvlan",
+    "nftables",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tuning",
+    "userspace",
+    "vlan",
+    "weave-net",
+];
+/// Folders in which kube-proxy's files are.
+const FOLDERS: [&str; 10] =
+    ["", "etc", "kubernetes", "manifests", "var", "lib", "kubelet", "pods", "volumes", "kubernetes.io~configmap"];
 /// Hexadecimal digits from which on a word is an id and keeps its length.
 const SHORTEST_ID: usize = 12;
 /// Hexadecimal digits of the first part of a pod's uid.
@@ -124,8 +156,38 @@ impl Redactor {
         NodeRecord {
             rps: node.rps.into_iter().map(|(name, mask)| (queue(&name), mask)).collect(),
             networks: node.networks.into_iter().map(path).collect::<BTreeSet<_>>(),
+            cni: node.cni.into_iter().map(|cni| self.cni(cni)).collect(),
+            kube_proxy: node.kube_proxy.map(|KubeProxy { file, mode }| KubeProxy {
+                // A pod's uid is in it.
+                file: file
+                    .split('/')
+                    .map(|part| if FOLDERS.contains(&part) { part.into() } else { self.words(part) })
+                    .collect::<Vec<_>>()
+                    .join("/"),
+                mode: self.unless_known(mode),
+            }),
             ..node
         }
+    }
+
+    fn cni(&self, Cni { file, cni_version, plugins }: Cni) -> Cni {
+        let is_number = |version: &String| version.chars().all(|part| part.is_ascii_digit() || part == '.');
+        Cni {
+            file: match file.rsplit_once('/') {
+                Some((folder, name)) => format!("{folder}/{}", self.words(name)),
+                None => self.words(&file),
+            },
+            cni_version: cni_version.filter(is_number),
+            plugins: plugins
+                .into_iter()
+                .map(|plugin| CniPlugin { kind: self.unless_known(plugin.kind), ..plugin })
+                .collect(),
+        }
+    }
+
+    /// A word that everybody's machine may have stays; any other may be somebody's.
+    fn unless_known(&self, word: String) -> String {
+        if KNOWN.contains(&word.as_str()) { word } else { self.words(&word) }
     }
 
     /// A race.
@@ -350,6 +412,36 @@ mod tests {
             assert!(!texts.contains(told), "{told} in {texts}");
         }
         assert!(container.image.is_some() && container.name.is_some() && exchanged.workload().contains('/'));
+    }
+
+    #[test]
+    fn a_machine_keeps_what_every_machine_has() {
+        let redactor = with_key(1);
+        let plugin = |kind: &str| CniPlugin { kind: kind.to_owned(), ip_masq: Some(true) };
+        let node = NodeRecord {
+            cni: vec![Cni {
+                file: "/etc/cni/net.d/10-acme.conflist".to_owned(),
+                cni_version: Some("1.0.0".to_owned()),
+                plugins: vec![plugin("bridge"), plugin("acme-net")],
+            }],
+            kube_proxy: Some(KubeProxy {
+                file: "/var/lib/kubelet/pods/0f3ae9d2-1c55/volumes/kubernetes.io~configmap/kube-proxy/config.conf"
+                    .to_owned(),
+                mode: "nftables".to_owned(),
+            }),
+            ..NodeRecord::default()
+        };
+        let (told, proxy) = (redactor.node(node.clone()), node.kube_proxy.unwrap());
+        let text = format!("{told:?}");
+        for secret in ["acme", "0f3ae9d2"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        let [Cni { cni_version, plugins, .. }] = told.cni.as_slice() else { panic!("{text}") };
+        assert_eq!((cni_version.as_deref(), plugins[0].clone()), (Some("1.0.0"), plugin("bridge")));
+        assert_eq!(plugins[1].ip_masq, Some(true));
+        let told = told.kube_proxy.unwrap();
+        assert_eq!(told.mode, proxy.mode);
+        assert!(told.file.starts_with("/var/lib/kubelet/pods/x"), "{}", told.file);
     }
 
     #[test]

@@ -213,8 +213,8 @@ pub(super) fn rules(record: RulesRecord<'_>) -> Result<Rules, NotKnown> {
 
 /// Counters on the way.
 pub(super) fn sample(record: &SampleRecord) -> Result<Sample, NotKnown> {
-    let SampleRecord { time, netns, counters } = record;
-    Ok(Sample { time: moment(*time)?, netns: NetnsInum(*netns), counters: tally(counters) })
+    let SampleRecord { time, netns, counters, left_out } = record;
+    Ok(Sample { time: moment(*time)?, netns: NetnsInum(*netns), counters: tally(counters), left_out: *left_out })
 }
 
 fn account(record: AccountRecord<'_>) -> Account {

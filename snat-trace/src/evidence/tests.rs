@@ -60,7 +60,8 @@ fn show(sink: &mut (dyn Sink + Send), summary: Option<&Summary>) {
         sink.failure(&failure, clock).unwrap();
     }
     let counters = Tally { insert_failed: Some(5), drop: None, ..Tally::default() };
-    sink.sample(NetnsInum(7), counters, clock).unwrap();
+    let time = golden::session().started;
+    sink.sample(&Sample { time, netns: NetnsInum(7), counters, left_out: 2 }, clock).unwrap();
     sink.pause().unwrap();
     if let Some(summary) = summary {
         sink.summary(summary).unwrap();
@@ -114,7 +115,12 @@ fn a_replay_is_what_was_shown() {
         let samples: Vec<_> = items.iter().filter(|item| matches!(item, Item::Sample(_))).collect();
         let [Item::Sample(sample)] = samples[..] else { panic!("{samples:?}") };
         assert_eq!((sample.netns, sample.counters.insert_failed, sample.counters.drop), (NetnsInum(7), Some(5), None));
-        assert!(matches!(items[1], Item::Node(_)), "{:?}", items[1]);
+        assert_eq!(sample.left_out, 2);
+        // The machine at both ends.
+        let [_, Item::Node(first), .., Item::Node(last), Item::Summary(_)] = items.as_slice() else {
+            panic!("{items:?}")
+        };
+        assert_eq!(first.modules, last.modules);
     }
 }
 
@@ -160,7 +166,8 @@ fn cut_at_every_byte() {
         assert!(json.starts_with(&shown) && (shown.is_empty() || shown.ends_with('\n')), "{length}");
         match result {
             Ok(()) => assert_eq!(cut == Cut::No, length == bytes.len(), "{length}: {cut:?}"),
-            Err(error) => assert!(matches!(error, ReadError::NotEvidence) && shown.is_empty(), "{length}: {error}"),
+            Err(ReadError::NotEvidence) => assert_eq!((length, shown.as_str()), (0, "")),
+            Err(error) => assert!(matches!(error, ReadError::CutAtOnce) && shown.is_empty(), "{length}: {error}"),
         }
         assert!(shown.len() >= most, "{length}");
         most = shown.len();
@@ -196,17 +203,29 @@ fn appended_after_every_cut() {
     assert_eq!(fs::read(&path).unwrap(), b"something else");
 }
 
-/// What stands behind a damaged frame is gone, however little comes in its place.
+/// What stands behind a damaged frame is kept: nothing is added where it would be cut off. Behind a damaged last one there is
+/// nothing to keep.
 #[test]
 fn appended_to_a_damaged_file() {
     let folder = tempfile::tempdir().unwrap();
     let (path, [json, _]) = recorded(folder.path(), Some(&golden::summaries()[1].1));
-    let mut bytes = fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let [(sink, out), _] = sinks();
-    let mut recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let append = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let [(sink, out), _] = sinks();
+        let recorder = Recorder::open(&path, Existing::Append, Limits::default(), false, home, sink);
+        (recorder, out, bytes)
+    };
+    for at in [10, whole.len() / 2] {
+        let (refused, _, bytes) = append(at);
+        let error = refused.unwrap_err();
+        assert!(matches!(error, OpenError::Damaged { .. }) && error.to_string().contains("another file"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+    let (recorder, out, _) = append(whole.len() - 1);
+    let mut recorder = recorder.unwrap();
     recorder.session(&golden::session()).unwrap();
     recorder.pause().unwrap();
     let [(mut sink, again), _] = sinks();
@@ -248,6 +267,27 @@ fn a_large_recording_is_several_files_each_good_by_itself() {
         rest = rest.strip_suffix(events).unwrap().to_owned();
     }
     assert!(rest.len() > session.len(), "the oldest are gone");
+}
+
+/// Where events never end, no pause does what is due.
+#[test]
+fn a_storm_is_several_files_too_and_has_its_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evidence");
+    let limits = Limits { size: Some(4096), age: None, keep: 1 };
+    let [(sink, _), _] = sinks();
+    let mut recorder = Recorder::open(&path, Existing::Refuse, limits, false, home, sink).unwrap();
+    recorder.session(&golden::session()).unwrap();
+    let mut races = golden::every_kind().into_iter().cycle();
+    let first = path.with_extension("1");
+    while !first.exists() {
+        recorder.race(&races.next().unwrap(), golden::clock()).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() < 1 << 20, "one file grows without a bound");
+    }
+    // Its rules come when they are read, on a thread of their own.
+    while rules(&fs::read(&first).unwrap()).is_empty() {
+        recorder.race(&races.next().unwrap(), golden::clock()).unwrap();
+    }
 }
 
 /// Nothing that names anybody is in the file, in whatever form, and it is evidence like any other.

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::output::escape_lines;
+
 /// So many lines are kept, the first ones; of more, only the number.
 const KEPT: usize = 200;
 
@@ -55,20 +57,22 @@ impl Log {
 }
 
 impl Write for Log {
-    /// Takes a whole line.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+    /// Takes a whole line. Names in it may be from outside.
+    fn write(&mut self, whole: &[u8]) -> io::Result<usize> {
+        let escaped = escape_lines(&String::from_utf8_lossy(whole));
+        let line = escaped.as_bytes();
         let mut lines = self.lines();
         if !lines.held {
-            return io::stderr().write_all(line).map(|()| line.len());
+            return io::stderr().write_all(line).map(|()| whole.len());
         }
-        lines.news = Some(String::from_utf8_lossy(line).trim().to_owned());
+        lines.news = Some(escaped.trim().to_owned());
         if lines.count < KEPT {
             lines.kept.extend_from_slice(line);
             lines.count += 1;
         } else {
             lines.left_out += 1;
         }
-        Ok(line.len())
+        Ok(whole.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::path::Path;
 
 /// The text with everything that could steer a terminal or reorder a line written as `\u{..}`: control characters of
 /// both sets, line and paragraph separators, and the bidirectional and other invisible formatting characters.
@@ -20,6 +21,18 @@ pub fn escape(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(escaped)
+}
+
+/// A path as it may be shown.
+#[must_use]
+pub fn escape_path(path: &Path) -> String {
+    escape(&path.to_string_lossy()).into_owned()
+}
+
+/// Several lines: the ends of lines stay.
+#[must_use]
+pub fn escape_lines(text: &str) -> String {
+    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn steers(character: char) -> bool {
@@ -45,5 +58,7 @@ mod tests {
         for hidden in ['\u{180e}', '\u{fff9}', '\u{e0001}', '\u{e0041}', '\u{e007f}'] {
             assert_eq!(escape(&format!("a{hidden}b")), format!("a{}b", hidden.escape_unicode()));
         }
+        assert_eq!(escape_lines("a\x1b\n\u{202e}b\n"), "a\\u{1b}\n\\u{202e}b\n");
+        assert_eq!(escape_path(Path::new("/a\n\x1bb")), "/a\\u{a}\\u{1b}b");
     }
 }

@@ -421,7 +421,21 @@ fn failures_are_no_races() {
 #[test]
 fn what_comes_from_outside_does_not_steer() {
     let style = Style { verbose: true, ..styled(None) };
-    let everything = format!("{}{}", text(&style, &every_kind()), json(&every_kind(), &[quiet()]));
+    let mean = "\x1b[2J\n\u{202e}";
+    let account = Account { note: Some(mean.into()), ..account(HOST, [3; 5], [3; 5]) };
+    let unreadable = Account { counters: Err(mean.to_owned()), ..account.clone() };
+    let summary = Summary {
+        accounts: vec![account, unreadable],
+        hooks_gone: vec![mean.to_owned()],
+        lost: counts(&[(mean, 2)]),
+        incomplete: counts(&[(mean, 2)]),
+        ..dropped(3)
+    };
+    let closing = closing(style.clone(), &summary);
+    let shown = closing.matches("\\u{1b}[2J\\u{a}\\u{202e}").count();
+    // In its own line and among the reasons why the account does not close, where a name stands in both.
+    assert_eq!(shown, 6, "{closing}");
+    let everything = format!("{}{closing}{}", text(&style, &every_kind()), json(&every_kind(), &[summary]));
     let steers = |c: char| c != '\n' && c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
     assert_eq!(everything.find(steers), None);
 }

@@ -5,12 +5,12 @@ pub mod json;
 pub mod text;
 pub(crate) mod wrap;
 
-pub use escape::escape;
+pub use escape::{escape, escape_lines, escape_path};
 
 use std::io;
 
-use crate::counters::figures::Tally;
-use crate::race::event::{NetnsInum, Race};
+use crate::evidence::Sample;
+use crate::race::event::Race;
 use crate::race::failure::Failure;
 use crate::race::time::WallClock;
 use crate::session::Session;
@@ -39,12 +39,18 @@ pub trait Sink {
     /// As [`Sink::session`].
     fn failure(&mut self, failure: &Failure, clock: WallClock) -> io::Result<()>;
 
-    /// What a network namespace counted so far, about once a second while it has races.
+    /// Whether a [`sample`](Self::sample) of every network namespace is wanted each second from the start, and not only of
+    /// those that have races: it wakes an idle watch.
+    fn wants_samples(&self) -> bool {
+        false
+    }
+
+    /// What a network namespace counted so far, about once a second.
     ///
     /// # Errors
     ///
     /// As [`Sink::session`].
-    fn sample(&mut self, _netns: NetnsInum, _counters: Tally<Option<u64>>, _clock: WallClock) -> io::Result<()> {
+    fn sample(&mut self, _sample: &Sample, _clock: WallClock) -> io::Result<()> {
         Ok(())
     }
 

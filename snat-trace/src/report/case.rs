@@ -116,8 +116,7 @@ impl Case {
     fn begin(&mut self, session: Session) {
         self.resolve_rules();
         let last = session.started;
-        // The next file of a rotation begins with the session of the one before.
-        if self.recordings.last().is_none_or(|before| before.session.started != session.started) {
+        if self.recordings.last().is_none_or(|before| !before.session.is_same_run(&session)) {
             self.recordings.push(Recording { session, summary: None, last });
         }
     }

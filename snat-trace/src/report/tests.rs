@@ -123,7 +123,7 @@ fn counters_are_added_up_over_recordings_that_each_begin_at_zero() {
         |seconds| Item::Session(Box::new(crate::session::Session { started: at(seconds), ..golden::session() }));
     let sample = |seconds, failed| {
         let counters = Tally { insert_failed: Some(failed), ..Tally::default() };
-        Item::Sample(Sample { time: at(seconds), netns: NetnsInum(7), counters })
+        Item::Sample(Sample { time: at(seconds), netns: NetnsInum(7), counters, left_out: 0 })
     };
     let items = vec![session(1000), sample(1001, 3), sample(1002, 5), session(1010), sample(1011, 2), sample(1012, 2)];
     let timeline = series::Timeline::new(&case(items, Cut::NoSummary)).unwrap();

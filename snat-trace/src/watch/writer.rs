@@ -4,15 +4,16 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::counters::figures::Tally;
+use crate::evidence::Sample;
 use crate::output::Sink;
 use crate::race::event::{NetnsInum, Race};
 use crate::race::failure::Failure;
-use crate::race::time::WallClock;
+use crate::race::time::{KernelTime, WallClock};
 use crate::session::Session;
 use crate::summary::Summary;
 
@@ -27,9 +28,34 @@ pub(super) enum Message {
     Session(Box<Session>),
     Race(Box<Race>, WallClock),
     Failure(Box<Failure>, WallClock),
-    Samples(Vec<(NetnsInum, Tally<Option<u64>>)>, WallClock),
+    Samples(Box<Samples>, WallClock),
     SoFar(Box<Summary>),
     Summary(Box<Summary>),
+}
+
+/// One reading of the counters.
+#[derive(Debug)]
+pub(super) struct Samples {
+    pub(super) time: KernelTime,
+    pub(super) read: Vec<(NetnsInum, Tally<Option<u64>>)>,
+    /// How many more there would be with it and since the one before.
+    pub(super) left_out: u64,
+}
+
+impl Samples {
+    /// Takes the place of one that there was no time for.
+    pub(super) fn instead_of(mut self: Box<Self>, other: Option<Box<Self>>) -> Box<Self> {
+        self.left_out += other.map_or(0, |other| other.left_out + other.read.len() as u64);
+        self
+    }
+
+    fn write(self, sink: &mut (dyn Sink + Send), clock: WallClock) -> io::Result<()> {
+        let Self { time, read, mut left_out } = self;
+        read.into_iter().try_for_each(|(netns, counters)| {
+            let left_out = std::mem::take(&mut left_out);
+            sink.sample(&Sample { time, netns, counters, left_out }, clock)
+        })
+    }
 }
 
 /// The right to hand one message over.
@@ -41,25 +67,32 @@ pub(super) struct Writer {
     messages: mpsc::Sender<Message>,
     /// Whether the sink wants [`Message::SoFar`].
     follows: bool,
+    /// Whether it wants [`Message::Samples`] of every namespace.
+    wants_samples: bool,
     /// How the thread ended: with the last message, or at the first error.
     end: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Writer {
     pub(super) fn start(sink: Box<dyn Sink + Send>) -> io::Result<Self> {
-        let follows = sink.follows();
+        let (follows, wants_samples) = (sink.follows(), sink.wants_samples());
         let (messages, queue) = mpsc::channel(IN_FLIGHT);
         let (ended, end) = oneshot::channel();
         thread::Builder::new().name("output".to_owned()).spawn(move || {
             // Nobody listens any more when the output stood still for too long.
             let _ = ended.send(write_all(sink, queue));
         })?;
-        Ok(Self { messages, follows, end })
+        Ok(Self { messages, follows, wants_samples, end })
     }
 
     /// Whether what the run comes to so far is wanted.
     pub(super) fn follows(&self) -> bool {
         self.follows
+    }
+
+    /// Whether samples of every namespace are wanted from the start.
+    pub(super) fn wants_samples(&self) -> bool {
+        self.wants_samples
     }
 
     /// Waits until the thread takes a message; unless one is `wanted`, for as long as the thread lives. Dropped before its
@@ -88,9 +121,9 @@ impl Writer {
         timeout(PATIENCE, self.room(true)).await.map_err(|_elapsed| stands_still())?
     }
 
-    /// Hands over what may be left out when the thread has enough to do.
-    pub(super) fn offer(&self, message: Message) {
-        let _full = self.messages.try_send(message);
+    /// Hands over what may be left out, unless the thread has enough to do; then it comes back.
+    pub(super) fn offer(&self, message: Message) -> Option<Message> {
+        self.messages.try_send(message).err().map(TrySendError::into_inner)
     }
 
     /// Waits until everything is written.
@@ -141,12 +174,53 @@ fn write_all(mut sink: Box<dyn Sink + Send>, mut queue: mpsc::Receiver<Message>)
             Message::Session(session) => sink.session(&session)?,
             Message::Race(race, clock) => sink.race(&race, clock)?,
             Message::Failure(failure, clock) => sink.failure(&failure, clock)?,
-            Message::Samples(samples, clock) => {
-                samples.into_iter().try_for_each(|(netns, counters)| sink.sample(netns, counters, clock))?;
-            }
+            Message::Samples(samples, clock) => samples.write(&mut *sink, clock)?,
             Message::SoFar(summary) => sink.so_far(&summary)?,
             Message::Summary(summary) => sink.summary(&summary)?,
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::clock;
+
+    #[derive(Default)]
+    struct Counts(Vec<u64>);
+
+    impl Sink for Counts {
+        fn session(&mut self, _: &Session) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn race(&mut self, _: &Race, _: WallClock) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn failure(&mut self, _: &Failure, _: WallClock) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sample(&mut self, sample: &Sample, _: WallClock) -> io::Result<()> {
+            self.0.push(sample.left_out);
+            Ok(())
+        }
+
+        fn summary(&mut self, _: &Summary) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn samples_that_found_no_room_are_counted_once() {
+        let read = |count: u32, left_out| {
+            let read = (0..count).map(|number| (NetnsInum(number), Tally::default())).collect();
+            Box::new(Samples { time: KernelTime::from_record(1).unwrap(), read, left_out })
+        };
+        let mut sink = Counts::default();
+        read(2, 1).instead_of(Some(read(3, 4))).write(&mut sink, clock()).unwrap();
+        assert_eq!(sink.0, [8, 0]);
+    }
 }

@@ -64,6 +64,9 @@ pub(crate) enum Command {
     #[command(after_long_help = "Exit codes: as of watch; 1 also when the evidence is incomplete.")]
     Record(RecordArgs),
     /// Print evidence as watch printed it
+    ///
+    /// Byte for byte, where text is read in the time zone it was printed in: to have the same on another machine, set the same
+    /// TZ. JSON has times of UTC.
     #[command(after_long_help = "Exit codes: 0 done, whether the recording came to its end or not; 1 failed, or this \
                                  is no evidence; 2 wrong usage.")]
     Replay(ReplayArgs),

@@ -17,6 +17,7 @@ use snat_trace::audit::AuditError;
 use snat_trace::kernel::CannotTrace;
 use snat_trace::lab::{LabError, pod_main};
 use snat_trace::live::Log;
+use snat_trace::output::escape_lines;
 use snat_trace::probe::ProbeError;
 use snat_trace::watch::WatchError;
 
@@ -49,7 +50,8 @@ fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("snat-trace: {}", sentence(&error));
+            // The verifier's words have lines; nothing else that may be in it may steer a terminal.
+            eprintln!("snat-trace: {}", escape_lines(&sentence(&error)));
             exit_code(&error)
         }
     }

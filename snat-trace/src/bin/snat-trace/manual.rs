@@ -1,7 +1,7 @@
 //! `snat-trace completions` and `snat-trace man`: what the command line's definition says, for shells and for man.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ use clap_complete::shells::{Bash, Fish, Zsh};
 use clap_mangen::Man;
 
 use crate::cli::{Cli, Shell};
+use crate::run::print;
 
 /// How clap_complete 4.6 names the states of the command in bash where it looks them up, and how where it enters them: of a command
 /// with a hyphen no option of a subcommand would be found.
@@ -31,7 +32,7 @@ pub(crate) fn completions(shell: Shell) -> Result<ExitCode> {
         Shell::Fish => generate(Fish, &mut command, name, &mut script),
     }
     // At once, so that a closed pipe is an error and no panic.
-    io::stdout().write_all(&script)?;
+    print(|out| out.write_all(&script))?;
     Ok(ExitCode::SUCCESS)
 }
 

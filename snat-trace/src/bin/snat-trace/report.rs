@@ -8,7 +8,7 @@ use snat_trace::evidence::Redactor;
 use snat_trace::report::{Case, html, json, markdown, text};
 
 use crate::cli::{ReportArgs, ReportFormat};
-use crate::run::for_each;
+use crate::run::{for_each, print};
 
 /// Reads the evidence and prints what it comes to: a success, whatever that is.
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
@@ -28,8 +28,6 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
         ReportFormat::Html => html(&case),
         ReportFormat::Json => json(&case)?,
     };
-    let mut out = io::stdout().lock();
-    out.write_all(document.as_bytes())?;
-    out.flush()?;
+    print(|out| out.write_all(document.as_bytes()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, StdoutLock, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use snat_trace::audit::look_at;
 use snat_trace::evidence::{Cut, Item, Recorder, clock, read};
 use snat_trace::kernel::{CannotTrace, Detail, KernelFacts, MissingReason, Report, plan};
 use snat_trace::live::{LiveSink, Log, Look};
-use snat_trace::output::Sink;
 use snat_trace::output::json::{JsonSink, to_line};
 use snat_trace::output::text::{Style, TextSink};
+use snat_trace::output::{Sink, escape_path};
 use snat_trace::probe::Sizes;
 use snat_trace::watch::{Options, Stop, give_way, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -25,6 +25,9 @@ use crate::{audit, compare, export, lab, manual, report};
 
 /// Races were seen and `--fail-on-race` was given.
 const RACES_SEEN: u8 = 10;
+
+/// What failed when standard output takes no more.
+const OUTPUT: &str = "cannot write the output";
 
 /// Runs the command.
 pub(crate) fn run(cli: Cli, log: &Log) -> Result<ExitCode> {
@@ -94,24 +97,30 @@ fn replay(args: &ReplayArgs) -> Result<ExitCode> {
     let (mut sink, filter) = (sink(args.show), args.filter.to_filter());
     for_each(&args.file, |item| {
         match item {
-            Item::Session(session) => sink.session(&session)?,
-            Item::Race(race) if filter.shows(&race) => sink.race(&race, clock())?,
-            Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock())?,
-            Item::Summary(summary) => sink.summary(&summary)?,
-            Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => {}
+            Item::Session(session) => sink.session(&session),
+            Item::Race(race) if filter.shows(&race) => sink.race(&race, clock()),
+            Item::Failure(failure) if filter.shows_failure(&failure) => sink.failure(&failure, clock()),
+            Item::Summary(summary) => sink.summary(&summary),
+            Item::Node(_) | Item::Rules(_) | Item::Sample(_) | Item::Race(_) | Item::Failure(_) => Ok(()),
         }
-        Ok(())
+        .context(OUTPUT)
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints what a command has to say; an error tells that it was this.
+pub(crate) fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> Result<()> {
+    let mut out = io::stdout().lock();
+    write(&mut out).and_then(|()| out.flush()).context(OUTPUT)
+}
+
 /// Hands over everything a file of evidence has; says and returns how it ends.
 pub(crate) fn for_each(path: &Path, mut take: impl FnMut(Item) -> Result<()>) -> Result<Cut> {
-    let name = path.display();
+    let name = escape_path(path);
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
     let mut evidence = read(file);
     for item in &mut evidence {
-        take(item.with_context(|| name.to_string())?)?;
+        take(item.with_context(|| name.clone())?)?;
     }
     say_how_it_ends(&name, evidence.cut());
     Ok(evidence.cut())
@@ -149,11 +158,10 @@ async fn conntrack_loaded(detail: Detail) -> Result<KernelFacts> {
 fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     let facts = KernelFacts::gather(Path::new("/"))?;
     let report = Report::new(&facts, args.detail);
-    let mut out = io::stdout().lock();
-    match args.format {
-        Format::Text => write!(out, "{report}")?,
-        Format::Json => to_line(&mut out, &report)?,
-    }
+    print(|out| match args.format {
+        Format::Text => write!(out, "{report}"),
+        Format::Json => to_line(out, &report),
+    })?;
     Ok(report.exit_code().into())
 }
 

@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::audit::{Audit, Finding, RuleShown};
 use crate::counters::account::Account;
 use crate::counters::figures::Tally;
-use crate::evidence::Rules;
 use crate::evidence::node::NodeRecord;
+use crate::evidence::{Rules, Sample};
 use crate::owner::{Behind, Container, Owner, Pod, Program};
 use crate::probe::{AttachedHook, HookState};
 use crate::race::event::{Flow, NetnsInum, Race, Verdict};
@@ -436,12 +436,21 @@ pub(crate) struct SampleRecord {
     pub(crate) time: Time,
     pub(crate) netns: u32,
     pub(crate) counters: Map<u64>,
+    /// Readings that are missing since the one before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) left_out: u64,
 }
 
 impl SampleRecord {
-    pub(crate) fn new(time: Time, netns: NetnsInum, counters: Tally<Option<u64>>) -> Self {
-        Self { time, netns: netns.0, counters: known(counters) }
+    pub(crate) fn new(sample: &Sample, clock: WallClock) -> Self {
+        let Sample { time, netns, counters, left_out } = *sample;
+        Self { time: Time::of(clock, time), netns: netns.0, counters: known(counters), left_out }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What translates sources in one network namespace, and what of it makes races likely.

@@ -39,7 +39,7 @@ impl fmt::Display for Closing<'_> {
                 writeln!(f, "  netns {netns}: {line}")?;
             }
             if let Some(note) = &account.note {
-                writeln!(f, "  netns {netns}: {note}")?;
+                writeln!(f, "  netns {netns}: {}", escape(note))?;
             }
         }
         for hint in hints(&summary.accounts, summary.failures.is_some()) {
@@ -250,8 +250,8 @@ fn counted(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
-/// Counts and what they are of.
+/// Counts and what they are of. In a file of evidence that may be anything.
 pub(crate) fn list(counts: &[(impl AsRef<str>, u64)]) -> String {
-    let parts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {}", what.as_ref())).collect();
+    let parts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {}", escape(what.as_ref()))).collect();
     parts.join(", ")
 }

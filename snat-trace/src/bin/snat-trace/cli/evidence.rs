@@ -23,9 +23,15 @@ pub(crate) struct RecordArgs {
     #[arg(long)]
     pub(crate) redact: bool,
     /// Begin another file when this one has so many bytes; those before are FILE.1, the youngest, to FILE.N
+    ///
+    /// It is looked at whenever something is written, at most 128 KiB of lines at once. So there are never more than N + 1
+    /// files (see --keep), each larger than this by what was written last, and by its head: the machine, and the rules of
+    /// namespaces with races.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..))]
     rotate_size: Option<u64>,
     /// Begin another file when this one is so old
+    ///
+    /// This bounds how many files there are, and not how large one becomes: for a bound on the disk give --rotate-size too.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     rotate_age: Option<Duration>,
     /// How many files to keep beside the one that is written; older ones are removed
