@@ -107,8 +107,9 @@ pub(super) const NARROW: [u32; 2] = [100, 1024];
 /// several times as likely as in an empty range; above the second, the next burst exhausts it.
 pub(super) const NEARLY_FULL: [u64; 2] = [75, 90];
 
-/// Judges namespaces, the caller's own first; the most severe first, then in the order they were read. Also the rules that translate sources.
-pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, Vec<RuleShown>) {
+/// Judges namespaces, of which one may be the caller's own; the most severe first, then in the order they were read. Also the
+/// rules that translate sources.
+pub(super) fn judge(namespaces: &[Namespace], own: Option<NetnsInum>) -> (Vec<Finding>, Vec<RuleShown>) {
     let mut findings = Vec::new();
     let (mut rules, mut prone) = (Vec::new(), false);
     for namespace in namespaces {
@@ -116,7 +117,7 @@ pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, Vec<RuleShown>) 
         for table in &namespace.tables {
             let docker = has_docker(table.chains.iter().map(|chain| chain.name.as_str()));
             for rule in source_nat(table) {
-                let elsewhere = namespaces.first().is_some_and(|own| own.inum != netns);
+                let elsewhere = own != Some(netns);
                 let owner = owner(&rule, docker);
                 let judged = Judged { netns, owner, rule, elsewhere, modern: namespace.counts_clashes };
                 rules.push(RuleShown::new(&judged.rule, owner.map(|owner| owner.name)));
@@ -147,7 +148,7 @@ struct Judged<'a> {
     netns: NetnsInum,
     rule: SourceNat<'a>,
     owner: Option<&'static Owner>,
-    /// Not in the namespace the audit was asked for in.
+    /// Not known to be in the namespace the audit was asked for in.
     elsewhere: bool,
     /// Whether the kernel is one that certainly chooses at random when told `random`.
     modern: Option<bool>,

@@ -39,6 +39,8 @@ pub enum AuditError {
 #[derive(Clone, Debug, Default)]
 pub struct Look {
     pub(super) namespaces: Vec<Namespace>,
+    /// The caller's own, if that is known.
+    pub(super) own: Option<NetnsInum>,
     /// What could not be, and why.
     pub(super) not_read: Vec<String>,
 }
@@ -48,6 +50,12 @@ impl Look {
     #[must_use]
     pub fn entries(&self) -> Option<(u64, u64)> {
         self.namespaces.first()?.entries
+    }
+
+    /// Whether the first namespace is the caller's own; `None` where that is not known.
+    #[must_use]
+    pub fn is_own(&self) -> Option<bool> {
+        Some(self.namespaces.first()?.inum == self.own?)
     }
 }
 
@@ -76,7 +84,7 @@ pub fn look() -> Result<Look, AuditError> {
     let own = Netns::current().map_err(AuditError::NoNamespaces)?;
     let mut all = netns::enumerate(Depth::Threads).map_err(AuditError::NoNamespaces)?;
     all.sort_by_key(|netns| (netns.inum != own.inum, netns.inum));
-    let mut look = Look::default();
+    let mut look = Look { own: Some(own.inum), ..Look::default() };
     let mut problems = BTreeMap::<String, Vec<NetnsInum>>::new();
     for place in all {
         match tools.look_in(&place) {
@@ -96,9 +104,10 @@ pub fn look() -> Result<Look, AuditError> {
 /// Reads rules and settings of one network namespace, wherever it is found. What cannot be read is in what is returned.
 #[must_use]
 pub fn look_at(inum: NetnsInum) -> Look {
+    let own = Netns::current().ok().map(|own| own.inum);
     match try_look_at(inum) {
-        Ok((namespace, not_read)) => Look { namespaces: vec![namespace], not_read },
-        Err(problem) => Look { namespaces: Vec::new(), not_read: vec![problem] },
+        Ok((namespace, not_read)) => Look { namespaces: vec![namespace], own, not_read },
+        Err(problem) => Look { namespaces: Vec::new(), own, not_read: vec![problem] },
     }
 }
 
@@ -413,7 +422,7 @@ mod tests {
             "ip saddr 127.0.0.1 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random",
         ];
         assert_eq!(rules, expected);
-        let (findings, rules) = judge(&[namespace]);
+        let (findings, rules) = judge(&[namespace], None);
         assert_eq!(rules.len(), expected.len());
         let full: Vec<_> = findings.iter().filter(|finding| finding.finding == Kind::RangeNearlyFull).collect();
         let words = "3 of the 4 ports 7000-7003 of 127.0.0.9 are taken toward udp 127.0.0.2:9000";
@@ -430,7 +439,7 @@ mod tests {
         let changed =
             "-A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it\\'s $HOME\" -j MASQUERADE --random-fully";
         assert!(texts.iter().any(|text| text == changed), "{texts:?}");
-        let (findings, rules) = judge(&[namespace]);
+        let (findings, rules) = judge(&[namespace], None);
         assert!(findings.iter().all(|finding| finding.finding != Kind::NoRandomFully), "{findings:?}");
         assert_eq!(rules.len(), expected.len());
     }

@@ -16,7 +16,8 @@ use crate::mutate::survives;
 use crate::race::event::NetnsInum;
 use crate::race::tuple::Protocol;
 
-const HOST: NetnsInum = NetnsInum(4_026_531_840);
+/// The first one of a node.
+pub(crate) const HOST: NetnsInum = NetnsInum(4_026_531_840);
 
 /// Programs' rules as `iptables-save -c` prints them.
 const PROGRAMS: [&str; 9] =
@@ -54,11 +55,11 @@ fn quiet(tables: Vec<Table>) -> Namespace {
 
 /// A node with rules of every kind.
 pub(crate) fn home() -> Look {
-    Look { namespaces: vec![quiet(listed("home"))], not_read: vec!["netns 1: gone".to_owned()] }
+    Look { namespaces: vec![quiet(listed("home"))], own: Some(HOST), not_read: vec!["netns 1: gone".to_owned()] }
 }
 
 fn audit(namespaces: Vec<Namespace>) -> Audit {
-    Audit::new(&Look { namespaces, not_read: Vec::new() })
+    Audit::new(&Look { namespaces, own: Some(HOST), not_read: Vec::new() })
 }
 
 fn kinds(namespaces: Vec<Namespace>) -> Vec<Kind> {
@@ -254,7 +255,7 @@ fn tables_kernels_and_senders() {
     assert_eq!(kinds(vec![of_nft]), [Kind::DnsOverDnat]);
 
     let few = |inum| Namespace { inum: NetnsInum(inum), local_ports: Some(40_000..=40_099), ..quiet(Vec::new()) };
-    let with = |rule: &str| judge(&[quiet(one_rule(rule)), few(1), few(2)]).0;
+    let with = |rule: &str| judge(&[quiet(one_rule(rule)), few(1), few(2)], Some(HOST)).0;
     assert_eq!(with("-j MASQUERADE --random-fully"), []);
     let findings = with("-o x -j MASQUERADE");
     let [keeps, ephemeral] = findings.as_slice() else { panic!("{findings:?}") };
@@ -265,10 +266,17 @@ fn tables_kernels_and_senders() {
 #[test]
 fn a_command_names_the_namespace_it_is_for() {
     let other = Namespace { inum: NetnsInum(7), ..quiet(one_rule("-o x -j MASQUERADE")) };
-    let fixes: Vec<_> =
-        judge(&[quiet(one_rule("-o x -j MASQUERADE")), other]).0.into_iter().map(|finding| finding.fix).collect();
-    let add = "add --random-fully to the rule";
-    assert_eq!(fixes, [add.to_owned(), format!("{add}; to be run in network namespace 7")]);
+    let fixes = |namespaces: &[Namespace], own| -> Vec<_> {
+        judge(namespaces, own).0.into_iter().map(|finding| finding.fix).collect()
+    };
+    let [add, there] =
+        ["", "; to be run in network namespace 7"].map(|place| format!("add --random-fully to the rule{place}"));
+    let both = [quiet(one_rule("-o x -j MASQUERADE")), other.clone()];
+    assert_eq!(fixes(&both, Some(HOST)), [add, there.clone()]);
+    // Alone, as evidence reads it, it is no more the caller's own.
+    for own in [Some(HOST), None] {
+        assert_eq!(fixes(std::slice::from_ref(&other), own), [there.as_str()]);
+    }
 }
 
 #[test]

@@ -183,6 +183,17 @@ impl Case {
         self.by_rule.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     }
 
+    /// Whether a network namespace is known to be the one that was recorded from.
+    pub(super) fn is_own(&self, netns: NetnsInum) -> bool {
+        self.rules.iter().any(|rules| rules.netns == netns && rules.own == Some(true))
+    }
+
+    /// Whether a network namespace is known to have gone away.
+    pub(super) fn is_gone(&self, netns: NetnsInum) -> bool {
+        let mut accounts = self.summaries().flat_map(|summary| &summary.accounts);
+        accounts.any(|account| account.netns == Some(netns) && !account.complete)
+    }
+
     /// How long was watched, over all recordings.
     pub(super) fn watched(&self) -> Duration {
         self.recordings.iter().map(Recording::duration).sum()

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::case::{Case, Recording, sender};
+use super::changes::{Change, caveats, changes};
 use super::chart::{Bar, Chart};
 use super::series::{Timeline, overlaps};
-use super::verdict::{changes, counted, name, place, short, verdict};
+use super::verdict::{counted, name, place, short, verdict};
 use crate::audit::Choice;
 use crate::counters::account::Account;
 use crate::evidence::{Cut, Rules, clock};
@@ -66,10 +67,12 @@ fn change(case: &Case, blocks: &mut Vec<Block>) {
         return;
     }
     blocks.push(Heading("What to change"));
-    for (change, command) in changes {
-        blocks.push(List(vec![change]));
+    let caveats = caveats(case, &changes);
+    for Change { what, command, .. } in changes {
+        blocks.push(List(vec![what]));
         blocks.extend(command.map(Command));
     }
+    blocks.extend(caveats.into_iter().map(Paragraph));
 }
 
 fn over_time(case: &Case, blocks: &mut Vec<Block>) {

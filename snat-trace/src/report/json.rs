@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::case::{self, Case, Outcome};
+use super::changes::{self, changes};
 use super::series::{self, Timeline, overlaps};
-use super::verdict::{changes, verdict};
+use super::verdict::verdict;
 use crate::audit::{Finding, RuleShown};
-use crate::evidence::Cut;
 use crate::evidence::node::NodeRecord;
+use crate::evidence::{Cut, clock};
 use crate::output::json::records::{SessionRecord, SummaryRecord, Time};
 use crate::race::event::NetnsInum;
 use crate::race::tuple::Protocol;
@@ -51,6 +52,14 @@ struct Change {
     change: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<String>,
+    /// Where, and when its rules were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read: Option<Time>,
+    /// Whether that is the network namespace that was recorded from; absent where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own: Option<bool>,
 }
 
 #[derive(Default, Serialize)]
@@ -159,7 +168,7 @@ fn report(case: &Case) -> Report<'_> {
     Report {
         schema: 1,
         verdict: verdict(case),
-        changes: changes(case).into_iter().map(|(change, command)| Change { change, command }).collect(),
+        changes: changes(case).into_iter().map(|change| change_of(case, change)).collect(),
         watched_ns: nanoseconds(case.watched()),
         connections: case.connections(),
         classes,
@@ -177,6 +186,14 @@ fn report(case: &Case) -> Report<'_> {
         recordings: case.recordings.iter().map(recording).collect(),
         complete: case.cut == Some(Cut::No),
     }
+}
+
+fn change_of(case: &Case, change: changes::Change) -> Change {
+    let changes::Change { what, command, at } = change;
+    let (netns, read) = at.unzip();
+    let own = netns.and_then(|netns| case.rules.iter().rev().find(|rules| rules.netns == netns)?.own);
+    let read = read.map(|read| Time::of(clock(), read));
+    Change { change: what, command, netns: netns.map(|netns| netns.0), read, own }
 }
 
 fn recording(recording: &case::Recording) -> Recording<'_> {

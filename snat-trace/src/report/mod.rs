@@ -4,6 +4,7 @@
 //! same sections. All of it is pure.
 
 mod case;
+mod changes;
 mod chart;
 mod document;
 mod html;

@@ -21,7 +21,13 @@ fn items(summary: Option<Summary>) -> Vec<Item> {
     let netns: BTreeSet<_> = golden::every_kind().iter().filter_map(|race| race.netns).collect();
     for netns in netns {
         let entries = Some((250, 262_144));
-        let rules = Rules { time: golden::session().started, netns, entries, audit: Audit::new(&audit::tests::home()) };
+        let rules = Rules {
+            time: golden::session().started,
+            netns,
+            entries,
+            own: Some(true),
+            audit: Audit::new(&audit::tests::home()),
+        };
         items.push(Item::Rules(Box::new(rules)));
     }
     items.extend(summary.map(|summary| Item::Summary(Box::new(summary))));
@@ -87,7 +93,7 @@ fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     assert!(able.len() > 1);
     let said = |rules: Vec<audit::RuleShown>, summary: Option<Summary>| {
         let audit = Audit { rules, ..home.clone() };
-        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, audit };
+        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, own: None, audit };
         let mut items = vec![
             Item::Session(Box::new(golden::session())),
             Item::Race(Box::new(race.clone())),
@@ -106,6 +112,27 @@ fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     assert!(said(vec![able[0].clone()], Some(summary.clone())));
     summary.accounts[0].complete = false;
     assert!(!said(vec![able[0].clone()], Some(summary)));
+}
+
+#[test]
+fn a_change_names_the_namespace_it_is_for() {
+    let said = |own| {
+        let audit = Audit::new(&audit::tests::home());
+        let rules = Rules { time: golden::session().started, netns: audit::tests::HOST, entries: None, own, audit };
+        let case = case(vec![Item::Session(Box::new(golden::session())), Item::Rules(Box::new(rules))], Cut::NoSummary);
+        let document = text(&case);
+        let (_, changes) = document.split_once("WHAT TO CHANGE").unwrap();
+        let changes = changes.split("\nRULES\n").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(changes.contains("when they were read, from 1970-01-01 00:03:31 on"), "{changes}");
+        let named = changes.matches("; netns 4026531840):").count();
+        (named, changes.matches("$ ").count(), changes.contains("nsenter -t PID -n"), json(&case).unwrap())
+    };
+    let (named, commands, entered, json) = said(Some(true));
+    assert!(named == 0 && commands > 0 && !entered && json.contains("\"netns\":4026531840,\"read\":"), "{json}");
+    for own in [Some(false), None] {
+        let (named, commands, entered, _) = said(own);
+        assert!(named > commands && entered, "{own:?}: {named} of {commands}");
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! The case in plain words: what was lost to what, whether it is all explained, where it comes from, what to change.
+//! The case in plain words: what was lost to what, whether it is all explained, where it comes from.
 
 use std::time::Duration;
 
 use super::case::{Case, Outcome};
-use crate::audit::{Choice, RuleShown, Severity, Tool};
+use crate::audit::{Choice, RuleShown, Tool};
 use crate::evidence::Cut;
 use crate::output::text::{list, watched, why_open};
 use crate::race::event::Class;
@@ -105,14 +105,15 @@ fn account(case: &Case) -> String {
 /// Where collisions come from.
 fn by_rule(case: &Case) -> Option<String> {
     let all: u64 = case.by_rule.iter().map(|(_, count)| count).sum();
-    let (Some((_, rule)), count) = case.by_rule.iter().find(|(rule, _)| rule.is_some())? else { return None };
+    let (Some((netns, rule)), count) = case.by_rule.iter().find(|(rule, _)| rule.is_some())? else { return None };
     let what = match rule.choice {
         Choice::Kept => format!(" without {}", flag(rule)),
         Choice::Random => " with random ports".to_owned(),
         Choice::FullyRandom => format!(" with {}", flag(rule)),
         Choice::Unknown => String::new(),
     };
-    Some(format!("{count} of {all} port collisions came by one {} rule{what}: {}.", name(rule), place(rule)))
+    let there = if case.is_own(*netns) { String::new() } else { format!("; netns {}", netns.0) };
+    Some(format!("{count} of {all} port collisions came by one {} rule{what}: {}{there}.", name(rule), place(rule)))
 }
 
 /// A rule's target as its tool spells it.
@@ -156,37 +157,6 @@ fn left_out(case: &Case) -> Option<String> {
             counted(count, "race was", "races were")
         )
     })
-}
-
-/// What to change, the most effective first, a sentence each; with the command, where there is one.
-pub(super) fn changes(case: &Case) -> Vec<(String, Option<String>)> {
-    let mut changes: Vec<(String, Option<String>)> = Vec::new();
-    let mut findings = case.findings();
-    findings.retain(|finding| finding.severity != Severity::Info);
-    // Rules that are known to have let races happen first.
-    let guilty = |rule: &RuleShown| case.by_rule.iter().flat_map(|(rule, _)| rule).any(|(_, known)| known == rule);
-    findings.sort_by_key(|finding| (finding.severity, !finding.rule.as_ref().is_some_and(guilty)));
-    for finding in findings {
-        let place = finding.rule.as_ref().map(|rule| format!(" ({})", place(rule))).unwrap_or_default();
-        let change = (
-            format!("{}{place}: {}", finding.what, finding.fix),
-            finding.command.as_ref().map(|words| words.join(" ")),
-        );
-        changes.push(change);
-    }
-    for sentence in case.summaries().flat_map(crate::summary::Summary::advice) {
-        // What a rule's own finding says already.
-        let known = !changes.is_empty() && sentence.contains("add --random-fully");
-        if !known && changes.iter().all(|(known, _)| *known != sentence) {
-            changes.push((sentence, None));
-        }
-    }
-    if let Some(exempt) = case.findings().into_iter().find(|finding| finding.severity == Severity::Info)
-        && case.private > 0
-    {
-        changes.push((format!("{}: {}", exempt.what, exempt.fix), None));
-    }
-    changes
 }
 
 pub(super) fn counted(count: u64, one: &str, more: &str) -> String {
