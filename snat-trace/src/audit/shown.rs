@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::reach::SourceNat;
 use super::rules::{Choice, Family, Ports, Target, Tool};
-use crate::race::event::Race;
+use crate::race::event::{NatRule, Race};
 use crate::race::tuple::Protocol;
 
 /// A rule, for people and programs.
@@ -52,6 +52,25 @@ pub struct RuleShown {
     pub text: String,
 }
 
+/// What is known of how a race's port was chosen: all that speaks for one rule or another.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Translated {
+    protocol: Protocol,
+    /// The address the source got.
+    source: IpAddr,
+    /// Whether its rule has a random flag, and the ports that it names.
+    rule: Option<(bool, Option<(u16, u16)>)>,
+}
+
+impl Translated {
+    /// Of the flow that lost a race.
+    #[must_use]
+    pub fn of(race: &Race) -> Self {
+        let rule = race.nat.map(|NatRule { random, ports }| (random, ports));
+        Self { protocol: race.protocol, source: race.contested.ends().source.ip(), rule }
+    }
+}
+
 impl RuleShown {
     pub(super) fn new(rule: &SourceNat<'_>, owner: Option<&'static str>) -> Self {
         let SourceNat { tool, family, table, chain, position, hook, rule, translation, .. } = rule;
@@ -77,25 +96,24 @@ impl RuleShown {
         }
     }
 
-    /// Whether a race may have come by this rule, of those in the race's network namespace: nothing that is known of the
-    /// race's translation speaks against it.
+    /// Whether this rule, of those in the race's network namespace, may have done so: nothing that is known speaks against it.
     #[must_use]
-    pub fn may_have_translated(&self, race: &Race) -> bool {
-        let source = race.contested.ends().source.ip();
+    pub fn may_have_made(&self, translated: &Translated) -> bool {
+        let &Translated { protocol, source, rule } = translated;
         let family = match self.family {
             Family::Ip => source.is_ipv4(),
             Family::Ip6 => source.is_ipv6(),
             Family::Inet => true,
         };
-        let protocol = self.protocol.as_ref().is_none_or(|name| name.parse::<Protocol>() == Ok(race.protocol));
+        let protocol = self.protocol.as_ref().is_none_or(|name| name.parse::<Protocol>() == Ok(protocol));
         let address = self.addresses.is_none_or(|(first, last)| (first..=last).contains(&source));
-        let rule = race.nat.is_none_or(|nat| {
-            let random = match self.choice {
-                Choice::Kept => !nat.random,
-                Choice::Random | Choice::FullyRandom => nat.random,
+        let rule = rule.is_none_or(|(random, ports)| {
+            let choice = match self.choice {
+                Choice::Kept => !random,
+                Choice::Random | Choice::FullyRandom => random,
                 Choice::Unknown => true,
             };
-            random && nat.ports == self.ports
+            choice && ports == self.ports
         });
         family && protocol && address && rule
     }
@@ -107,7 +125,6 @@ mod tests {
     use super::*;
     use crate::race::classify::classify;
     use crate::race::classify::tests::{clash, since};
-    use crate::race::event::NatRule;
 
     /// A rule that may have translated `race`.
     fn rule(race: &Race) -> RuleShown {
@@ -140,7 +157,7 @@ mod tests {
             },
             None,
         );
-        assert!(shown.may_have_translated(race));
+        assert!(shown.may_have_made(&Translated::of(race)));
         shown
     }
 
@@ -163,10 +180,13 @@ mod tests {
             (RuleShown { choice: Choice::Unknown, ..rule.clone() }, true),
             (RuleShown { ports: Some((1, 9)), ..rule.clone() }, false),
         ] {
-            assert_eq!(changed.may_have_translated(&race), expected, "{changed:?}");
+            assert_eq!(changed.may_have_made(&Translated::of(&race)), expected, "{changed:?}");
         }
         // At minimal detail nothing is known of the rule.
         let unknown = Race { nat: None, ..race };
-        assert!(RuleShown { choice: Choice::FullyRandom, ports: Some((1, 9)), ..rule }.may_have_translated(&unknown));
+        assert!(
+            RuleShown { choice: Choice::FullyRandom, ports: Some((1, 9)), ..rule }
+                .may_have_made(&Translated::of(&unknown))
+        );
     }
 }

@@ -1,15 +1,16 @@
 //! What the recordings of a file say, added up. Its size grows with the number of different places and senders, and by some
 //! bytes for each race.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::audit::{Finding, RuleShown};
+use super::attribution::{Attribution, Cause};
+use crate::audit::Finding;
 use crate::evidence::node::NodeRecord;
-use crate::evidence::{Cut, Item, Rules, Sample};
+use crate::evidence::{Cut, Item, Redactor, Rules, Sample};
 use crate::owner::{Container, Owner};
-use crate::race::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
+use crate::race::event::{Class, Flow, NetnsInum, Race, Verdict};
 use crate::race::failure::Reason;
 use crate::race::time::KernelTime;
 use crate::race::tuple::Protocol;
@@ -39,13 +40,14 @@ pub struct Case {
     pub(super) private: u64,
     pub(super) samples: Vec<Sample>,
     pub(super) rules: Vec<Rules>,
-    /// Collisions by the rule they came by; those of which it is not known by `None`.
-    pub(super) by_rule: Vec<(Option<(NetnsInum, RuleShown)>, u64)>,
+    /// What port collisions came by, the most frequent first.
+    pub(super) by_rule: Vec<(Cause, u64)>,
     pub(super) examples: Vec<Race>,
     /// How the file ends.
     pub(super) cut: Option<Cut>,
-    /// Races of the recording at hand, by all a rule can be known by.
-    unresolved: HashMap<Translation, (u64, Race)>,
+    attribution: Attribution,
+    /// Exchanges what is told, so that it names nobody.
+    redactor: Option<Redactor>,
 }
 
 /// What became of a packet.
@@ -54,15 +56,6 @@ pub(super) enum Outcome {
     Dropped,
     Resolved,
     Unknown,
-}
-
-/// What a race says of the rule it came by.
-#[derive(Debug, Eq, Hash, PartialEq)]
-struct Translation {
-    netns: NetnsInum,
-    protocol: u8,
-    source: IpAddr,
-    rule: Option<(bool, Option<(u16, u16)>)>,
 }
 
 /// One run of the tracer.
@@ -82,8 +75,25 @@ impl Recording {
 }
 
 impl Case {
+    /// One whose documents name nobody.
+    #[must_use]
+    pub fn redacted(redactor: Redactor) -> Self {
+        Self { redactor: Some(redactor), ..Self::default() }
+    }
+
     /// Takes in the next item of a file.
     pub fn add(&mut self, item: Item) {
+        // Which address is in which range is known before they are exchanged.
+        let mut read = Vec::new();
+        match &item {
+            Item::Race(race) => self.attribution.race(race),
+            Item::Rules(rules) => read.clone_from(&rules.audit.rules),
+            _ => {}
+        }
+        let item = match &self.redactor {
+            Some(redactor) => redactor.item(item),
+            None => item,
+        };
         match item {
             Item::Session(session) => self.begin(*session),
             Item::Node(node) => self.node = Some(node),
@@ -92,7 +102,10 @@ impl Case {
                 self.reach(failure.time);
                 *self.failures.entry(failure.reason).or_default() += 1;
             }
-            Item::Rules(rules) => self.rules.push(*rules),
+            Item::Rules(rules) => {
+                self.attribution.rules(rules.netns, read, &rules);
+                self.rules.push(*rules);
+            }
             Item::Sample(sample) => {
                 self.reach(sample.time);
                 self.samples.push(sample);
@@ -102,7 +115,7 @@ impl Case {
                 if let Some(recording) = self.recordings.last_mut() {
                     recording.summary = Some(*summary);
                 }
-                self.resolve_rules();
+                self.attribute();
             }
         }
     }
@@ -110,14 +123,14 @@ impl Case {
     /// Says how the file ended.
     pub fn end(&mut self, cut: Cut) {
         self.cut = Some(cut);
-        self.resolve_rules();
+        self.attribute();
     }
 
     fn begin(&mut self, session: Session) {
-        self.resolve_rules();
         let last = session.started;
         // The next file of a rotation begins with the session of the one before.
         if self.recordings.last().is_none_or(|before| before.session.started != session.started) {
+            self.attribute();
             self.recordings.push(Recording { session, summary: None, last });
         }
     }
@@ -144,40 +157,18 @@ impl Case {
         *self.contested.entry((race.protocol, contested.source)).or_default() += 1;
         *self.pairs.entry((sender(&race.loser), sender(&race.winner))).or_default() += 1;
         self.private += u64::from(is_private(asked.ip()));
-        if race.class == Class::SnatPortCollision
-            && let Some(netns) = race.netns
-        {
-            let rule = race.nat.map(|NatRule { random, ports }| (random, ports));
-            let key = Translation { netns, protocol: race.protocol.0, source: contested.source.ip(), rule };
-            self.unresolved.entry(key).or_insert_with(|| (0, race.clone())).0 += 1;
-        }
         if self.examples.len() < EXAMPLES {
             self.examples.push(race);
         }
     }
 
-    /// Sets the collisions of a recording against the rules that were read meanwhile. A rule is named where no other can have
-    /// been it; not where the namespace's number went to another, whose rules were not read.
-    fn resolve_rules(&mut self) {
+    /// Says what the collisions of a recording came by.
+    fn attribute(&mut self) {
         let summary = self.recordings.last().and_then(|recording| recording.summary.as_ref());
-        let replaced: BTreeSet<_> = summary
-            .iter()
-            .flat_map(|summary| &summary.accounts)
-            .filter(|account| !account.complete)
-            .filter_map(|account| account.netns)
-            .collect();
-        for (Translation { netns, .. }, (count, race)) in self.unresolved.drain() {
-            // The last reading is that of this recording.
-            let rules = self.rules.iter().rev().find(|rules| rules.netns == netns && !replaced.contains(&netns));
-            let mut able =
-                rules.iter().flat_map(|rules| &rules.audit.rules).filter(|rule| rule.may_have_translated(&race));
-            let rule = match (able.next(), able.next()) {
-                (Some(rule), None) => Some((netns, rule.clone())),
-                _ => None,
-            };
-            match self.by_rule.iter_mut().find(|(known, _)| *known == rule) {
+        for (cause, count) in self.attribution.end(summary) {
+            match self.by_rule.iter_mut().find(|(known, _)| *known == cause) {
                 Some((_, sum)) => *sum += count,
-                None => self.by_rule.push((rule, count)),
+                None => self.by_rule.push((cause, count)),
             }
         }
         self.by_rule.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

@@ -27,7 +27,7 @@ pub(super) fn changes(case: &Case) -> Vec<Change> {
     findings.retain(|finding| finding.severity != Severity::Info);
     // Rules that are known to have let races happen first.
     let guilty =
-        |rule: &RuleShown| case.by_rule.iter().flat_map(|(rule, _)| rule).any(|(_, known)| known == rule);
+        |rule: &RuleShown| case.by_rule.iter().filter_map(|(cause, _)| cause.rule()).any(|(_, known)| known == rule);
     findings.sort_by_key(|finding| (finding.severity, !finding.rule.as_ref().is_some_and(guilty)));
     changes.extend(findings.into_iter().map(|finding| change(case, finding)));
     for sentence in case.summaries().flat_map(crate::summary::Summary::advice) {

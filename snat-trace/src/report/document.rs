@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use super::attribution::Cause;
 use super::case::{Case, Recording, sender};
 use super::changes::{Change, caveats, changes};
 use super::chart::{Bar, Chart};
@@ -212,7 +213,14 @@ fn races(case: &Case, blocks: &mut Vec<Block>) {
 }
 
 fn rules(case: &Case, blocks: &mut Vec<Block>) {
-    let Some(first) = case.rules.first() else { return };
+    let Some(first) = case.rules.first() else {
+        let mut why = not_attributed(case).peekable();
+        if why.peek().is_some() {
+            blocks.push(Heading("Rules"));
+        }
+        blocks.extend(why);
+        return;
+    };
     blocks.push(Heading("Rules"));
     blocks.push(Paragraph(format!(
         "Those that translate sources where races were seen, as read from {} on, and the port collisions known to have come by each.",
@@ -220,8 +228,7 @@ fn rules(case: &Case, blocks: &mut Vec<Block>) {
     )));
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (netns, rule) in case.rules.iter().flat_map(|rules| rules.audit.rules.iter().map(|rule| (rules.netns, rule))) {
-        let known =
-            case.by_rule.iter().find(|(known, _)| known.as_ref().is_some_and(|known| *known == (netns, rule.clone())));
+        let known = case.by_rule.iter().find(|(cause, _)| cause.rule() == Some((netns, rule)));
         let choice = match rule.choice {
             Choice::Kept => "none",
             Choice::Random => "random",
@@ -249,15 +256,27 @@ fn rules(case: &Case, blocks: &mut Vec<Block>) {
     let full: BTreeSet<_> = case.rules.iter().filter_map(full).collect();
     blocks.extend(full.into_iter().map(Paragraph));
     blocks.push(Table { head: vec!["races", "place", "target", "random", "packets", "rule"], rows });
-    let unknown: u64 = case.by_rule.iter().filter(|(rule, _)| rule.is_none()).map(|(_, count)| count).sum();
-    if unknown > 0 {
-        blocks.push(Paragraph(format!(
-            "Of {} it is not known by which of several rules they came, or no rule that was read can have been it.",
-            counted(unknown, "collision", "collisions")
-        )));
-    }
+    blocks.extend(not_attributed(case));
     let not_read: BTreeSet<_> = case.rules.iter().flat_map(|rules| &rules.audit.not_read).collect();
     blocks.extend(not_read.into_iter().map(|what| Paragraph(format!("Not read: {what}."))));
+}
+
+/// Why it is not known of collisions which rule they came by.
+fn not_attributed(case: &Case) -> impl Iterator<Item = Block> {
+    let why = |(cause, count): &(Cause, u64)| {
+        let why = match cause {
+            Cause::Rule(..) => return None,
+            Cause::Several => "may have come by more than one rule",
+            Cause::Other => "can have come by no rule that was read",
+            Cause::NotRead => "came where no rules could be read",
+            Cause::Reused => {
+                "came where it is not known that the rules which were read are those of then: a network namespace that \
+                 goes away leaves its number to another"
+            }
+        };
+        Some(Paragraph(format!("{} {why}.", counted(*count, "collision", "collisions"))))
+    };
+    case.by_rule.iter().filter_map(why)
 }
 
 fn node(case: &Case, blocks: &mut Vec<Block>) {

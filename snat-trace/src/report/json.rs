@@ -39,6 +39,8 @@ struct Report<'a> {
     contested: Vec<Place>,
     pairs: Vec<Pair<'a>>,
     rules: Vec<Rule<'a>>,
+    /// Port collisions of which it is not known by which rule they came, by why.
+    not_attributed: BTreeMap<&'static str, u64>,
     findings: Vec<&'a Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a NodeRecord>,
@@ -159,10 +161,8 @@ fn report(case: &Case) -> Report<'_> {
     });
     let rules = case.rules.iter().flat_map(|read| read.audit.rules.iter().map(|rule| (read.netns, rule)));
     let rule = |(netns, rule): (NetnsInum, _)| {
-        let is_it = |known: &Option<(_, RuleShown)>| {
-            known.as_ref().is_some_and(|(place, known)| (*place, known) == (netns, rule))
-        };
-        let races = case.by_rule.iter().find(|(known, _)| is_it(known)).map_or(0, |(_, races)| *races);
+        let its = case.by_rule.iter().find(|(cause, _)| cause.rule() == Some((netns, rule)));
+        let races = its.map_or(0, |(_, races)| *races);
         Rule { netns: netns.0, races, rule }
     };
     Report {
@@ -181,6 +181,7 @@ fn report(case: &Case) -> Report<'_> {
         contested: places(&case.contested),
         pairs,
         rules: rules.map(rule).collect(),
+        not_attributed: case.by_rule.iter().filter_map(|(cause, count)| Some((cause.reason()?, *count))).collect(),
         findings: case.findings(),
         node: case.node.as_deref(),
         recordings: case.recordings.iter().map(recording).collect(),

@@ -7,10 +7,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::audit::{self, Audit};
 use crate::counters::figures::Tally;
-use crate::evidence::{Cut, Item, Rules, Sample};
+use crate::evidence::{Cut, Item, Redactor, Rules, Sample};
 use crate::output::golden;
 use crate::race::event::{NetnsInum, Race};
 use crate::race::time::KernelTime;
+use crate::session::Session;
 use crate::summary::Summary;
 
 /// Evidence of the golden events, in the order in which a recording has them.
@@ -89,11 +90,12 @@ fn collision() -> Race {
 fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     let race = collision();
     let home = Audit::new(&audit::tests::home());
-    let able: Vec<_> = home.rules.iter().filter(|rule| rule.may_have_translated(&race)).cloned().collect();
+    let translated = audit::Translated::of(&race);
+    let able: Vec<_> = home.rules.iter().filter(|rule| rule.may_have_made(&translated)).cloned().collect();
     assert!(able.len() > 1);
-    let said = |rules: Vec<audit::RuleShown>, summary: Option<Summary>| {
+    let said = |rules: Vec<audit::RuleShown>, own: Option<bool>, summary: Option<Summary>| {
         let audit = Audit { rules, ..home.clone() };
-        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, own: None, audit };
+        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, own, audit };
         let mut items = vec![
             Item::Session(Box::new(golden::session())),
             Item::Race(Box::new(race.clone())),
@@ -103,15 +105,111 @@ fn a_rule_is_named_only_where_no_other_can_have_been_it() {
         items.extend(summary.map(|summary| Item::Summary(Box::new(summary))));
         text(&case(items, Cut::No)).contains("2 of 2 port collisions came by one")
     };
-    assert!(said(vec![able[0].clone()], None));
-    assert!(!said(vec![able[0].clone(), able[1].clone()], None));
-    assert!(!said(Vec::new(), None));
-    // The number went to another namespace.
+    let own = Some(true);
+    assert!(said(vec![able[0].clone()], own, None));
+    assert!(!said(vec![able[0].clone(), able[1].clone()], own, None));
+    assert!(!said(Vec::new(), own, None));
+    // The number may have gone to another namespace, and without an end nobody knows.
     let (_, mut summary) = golden::summaries().into_iter().find(|(name, _)| *name == "closed").unwrap();
     summary.accounts[0].netns = Some(NetnsInum(7));
-    assert!(said(vec![able[0].clone()], Some(summary.clone())));
+    assert!(said(vec![able[0].clone()], None, Some(summary.clone())));
+    assert!(!said(vec![able[0].clone()], Some(false), None));
     summary.accounts[0].complete = false;
-    assert!(!said(vec![able[0].clone()], Some(summary)));
+    assert!(!said(vec![able[0].clone()], None, Some(summary.clone())));
+    summary.accounts.clear();
+    assert!(!said(vec![able[0].clone()], None, Some(summary)));
+}
+
+/// Two rules of which one may have made the golden collision, by the addresses that they name.
+fn by_addresses() -> (Vec<Item>, Race) {
+    let race = collision();
+    let home = Audit::new(&audit::tests::home());
+    let translated = audit::Translated::of(&race);
+    let able = home.rules.iter().find(|rule| rule.may_have_made(&translated)).unwrap();
+    let rule = |position, first: &str, last: &str| audit::RuleShown {
+        position,
+        addresses: Some((first.parse().unwrap(), last.parse().unwrap())),
+        ..able.clone()
+    };
+    let rules = vec![rule(1, "192.0.2.1", "192.0.2.200"), rule(2, "198.51.100.1", "198.51.100.200")];
+    let audit = Audit { rules, ..home };
+    let rules = Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit };
+    let session = Item::Session(Box::new(golden::session()));
+    (vec![session, Item::Race(Box::new(race.clone())), Item::Rules(Box::new(rules))], race)
+}
+
+#[test]
+fn no_other_rule_is_blamed_in_what_names_nobody() {
+    for _ in 0..20 {
+        let (items, race) = by_addresses();
+        assert!("192.0.2.1".parse::<std::net::IpAddr>().unwrap() < race.contested.ends().source.ip());
+        let mut shown = Case::redacted(Redactor::new().unwrap());
+        items.into_iter().for_each(|item| shown.add(item));
+        shown.end(Cut::NoSummary);
+        let [(cause, 1)] = &shown.by_rule[..] else { panic!("{:?}", shown.by_rule) };
+        assert_eq!(cause.rule().map(|(_, rule)| (rule.position, rule.addresses)), Some((1, None)));
+        // As it was recorded so, which of the two cannot be known.
+        let (redactor, (items, _)) = (Redactor::new().unwrap(), by_addresses());
+        let recorded = case(items.into_iter().map(|item| redactor.item(item)).collect(), Cut::NoSummary);
+        assert_eq!(recorded.by_rule, [(attribution::Cause::Several, 1)]);
+    }
+}
+
+#[test]
+fn rules_of_another_recording_are_not_those_of_this_one() {
+    let race = collision();
+    let home = Audit::new(&audit::tests::home());
+    let translated = audit::Translated::of(&race);
+    let able = home.rules.iter().find(|rule| rule.may_have_made(&translated)).unwrap().clone();
+    let audit = Audit { rules: vec![able], ..home };
+    let rules = || Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit: audit.clone() };
+    let later = KernelTime::from_record(race.time.nanoseconds() + 1).unwrap();
+    for (started, known) in [(golden::session().started, true), (later, false)] {
+        let next = Session { started, ..golden::session() };
+        let items = vec![
+            Item::Session(Box::new(golden::session())),
+            Item::Rules(Box::new(rules())),
+            Item::Session(Box::new(next)),
+            Item::Race(Box::new(race.clone())),
+        ];
+        let case = case(items, Cut::NoSummary);
+        assert_eq!(case.by_rule[0].0.rule().is_some(), known, "the next file of a rotation knows them: {known}");
+    }
+}
+
+#[test]
+fn each_reason_that_no_rule_is_named_has_its_words() {
+    let race = collision();
+    let home = Audit::new(&audit::tests::home());
+    let translated = audit::Translated::of(&race);
+    let (able, others): (Vec<_>, Vec<_>) = home.rules.iter().cloned().partition(|rule| rule.may_have_made(&translated));
+    let said = |rules: Option<Vec<audit::RuleShown>>, own| {
+        let read = |rules| {
+            let audit = Audit { rules, not_read: Vec::new(), ..home.clone() };
+            Item::Rules(Box::new(Rules { time: race.time, netns: NetnsInum(7), entries: None, own, audit }))
+        };
+        let items = [Item::Session(Box::new(golden::session())), Item::Race(Box::new(race.clone()))];
+        let case = case(items.into_iter().chain(rules.map(read)).collect(), Cut::NoSummary);
+        let words = text(&case).split_whitespace().collect::<Vec<_>>().join(" ");
+        let object: serde_json::Value = serde_json::from_str(&json(&case).unwrap()).unwrap();
+        (words, object["not_attributed"].to_string())
+    };
+    let own = Some(true);
+    for (rules, own, words, reason) in [
+        (Some(able.clone()), own, "may have come by more than one rule", "several-rules"),
+        (Some(others), own, "can have come by no rule that was read", "no-rule"),
+        (None, own, "came where no rules could be read", "not-read"),
+        (
+            Some(able),
+            None,
+            "came where it is not known that the rules which were read are those of then",
+            "netns-not-certain",
+        ),
+    ] {
+        let (said, told) = said(rules, own);
+        assert!(said.contains(&format!("1 collision {words}")), "{words}: {said}");
+        assert_eq!(told, format!("{{\"{reason}\":1}}"));
+    }
 }
 
 #[test]
@@ -138,8 +236,7 @@ fn a_change_names_the_namespace_it_is_for() {
 #[test]
 fn counters_are_added_up_over_recordings_that_each_begin_at_zero() {
     let at = |seconds: u64| KernelTime::from_record(seconds * 1_000_000_000).unwrap();
-    let session =
-        |seconds| Item::Session(Box::new(crate::session::Session { started: at(seconds), ..golden::session() }));
+    let session = |seconds| Item::Session(Box::new(Session { started: at(seconds), ..golden::session() }));
     let sample = |seconds, failed| {
         let counters = Tally { insert_failed: Some(failed), ..Tally::default() };
         Item::Sample(Sample { time: at(seconds), netns: NetnsInum(7), counters })

@@ -105,14 +105,15 @@ fn account(case: &Case) -> String {
 /// Where collisions come from.
 fn by_rule(case: &Case) -> Option<String> {
     let all: u64 = case.by_rule.iter().map(|(_, count)| count).sum();
-    let (Some((netns, rule)), count) = case.by_rule.iter().find(|(rule, _)| rule.is_some())? else { return None };
+    let (netns, rule, count) =
+        case.by_rule.iter().find_map(|(cause, count)| cause.rule().map(|(netns, rule)| (netns, rule, count)))?;
     let what = match rule.choice {
         Choice::Kept => format!(" without {}", flag(rule)),
         Choice::Random => " with random ports".to_owned(),
         Choice::FullyRandom => format!(" with {}", flag(rule)),
         Choice::Unknown => String::new(),
     };
-    let there = if case.is_own(*netns) { String::new() } else { format!("; netns {}", netns.0) };
+    let there = if case.is_own(netns) { String::new() } else { format!("; netns {}", netns.0) };
     Some(format!("{count} of {all} port collisions came by one {} rule{what}: {}{there}.", name(rule), place(rule)))
 }
 

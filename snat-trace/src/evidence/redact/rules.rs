@@ -46,9 +46,10 @@ impl Redactor {
         RuleShown {
             table: self.text(&rule.table),
             chain: self.text(&rule.chain),
-            addresses: rule.addresses.map(|(first, last)| {
-                let (first, last) = (self.address(first), self.address(last));
-                (first.min(last), first.max(last))
+            // Of more than one, those between are not between what the ends are exchanged for.
+            addresses: rule.addresses.filter(|(first, last)| first == last).map(|(only, _)| {
+                let only = self.address(only);
+                (only, only)
             }),
             text: self.text(&rule.text),
             ..rule.clone()
