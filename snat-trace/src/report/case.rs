@@ -213,7 +213,7 @@ impl Case {
         self.classes.iter().filter(|&(&(class, outcome), _)| which(class, outcome)).map(|(_, count)| count).sum()
     }
 
-    /// Races that were counted and are not in the file, because a filter left them out.
+    /// Races that were counted and are not in the file: a filter left them out, or they are in earlier files of a rotation.
     pub(super) fn left_out(&self) -> u64 {
         let counted: u64 = self.summaries().map(Summary::races).sum();
         counted.saturating_sub(self.races(|_, _| true))

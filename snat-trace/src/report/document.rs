@@ -8,7 +8,7 @@ use super::case::{Case, Recording, sender};
 use super::changes::{Change, caveats, changes};
 use super::chart::{Bar, Chart};
 use super::series::{Timeline, overlaps};
-use super::verdict::{counted, name, place, short, verdict};
+use super::verdict::{counted, ended, name, place, short, verdict};
 use crate::audit::Choice;
 use crate::counters::account::Account;
 use crate::evidence::{Cut, Rules, clock};
@@ -363,6 +363,7 @@ fn completeness(case: &Case, blocks: &mut Vec<Block>) {
     let notes: BTreeSet<_> =
         case.summaries().flat_map(|summary| &summary.accounts).filter_map(|account| account.note.as_deref()).collect();
     blocks.extend(notes.into_iter().map(|note| Paragraph(format!("Note: {note}."))));
+    blocks.extend(ended(case).map(Paragraph));
     let incomplete: Vec<_> = case.summaries().flat_map(|summary| &summary.incomplete).cloned().collect();
     if !incomplete.is_empty() {
         blocks.push(Paragraph(format!("Facts that are absent from races: {}.", list(&incomplete))));

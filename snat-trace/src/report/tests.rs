@@ -80,6 +80,20 @@ fn a_recording_without_an_end_says_so() {
     assert!(text(&case(Vec::new(), Cut::NoSummary)).contains("No connection is known to have lost a packet"));
 }
 
+#[test]
+fn namespaces_that_went_away_are_told() {
+    let (_, quiet) = golden::summaries().into_iter().find(|(name, _)| *name == "no races").unwrap();
+    for (ended, words) in
+        [(0, None), (1, Some("1 network namespace went away")), (6, Some("6 network namespaces went away"))]
+    {
+        let summary = Summary { ended, ..quiet.clone() };
+        let document = text(&case(items(Some(summary)), Cut::No)).split_whitespace().collect::<Vec<_>>().join(" ");
+        // In the verdict and where the account is.
+        assert_eq!(words.map_or(0, |words| document.matches(words).count()), if ended > 0 { 2 } else { 0 });
+        assert_eq!(document.contains("The kernel counted no failed insert"), ended == 0, "{document}");
+    }
+}
+
 /// One golden collision, and the rule that made it.
 fn collision() -> Race {
     let (netns, nat) = (Some(NetnsInum(7)), Some(crate::race::event::NatRule { random: false, ports: None }));

@@ -13,6 +13,7 @@ pub(super) fn verdict(case: &Case) -> Vec<String> {
     let mut sentences = vec![lost(case)];
     sentences.extend(harmless(case));
     sentences.push(account(case));
+    sentences.extend(ended(case));
     sentences.extend(by_rule(case));
     sentences.extend(private(case));
     sentences.extend(not_races(case));
@@ -91,6 +92,10 @@ fn account(case: &Case) -> String {
     let failed: u64 = accounts().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum();
     let outside: u64 = case.summaries().map(|summary| summary.outside).sum();
     let all = match failed {
+        // Those that went away may have counted some.
+        0 if namespaces_ended(case) > 0 => {
+            "No failed insert (insert_failed) is known to have been counted in that time.".into()
+        }
         0 => "The kernel counted no failed insert (insert_failed) in that time.".into(),
         1 => "The kernel counted one failed insert (insert_failed) in that time, and it is explained.".into(),
         _ => format!("The kernel counted {failed} failed inserts (insert_failed) in that time, and all are explained."),
@@ -100,6 +105,22 @@ fn account(case: &Case) -> String {
     }
     let more = counted(outside, "race was", "races were");
     format!("{all} {more} seen before its counters were first read, or after they last were.")
+}
+
+fn namespaces_ended(case: &Case) -> u64 {
+    case.summaries().map(|summary| summary.ended).sum()
+}
+
+/// Whose last counters nobody knows.
+pub(super) fn ended(case: &Case) -> Option<String> {
+    let count = namespaces_ended(case);
+    let they = if count == 1 { "it" } else { "they" };
+    (count > 0).then(|| {
+        format!(
+            "{} went away while watched; what {they} counted since the last reading is not known.",
+            counted(count, "network namespace", "network namespaces")
+        )
+    })
 }
 
 /// Where collisions come from.
@@ -154,7 +175,7 @@ fn left_out(case: &Case) -> Option<String> {
     let count = case.left_out();
     (count > 0).then(|| {
         format!(
-            "{} not recorded, as a filter left them out: what follows is of the others.",
+            "{} counted and not in this file (filters, rotation): what follows is of the others.",
             counted(count, "race was", "races were")
         )
     })
