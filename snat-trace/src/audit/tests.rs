@@ -58,6 +58,14 @@ pub(crate) fn home() -> Look {
     Look { namespaces: vec![quiet(listed("home"))], own: Some(HOST), not_read: vec!["netns 1: gone".to_owned()] }
 }
 
+/// A node with a program's rules.
+pub(crate) fn of(name: &str) -> Audit {
+    match PROGRAMS.contains(&name) {
+        true => audit(vec![quiet(saved(&fixture(&format!("{name}.iptables"))))]),
+        false => audit(vec![quiet(listed(name))]),
+    }
+}
+
 fn audit(namespaces: Vec<Namespace>) -> Audit {
     Audit::new(&Look { namespaces, own: Some(HOST), not_read: Vec::new() })
 }
