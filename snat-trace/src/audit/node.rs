@@ -443,4 +443,49 @@ mod tests {
         assert!(findings.iter().all(|finding| finding.finding != Kind::NoRandomFully), "{findings:?}");
         assert_eq!(rules.len(), expected.len());
     }
+
+    /// Each in a namespace of its own: one may take away the place that another names.
+    #[test]
+    fn the_command_of_every_finding_is_taken_and_ends_it() {
+        let Some(_alone) = alone() else { return };
+        let listing = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/rules/home.nft.txt"));
+        let home: String =
+            listing.unwrap().lines().map(|line| format!("{}\n", line.split(" # ").next().unwrap())).collect();
+        let script = format!(
+            "set -e; nft -f - <<'END'\n{home}add table inet both\n\
+             add chain inet both post {{ type nat hook postrouting priority 100; }}\n\
+             add rule inet both post masquerade\nEND\n\
+             iptables-nft -w -t nat -A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1:5-9 --persistent
+             ip6tables-nft -w -t nat -A POSTROUTING -p tcp -j SNAT --to-source [fd00::1-fd00::9]:5-7
+             iptables-legacy -w -t nat -A POSTROUTING -s 10.9.0.0/16 ! -d 10.0.0.0/8 -p udp -j MASQUERADE --to-ports 7"
+        );
+        let prepared = || {
+            let netns = new_netns();
+            let shell = || Command::new("sh").args(["-c", &script]).env("XTABLES_LOCKFILE", "/dev/null").output();
+            let made = netns::in_netns(netns.as_fd(), shell).unwrap().unwrap();
+            let said = String::from_utf8_lossy(&made.stderr).into_owned();
+            if made.status.success() { Ok(netns) } else { Err(said) }
+        };
+        let found = |netns: &std::os::fd::OwnedFd| {
+            let (namespace, _) = netns::in_netns(netns.as_fd(), || Tools::find().look(NetnsInum(1))).unwrap();
+            judge(&[namespace], Some(NetnsInum(1))).0
+        };
+        let findings = match prepared() {
+            Ok(netns) => found(&netns),
+            Err(said) => return eprintln!("skipped: not every tool and module is there: {said}"),
+        };
+        let told = findings.iter().filter_map(|finding| Some((finding, finding.command.as_ref()?.join(" "))));
+        let told: Vec<_> = told.collect();
+        assert!(told.len() > 15, "{findings:#?}");
+        for (finding, command) in told {
+            let netns = prepared().unwrap();
+            let shell = || Command::new("sh").args(["-c", &command]).env("XTABLES_LOCKFILE", "/dev/null").output();
+            let run = netns::in_netns(netns.as_fd(), shell).unwrap().unwrap();
+            assert!(run.status.success(), "{command}: {}", String::from_utf8_lossy(&run.stderr));
+            let text = |finding: &crate::audit::Finding| finding.rule.as_ref().map(|rule| rule.text.clone());
+            let still =
+                |after: &crate::audit::Finding| after.finding == finding.finding && text(after) == text(finding);
+            assert!(!found(&netns).iter().any(still), "{command}");
+        }
+    }
 }

@@ -205,6 +205,49 @@ fn few_ports_are_told_by_how_few() {
 }
 
 #[test]
+fn rules_nothing_has_matched_matter_little() {
+    let severities = |packets: u64| -> Vec<_> {
+        let rules = [
+            "--to-ports 10000",
+            "--to-ports 10000-10063",
+            "--to-ports 10000-10063 --random-fully",
+            "--to-ports 10000-10500 --random-fully",
+        ];
+        let rule = |ports| format!("[{packets}:0] -A POSTROUTING -p udp -j MASQUERADE {ports}\n");
+        let table = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{}COMMIT\n", rules.map(rule).concat());
+        let findings = audit(vec![quiet(saved(&table))]).findings;
+        findings.iter().filter(|finding| finding.severity != Severity::Info).map(|finding| finding.severity).collect()
+    };
+    assert_eq!(severities(0), [Severity::Low; 5]);
+    assert_eq!(severities(1), [[Severity::High; 4].as_slice(), &[Severity::Medium]].concat());
+}
+
+#[test]
+fn commands_make_ports_many_and_leave_destinations_out() {
+    let commands = |tables| -> Vec<_> {
+        let commands = audit(vec![quiet(tables)]).findings.into_iter();
+        commands
+            .map(|finding| (finding.finding, finding.command.map(|words| words.join(" ")).unwrap_or_default()))
+            .collect()
+    };
+    let iptables = commands(one_rule("-s 10.9.0.0/16 ! -d 10.0.0.0/8 -p udp -j MASQUERADE --to-ports 10000-10063"));
+    let whole =
+        "iptables-nft -w -t nat -R POSTROUTING 1 -s 10.9.0.0/16 '!' -d 10.0.0.0/8 -p udp -j MASQUERADE --random-fully";
+    let exempt =
+        "iptables-nft -w -t nat -I POSTROUTING 1 -s 10.9.0.0/16 -p udp -d 172.16.0.0/12,192.168.0.0/16 -j ACCEPT";
+    let expected = [(Kind::NoRandomFully, whole), (Kind::NarrowRange, whole), (Kind::PrivateDestinations, exempt)];
+    assert_eq!(iptables, expected.map(|(kind, command)| (kind, command.to_owned())));
+    let nft = commands(listed("home"));
+    let single = nft.iter().find(|(kind, _)| *kind == Kind::SinglePort).map(|(_, command)| command.as_str());
+    assert_eq!(
+        single,
+        Some(
+            "nft replace rule ip home servers handle 8 ip saddr 10.40.0.0/16 meta l4proto udp counter packets 0 bytes 0 snat to 192.0.2.1 fully-random"
+        )
+    );
+}
+
+#[test]
 fn a_range_is_nearly_full_toward_a_destination() {
     let toward = |taken: &[u16]| Toward {
         protocol: Protocol::UDP,
