@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::reach::SourceNat;
-use super::rules::{Choice, Family, Ports, Target, Tool};
+use super::rules::{Choice, Family, Matches, Ports, Target, Tool};
+use super::spans::{Span, common, without};
 use crate::race::event::{NatRule, Race};
 use crate::race::tuple::Protocol;
 
@@ -42,6 +43,12 @@ pub struct RuleShown {
     /// First and last address the source gets, where it names them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addresses: Option<(IpAddr, IpAddr)>,
+    /// Addresses of senders that it takes no others of, each one or the first and the last, where it names them itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<String>>,
+    /// The same of destinations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<Vec<String>>,
     /// The only protocol it takes, where it names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Cow<'static, str>>,
@@ -56,8 +63,12 @@ pub struct RuleShown {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Translated {
     protocol: Protocol,
+    /// Who sent, as rules saw it.
+    sender: IpAddr,
     /// The address the source got.
     source: IpAddr,
+    /// Where it went, as rules saw it: another destination is given before another source is.
+    destination: IpAddr,
     /// Whether its rule has a random flag, and the ports that it names.
     rule: Option<(bool, Option<(u16, u16)>)>,
 }
@@ -67,8 +78,33 @@ impl Translated {
     #[must_use]
     pub fn of(race: &Race) -> Self {
         let rule = race.nat.map(|NatRule { random, ports }| (random, ports));
-        Self { protocol: race.protocol, source: race.contested.ends().source.ip(), rule }
+        let (sender, contested) = (race.loser.original.ends().source.ip(), race.contested.ends());
+        let (source, destination) = (contested.source.ip(), contested.destination.ip());
+        Self { protocol: race.protocol, sender, source, destination, rule }
     }
+}
+
+/// The destinations that a rule takes, where it is known to take no others.
+fn destinations(matches: &Matches, family: Family) -> Option<Vec<Span>> {
+    let (four, six) = (vec![Span::four()], without(&[Span::ALL], &[Span::four()]));
+    let its = match family {
+        Family::Ip => four.clone(),
+        Family::Ip6 => six.clone(),
+        Family::Inet => vec![Span::ALL],
+    };
+    let takes = common(&its, &matches.takes());
+    // All of one version of IP say nothing.
+    (!matches.changing && ![its, four, six].contains(&takes)).then_some(takes)
+}
+
+fn told(spans: &[Span]) -> Vec<String> {
+    spans.iter().map(Span::to_string).collect()
+}
+
+/// Whether an address may be one of those a rule takes.
+fn may_be_in(known: Option<&Vec<String>>, address: IpAddr) -> bool {
+    let may_be = |span: &String| Span::parse(span).is_none_or(|span| span.contains(address));
+    known.is_none_or(|spans| spans.iter().any(may_be))
 }
 
 impl RuleShown {
@@ -90,6 +126,8 @@ impl RuleShown {
                 Ports::Any | Ports::Unknown => None,
             },
             addresses: translation.addresses,
+            sources: rule.matches.sources.as_deref().filter(|_| !rule.matches.changing).map(told),
+            destinations: destinations(&rule.matches, *family).as_deref().map(told),
             protocol: rule.matches.protocol.map(|protocol| protocol.to_string().into()),
             packets: rule.packets,
             text: rule.text.clone(),
@@ -99,7 +137,7 @@ impl RuleShown {
     /// Whether this rule, of those in the race's network namespace, may have done so: nothing that is known speaks against it.
     #[must_use]
     pub fn may_have_made(&self, translated: &Translated) -> bool {
-        let &Translated { protocol, source, rule } = translated;
+        let &Translated { protocol, sender, source, destination, rule } = translated;
         let family = match self.family {
             Family::Ip => source.is_ipv4(),
             Family::Ip6 => source.is_ipv6(),
@@ -115,7 +153,9 @@ impl RuleShown {
             };
             choice && ports == self.ports
         });
-        family && protocol && address && rule
+        let sender = may_be_in(self.sources.as_ref(), sender);
+        let destination = may_be_in(self.destinations.as_ref(), destination);
+        family && protocol && address && sender && destination && rule
     }
 }
 
@@ -139,7 +179,7 @@ mod tests {
             text: "masquerade".to_owned(),
             handle: Some(3),
             packets: None,
-            matches: super::super::rules::Matches::default(),
+            matches: Matches::default(),
             action: super::super::rules::Action::Translate(translation.clone()),
         };
         let shown = RuleShown::new(
@@ -168,7 +208,10 @@ mod tests {
         let source = race.contested.ends().source.ip();
         assert!(source.is_ipv4() && race.protocol == Protocol::UDP);
         let rule = rule(&race);
-        let other = "192.0.2.77".parse().unwrap();
+        let other: IpAddr = "192.0.2.77".parse().unwrap();
+        let sender = race.loser.original.ends().source.ip();
+        let destination = race.contested.ends().destination.ip();
+        let only = |address: IpAddr| Some(vec!["203.0.113.0-203.0.113.9".to_owned(), address.to_string()]);
         for (changed, expected) in [
             (RuleShown { family: Family::Inet, ..rule.clone() }, true),
             (RuleShown { family: Family::Ip6, ..rule.clone() }, false),
@@ -176,6 +219,10 @@ mod tests {
             (RuleShown { protocol: Some("tcp".into()), ..rule.clone() }, false),
             (RuleShown { addresses: Some((source, source)), ..rule.clone() }, true),
             (RuleShown { addresses: Some((other, other)), ..rule.clone() }, false),
+            (RuleShown { sources: only(sender), ..rule.clone() }, true),
+            (RuleShown { sources: only(other), ..rule.clone() }, false),
+            (RuleShown { destinations: only(destination), ..rule.clone() }, true),
+            (RuleShown { destinations: only(other), ..rule.clone() }, false),
             (RuleShown { choice: Choice::FullyRandom, ..rule.clone() }, false),
             (RuleShown { choice: Choice::Unknown, ..rule.clone() }, true),
             (RuleShown { ports: Some((1, 9)), ..rule.clone() }, false),

@@ -248,6 +248,35 @@ fn commands_make_ports_many_and_leave_destinations_out() {
 }
 
 #[test]
+fn the_addresses_a_rule_takes_are_known_or_not_told() {
+    let takes = |rule: &super::RuleShown| (rule.sources.clone(), rule.destinations.clone());
+    let some = |text: &str| Some(text.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let of = |rule: &str| takes(&audit(vec![quiet(one_rule(rule))]).rules[0]);
+    assert_eq!(of("-o eth0 -j MASQUERADE"), (None, None));
+    assert_eq!(of("-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"), (some("172.17.0.0-172.17.255.255"), None));
+    assert_eq!(of("! -s 10.244.0.0/16 -d 10.244.0.0/16 -j MASQUERADE"), (None, some("10.244.0.0-10.244.255.255")));
+    let but = some("0.0.0.0-9.255.255.255 11.0.0.0-255.255.255.255");
+    assert_eq!(of("! -d 10.0.0.0/8 -j MASQUERADE"), (None, but));
+    let nft = |condition: &str, right: &str| {
+        let json = format!(
+            r#"{{"nftables": [{{"table": {{"family": "ip", "name": "t", "handle": 1}}}},
+            {{"set": {{"family": "ip", "table": "t", "name": "s", "elem": ["10.0.0.1"]}}}},
+            {{"chain": {{"family": "ip", "table": "t", "name": "c", "type": "nat", "hook": "postrouting", "handle": 1}}}},
+            {{"rule": {{"family": "ip", "table": "t", "chain": "c", "handle": 2, "expr": [
+                {{"match": {{"op": "==", "left": {{"payload": {{"protocol": "ip", "field": "{condition}"}}}}, "right": {right}}}}},
+                {{"masquerade": null}}]}}}}]}}"#
+        );
+        takes(&audit(vec![quiet(nft::parse(&json, "").unwrap())]).rules[0])
+    };
+    assert_eq!(nft("saddr", r#""10.0.0.1""#), (some("10.0.0.1"), None));
+    assert_eq!(nft("daddr", r#"{"set": ["10.0.0.1", "10.0.0.3"]}"#), (None, some("10.0.0.1 10.0.0.3")));
+    // What is in a set now may not have been when a race was.
+    for condition in ["saddr", "daddr"] {
+        assert_eq!(nft(condition, r#""@s""#), (None, None));
+    }
+}
+
+#[test]
 fn a_range_is_nearly_full_toward_a_destination() {
     let toward = |taken: &[u16]| Toward {
         protocol: Protocol::UDP,

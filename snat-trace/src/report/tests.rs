@@ -104,8 +104,7 @@ fn collision() -> Race {
 fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     let race = collision();
     let home = Audit::new(&audit::tests::home());
-    let translated = audit::Translated::of(&race);
-    let able: Vec<_> = home.rules.iter().filter(|rule| rule.may_have_made(&translated)).cloned().collect();
+    let able = able(&race);
     assert!(able.len() > 1);
     let said = |rules: Vec<audit::RuleShown>, own: Option<bool>, summary: Option<Summary>| {
         let audit = Audit { rules, ..home.clone() };
@@ -134,12 +133,18 @@ fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     assert!(!said(vec![able[0].clone()], None, Some(summary)));
 }
 
+/// Rules that may have made the golden collision, whatever addresses they take.
+fn able(race: &Race) -> Vec<audit::RuleShown> {
+    let translated = audit::Translated::of(race);
+    let rules = Audit::new(&audit::tests::home()).rules.into_iter();
+    let rules = rules.map(|rule| audit::RuleShown { sources: None, destinations: None, ..rule });
+    rules.filter(|rule| rule.may_have_made(&translated)).collect()
+}
+
 /// Two rules of which one may have made the golden collision, by the addresses that they name.
 fn by_addresses() -> (Vec<Item>, Race) {
     let race = collision();
-    let home = Audit::new(&audit::tests::home());
-    let translated = audit::Translated::of(&race);
-    let able = home.rules.iter().find(|rule| rule.may_have_made(&translated)).unwrap();
+    let (home, able) = (Audit::new(&audit::tests::home()), able(&race).remove(0));
     let rule = |position, first: &str, last: &str| audit::RuleShown {
         position,
         addresses: Some((first.parse().unwrap(), last.parse().unwrap())),
@@ -170,12 +175,34 @@ fn no_other_rule_is_blamed_in_what_names_nobody() {
 }
 
 #[test]
+fn a_rule_is_known_by_whom_it_takes() {
+    let docker = audit::tests::of("docker");
+    for (sender, network) in [("172.17.0.9", "-s 172.17.0.0/16"), ("172.18.0.9", "-s 172.18.0.0/16")] {
+        let mut race = collision();
+        let from = |ends: Ends| Ends { source: std::net::SocketAddr::new(sender.parse().unwrap(), 40_000), ..ends };
+        race.loser.original = OriginalTuple::from_ends(from(race.loser.original.ends()));
+        let read =
+            Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit: docker.clone() };
+        let items = || {
+            let rules = Item::Rules(Box::new(read.clone()));
+            vec![Item::Session(Box::new(golden::session())), Item::Race(Box::new(race.clone())), rules]
+        };
+        let text_of = |case: &Case| case.by_rule[0].0.rule().map(|(_, rule)| rule.text.clone());
+        assert!(text_of(&case(items(), Cut::NoSummary)).is_some_and(|text| text.contains(network)));
+        let mut redacted = Case::redacted(Redactor::new().unwrap());
+        items().into_iter().for_each(|item| redacted.add(item));
+        redacted.end(Cut::NoSummary);
+        assert!(text_of(&redacted).is_some_and(|text| !text.contains(network)));
+        let redactor = Redactor::new().unwrap();
+        let recorded = case(items().into_iter().map(|item| redactor.item(item)).collect(), Cut::NoSummary);
+        assert_eq!(recorded.by_rule, [(attribution::Cause::Several, 1)]);
+    }
+}
+
+#[test]
 fn rules_of_another_recording_are_not_those_of_this_one() {
     let race = collision();
-    let home = Audit::new(&audit::tests::home());
-    let translated = audit::Translated::of(&race);
-    let able = home.rules.iter().find(|rule| rule.may_have_made(&translated)).unwrap().clone();
-    let audit = Audit { rules: vec![able], ..home };
+    let audit = Audit { rules: vec![able(&race).remove(0)], ..Audit::new(&audit::tests::home()) };
     let rules = || Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit: audit.clone() };
     let later = KernelTime::from_record(race.time.nanoseconds() + 1).unwrap();
     for (started, known) in [(golden::session().started, true), (later, false)] {
@@ -196,7 +223,8 @@ fn each_reason_that_no_rule_is_named_has_its_words() {
     let race = collision();
     let home = Audit::new(&audit::tests::home());
     let translated = audit::Translated::of(&race);
-    let (able, others): (Vec<_>, Vec<_>) = home.rules.iter().cloned().partition(|rule| rule.may_have_made(&translated));
+    let others = home.rules.iter().filter(|rule| !rule.may_have_made(&translated)).cloned().collect();
+    let able = able(&race);
     let said = |rules: Option<Vec<audit::RuleShown>>, own| {
         let read = |rules| {
             let audit = Audit { rules, not_read: Vec::new(), ..home.clone() };

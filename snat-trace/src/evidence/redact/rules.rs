@@ -51,6 +51,9 @@ impl Redactor {
                 let only = self.address(only);
                 (only, only)
             }),
+            // Nor is a network what its first address is exchanged for.
+            sources: None,
+            destinations: None,
             text: self.text(&rule.text),
             ..rule.clone()
         }
