@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::findings::EXEMPT;
+use super::fixes;
+use super::owners::exempt;
 use super::reach::SourceNat;
 use super::rules::{Choice, Family, Matches, Ports, Target, Tool};
 use super::spans::{Span, common, without};
@@ -132,6 +135,25 @@ impl RuleShown {
             packets: rule.packets,
             text: rule.text.clone(),
         }
+    }
+
+    /// How destinations that need no translation are kept from it: the setting of the program that made it, or for a rule of
+    /// nobody's the command that accepts these ahead of it, where that is known.
+    #[must_use]
+    pub fn exempting(&self, destinations: &[IpAddr]) -> (&'static str, Option<Vec<String>>) {
+        if let Some(owner) = &self.owner {
+            return (exempt(owner).unwrap_or(EXEMPT), None);
+        }
+        let program = match (self.tool, self.family) {
+            (Tool::Nft, _) => "nft",
+            (Tool::IptablesNft, Family::Ip6) => "ip6tables-nft",
+            (Tool::IptablesNft, _) => "iptables-nft",
+            (Tool::IptablesLegacy, Family::Ip6) => "ip6tables-legacy",
+            (Tool::IptablesLegacy, _) => "iptables-legacy",
+        };
+        let destinations: Vec<_> = destinations.iter().map(IpAddr::to_string).collect();
+        let destinations: Vec<_> = destinations.iter().map(String::as_str).collect();
+        (EXEMPT, fixes::exempting(self, program, &destinations))
     }
 
     /// Whether this rule, of those in the race's network namespace, may have done so: nothing that is known speaks against it.

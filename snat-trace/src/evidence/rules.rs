@@ -30,6 +30,8 @@ pub struct Rules {
     /// Whether it is the network namespace the recorder ran in, which is there as long as that is; `None` where that is not
     /// known.
     pub own: Option<bool>,
+    /// Whether names and addresses in it are exchanged.
+    pub redacted: bool,
     /// The rules, judged.
     pub audit: Audit,
 }
@@ -56,7 +58,7 @@ impl Reading {
             for netns in asked {
                 let look = look_at(netns);
                 let (time, entries, own, audit) = (KernelTime::now(), look.entries(), look.is_own(), Audit::new(&look));
-                if answer.send(Rules { time, netns, entries, own, audit }).is_err() {
+                if answer.send(Rules { time, netns, entries, own, redacted: false, audit }).is_err() {
                     break;
                 }
             }

@@ -185,6 +185,17 @@ impl Case {
         accounts.any(|account| account.netns == Some(netns) && !account.complete)
     }
 
+    /// Private addresses that contested flows went to, the most frequent first.
+    pub(super) fn private_destinations(&self) -> Vec<IpAddr> {
+        let mut counts = BTreeMap::<IpAddr, u64>::new();
+        for ((_, to), count) in self.destinations.iter().filter(|((_, to), _)| is_private(to.ip())) {
+            *counts.entry(to.ip()).or_default() += count;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_by_key(|&(address, count)| (std::cmp::Reverse(count), address));
+        counts.into_iter().map(|(address, _)| address).collect()
+    }
+
     /// How long was watched, over all recordings.
     pub(super) fn watched(&self) -> Duration {
         self.recordings.iter().map(Recording::duration).sum()

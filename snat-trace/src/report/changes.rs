@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::case::Case;
-use super::verdict::place;
+use super::verdict::{counted, place};
 use crate::audit::{Finding, RuleShown, Severity};
 use crate::evidence::clock;
 use crate::race::event::NetnsInum;
 use crate::race::time::KernelTime;
+
+/// So many destinations are named in a command, and so many rules to exempt them from.
+const DESTINATIONS: usize = 8;
+const RULES: usize = 5;
 
 /// One thing to change.
 #[derive(Debug)]
@@ -37,10 +41,47 @@ pub(super) fn changes(case: &Case) -> Vec<Change> {
             changes.push(Change { what: sentence, command: None, at: None });
         }
     }
-    if let Some(exempt) = case.findings().into_iter().find(|finding| finding.severity == Severity::Info)
-        && case.private > 0
-    {
-        changes.push(change(case, exempt));
+    changes.extend(private(case));
+    changes
+}
+
+/// How the private destinations of races are kept from the rules these came by; where that is not known, from those that
+/// were read.
+fn private(case: &Case) -> Vec<Change> {
+    if case.private == 0 {
+        return Vec::new();
+    }
+    let mut rules: Vec<(NetnsInum, &RuleShown)> = case.by_rule.iter().filter_map(|(cause, _)| cause.rule()).collect();
+    if rules.is_empty() {
+        rules = case.rules.iter().flat_map(|read| read.audit.rules.iter().map(|rule| (read.netns, rule))).collect();
+    }
+    let destinations = case.private_destinations();
+    let shown = &destinations[..destinations.len().min(DESTINATIONS)];
+    let these = match destinations.len() {
+        all if all > shown.len() => format!("as here the {} most frequent of {all}", shown.len()),
+        _ => "as here all of them".to_owned(),
+    };
+    let mut changes: Vec<Change> = Vec::new();
+    for (netns, rule) in rules {
+        let read = case.rules.iter().rev().find(|read| read.netns == netns);
+        let (how, command) = rule.exempting(shown);
+        // With other names in it, it is of no use.
+        let command = command.filter(|_| read.is_some_and(|read| !read.redacted));
+        let which = match &command {
+            Some(_) => format!("{how}, {these}"),
+            None => how.to_owned(),
+        };
+        let (part, all) = (case.private, case.races(|_, _| true));
+        let all = counted(all, "race", "races");
+        let there = places(case, netns, Some(rule));
+        let what =
+            format!("{part} of {all} went to private destinations; for those that have a route back: {which}{there}");
+        // One setting of one program is for all of its rules.
+        let known = |change: &Change| change.what == what || rule.owner.is_some() && change.what.contains(&which);
+        if changes.len() < RULES && !changes.iter().any(known) {
+            let command = command.map(|words| words.join(" "));
+            changes.push(Change { what, command, at: read.map(|read| (netns, read.time)) });
+        }
     }
     changes
 }
@@ -50,10 +91,24 @@ fn change(case: &Case, finding: &Finding) -> Change {
     let netns = NetnsInum(finding.netns);
     let readings = case.rules.iter().rev().filter(|rules| rules.netns == netns);
     let at = readings.into_iter().find(|rules| rules.audit.findings.contains(finding)).map(|rules| (netns, rules.time));
+    Change {
+        what: format!("{what}{}: {fix}", places(case, netns, rule.as_ref())),
+        command: command.as_ref().map(|words| words.join(" ")),
+        at,
+    }
+}
+
+/// Where something is: by its rule, if it is about one, and by its network namespace, if that is not known to be the
+/// recorder's own.
+fn whereabouts(case: &Case, netns: NetnsInum, rule: Option<&RuleShown>) -> String {
     let there = (!case.is_own(netns)).then(|| format!("netns {}", netns.0));
-    let places: Vec<_> = rule.as_ref().map(place).into_iter().chain(there).collect();
-    let places = if places.is_empty() { String::new() } else { format!(" ({})", places.join("; ")) };
-    Change { what: format!("{what}{places}: {fix}"), command: command.as_ref().map(|words| words.join(" ")), at }
+    rule.map(place).into_iter().chain(there).collect::<Vec<_>>().join("; ")
+}
+
+/// The same, in parentheses.
+fn places(case: &Case, netns: NetnsInum, rule: Option<&RuleShown>) -> String {
+    let there = whereabouts(case, netns, rule);
+    if there.is_empty() { there } else { format!(" ({there})") }
 }
 
 /// What holds for all of them: of what time the rules are, and how one comes to where they are.

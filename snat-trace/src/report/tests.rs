@@ -11,6 +11,7 @@ use crate::evidence::{Cut, Item, Redactor, Rules, Sample};
 use crate::output::golden;
 use crate::race::event::{NetnsInum, Race};
 use crate::race::time::KernelTime;
+use crate::race::tuple::{Ends, OriginalTuple, TranslatedTuple};
 use crate::session::Session;
 use crate::summary::Summary;
 
@@ -27,6 +28,7 @@ fn items(summary: Option<Summary>) -> Vec<Item> {
             netns,
             entries,
             own: Some(true),
+            redacted: false,
             audit: Audit::new(&audit::tests::home()),
         };
         items.push(Item::Rules(Box::new(rules)));
@@ -108,7 +110,7 @@ fn a_rule_is_named_only_where_no_other_can_have_been_it() {
     assert!(able.len() > 1);
     let said = |rules: Vec<audit::RuleShown>, own: Option<bool>, summary: Option<Summary>| {
         let audit = Audit { rules, ..home.clone() };
-        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, own, audit };
+        let read = Rules { time: race.time, netns: NetnsInum(7), entries: None, own, redacted: false, audit };
         let mut items = vec![
             Item::Session(Box::new(golden::session())),
             Item::Race(Box::new(race.clone())),
@@ -152,7 +154,7 @@ fn by_addresses() -> (Vec<Item>, Race) {
     };
     let rules = vec![rule(1, "192.0.2.1", "192.0.2.200"), rule(2, "198.51.100.1", "198.51.100.200")];
     let audit = Audit { rules, ..home };
-    let rules = Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit };
+    let rules = Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), redacted: false, audit };
     let session = Item::Session(Box::new(golden::session()));
     (vec![session, Item::Race(Box::new(race.clone())), Item::Rules(Box::new(rules))], race)
 }
@@ -181,8 +183,14 @@ fn a_rule_is_known_by_whom_it_takes() {
         let mut race = collision();
         let from = |ends: Ends| Ends { source: std::net::SocketAddr::new(sender.parse().unwrap(), 40_000), ..ends };
         race.loser.original = OriginalTuple::from_ends(from(race.loser.original.ends()));
-        let read =
-            Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit: docker.clone() };
+        let read = Rules {
+            time: race.time,
+            netns: NetnsInum(7),
+            entries: None,
+            own: Some(true),
+            redacted: false,
+            audit: docker.clone(),
+        };
         let items = || {
             let rules = Item::Rules(Box::new(read.clone()));
             vec![Item::Session(Box::new(golden::session())), Item::Race(Box::new(race.clone())), rules]
@@ -203,7 +211,14 @@ fn a_rule_is_known_by_whom_it_takes() {
 fn rules_of_another_recording_are_not_those_of_this_one() {
     let race = collision();
     let audit = Audit { rules: vec![able(&race).remove(0)], ..Audit::new(&audit::tests::home()) };
-    let rules = || Rules { time: race.time, netns: NetnsInum(7), entries: None, own: Some(true), audit: audit.clone() };
+    let rules = || Rules {
+        time: race.time,
+        netns: NetnsInum(7),
+        entries: None,
+        own: Some(true),
+        redacted: false,
+        audit: audit.clone(),
+    };
     let later = KernelTime::from_record(race.time.nanoseconds() + 1).unwrap();
     for (started, known) in [(golden::session().started, true), (later, false)] {
         let next = Session { started, ..golden::session() };
@@ -228,7 +243,14 @@ fn each_reason_that_no_rule_is_named_has_its_words() {
     let said = |rules: Option<Vec<audit::RuleShown>>, own| {
         let read = |rules| {
             let audit = Audit { rules, not_read: Vec::new(), ..home.clone() };
-            Item::Rules(Box::new(Rules { time: race.time, netns: NetnsInum(7), entries: None, own, audit }))
+            Item::Rules(Box::new(Rules {
+                time: race.time,
+                netns: NetnsInum(7),
+                entries: None,
+                own,
+                redacted: false,
+                audit,
+            }))
         };
         let items = [Item::Session(Box::new(golden::session())), Item::Race(Box::new(race.clone()))];
         let case = case(items.into_iter().chain(rules.map(read)).collect(), Cut::NoSummary);
@@ -258,7 +280,14 @@ fn each_reason_that_no_rule_is_named_has_its_words() {
 fn a_change_names_the_namespace_it_is_for() {
     let said = |own| {
         let audit = Audit::new(&audit::tests::home());
-        let rules = Rules { time: golden::session().started, netns: audit::tests::HOST, entries: None, own, audit };
+        let rules = Rules {
+            time: golden::session().started,
+            netns: audit::tests::HOST,
+            entries: None,
+            own,
+            redacted: false,
+            audit,
+        };
         let case = case(vec![Item::Session(Box::new(golden::session())), Item::Rules(Box::new(rules))], Cut::NoSummary);
         let document = text(&case);
         let (_, changes) = document.split_once("WHAT TO CHANGE").unwrap();
@@ -273,6 +302,38 @@ fn a_change_names_the_namespace_it_is_for() {
         let (named, commands, entered, _) = said(own);
         assert!(named > commands && entered, "{own:?}: {named} of {commands}");
     }
+}
+
+#[test]
+fn private_destinations_are_kept_from_the_rule_races_came_by() {
+    let race = collision();
+    let (home, able) = (Audit::new(&audit::tests::home()), able(&race).remove(0));
+    let said = |to: &str, owner: Option<&'static str>, redacted| {
+        let to = std::net::SocketAddr::new(to.parse().unwrap(), 443);
+        let mut race = race.clone();
+        let towards = |ends: Ends| Ends { destination: to, ..ends };
+        race.contested = TranslatedTuple::from_ends(towards(race.contested.ends()));
+        race.loser.original = OriginalTuple::from_ends(towards(race.loser.original.ends()));
+        let rule =
+            audit::RuleShown { owner: owner.map(Into::into), text: "oifname \"x0\" masquerade".into(), ..able.clone() };
+        let audit = Audit { rules: vec![rule], findings: Vec::new(), ..home.clone() };
+        let rules = Rules { time: race.time, netns: NetnsInum(7), entries: None, own: None, redacted, audit };
+        let items =
+            vec![Item::Session(Box::new(golden::session())), Item::Race(Box::new(race)), Item::Rules(Box::new(rules))];
+        text(&case(items, Cut::NoSummary)).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let command = "$ nft insert rule ip home postrouting handle";
+    let unowned = said("10.1.2.3", None, false);
+    assert!(unowned.contains(command) && unowned.contains("oifname '\"x0\"' ip daddr 10.1.2.3 accept"), "{unowned}");
+    assert!(
+        unowned.contains("as here all of them (nft, table ip home, chain postrouting; netns 7) $ nft insert"),
+        "{unowned}"
+    );
+    let calico = said("10.1.2.3", Some("calico"), false);
+    assert!(calico.contains("make an IPPool with disabled: true") && !calico.contains(command), "{calico}");
+    assert!(!said("198.51.100.7", None, false).contains("private destinations"));
+    let redacted = said("10.1.2.3", None, true);
+    assert!(redacted.contains("accept them ahead of it") && !redacted.contains(command), "{redacted}");
 }
 
 #[test]
