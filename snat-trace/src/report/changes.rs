@@ -100,7 +100,7 @@ fn change(case: &Case, finding: &Finding) -> Change {
 
 /// Where something is: by its rule, if it is about one, and by its network namespace, if that is not known to be the
 /// recorder's own.
-fn whereabouts(case: &Case, netns: NetnsInum, rule: Option<&RuleShown>) -> String {
+pub(super) fn whereabouts(case: &Case, netns: NetnsInum, rule: Option<&RuleShown>) -> String {
     let there = (!case.is_own(netns)).then(|| format!("netns {}", netns.0));
     rule.map(place).into_iter().chain(there).collect::<Vec<_>>().join("; ")
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::attribution::Cause;
 use super::case::{Case, Recording, sender};
-use super::changes::{Change, caveats, changes};
+use super::changes::{Change, caveats, changes, whereabouts};
 use super::chart::{Bar, Chart};
 use super::series::{Timeline, overlaps};
 use super::verdict::{counted, ended, name, place, short, verdict};
@@ -14,7 +14,7 @@ use crate::counters::account::Account;
 use crate::evidence::{Cut, Rules, clock};
 use crate::output::text::{list, watched};
 use crate::probe::HookState;
-use crate::race::event::{Race, Verdict};
+use crate::race::event::{NetnsInum, Race, Verdict};
 use crate::race::tuple::Protocol;
 
 /// So many rows of a table; the others are counted.
@@ -57,6 +57,7 @@ pub(super) fn document(case: &Case) -> Vec<Block> {
     places(case, &mut blocks);
     races(case, &mut blocks);
     rules(case, &mut blocks);
+    audit(case, &mut blocks);
     node(case, &mut blocks);
     completeness(case, &mut blocks);
     blocks
@@ -259,6 +260,34 @@ fn rules(case: &Case, blocks: &mut Vec<Block>) {
     blocks.extend(not_attributed(case));
     let not_read: BTreeSet<_> = case.rules.iter().flat_map(|rules| &rules.audit.not_read).collect();
     blocks.extend(not_read.into_iter().map(|what| Paragraph(format!("Not read: {what}."))));
+}
+
+/// What the rules and settings where races were make likely.
+fn audit(case: &Case, blocks: &mut Vec<Block>) {
+    let findings = case.findings();
+    if findings.is_empty() {
+        return;
+    }
+    blocks.push(Heading("Audit"));
+    blocks.push(Paragraph("What in the rules and settings where races were seen makes races likely.".to_owned()));
+    let (mut said, mut rows) = (None, Vec::new());
+    for finding in findings.iter().take(ROWS * 5) {
+        // Of many like it, the first one says why.
+        let why = if said.replace(&finding.why) == Some(&finding.why) { "as above" } else { &finding.why };
+        rows.push(vec![
+            finding.severity.to_string(),
+            finding.what.clone(),
+            whereabouts(case, NetnsInum(finding.netns), finding.rule.as_ref()),
+            why.to_owned(),
+            finding.fix.clone(),
+            finding.command.as_ref().map(|words| words.join(" ")).unwrap_or_default(),
+        ]);
+    }
+    blocks.push(Table { head: vec!["severity", "finding", "where", "why", "fix", "command"], rows });
+    let more = findings.len().saturating_sub(ROWS * 5);
+    if more > 0 {
+        blocks.push(Paragraph(format!("And {more} more.")));
+    }
 }
 
 /// Why it is not known of collisions which rule they came by.

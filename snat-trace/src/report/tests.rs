@@ -337,6 +337,20 @@ fn private_destinations_are_kept_from_the_rule_races_came_by() {
 }
 
 #[test]
+fn every_document_has_what_the_audit_found_and_why() {
+    let case = golden_case();
+    let spaces = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for document in [text(&case), markdown(&case), html(&case)] {
+        let document = spaces(&document);
+        let words = ["AUDIT", "## Audit", "<h2>Audit</h2>"].iter().any(|heading| document.contains(heading));
+        assert!(words, "{document}");
+        for word in ["HIGH", "LOW", "INFO", "Two new flows that have one source port toward one destination"] {
+            assert!(document.contains(word), "{word}: {document}");
+        }
+    }
+}
+
+#[test]
 fn counters_are_added_up_over_recordings_that_each_begin_at_zero() {
     let at = |seconds: u64| KernelTime::from_record(seconds * 1_000_000_000).unwrap();
     let session = |seconds| Item::Session(Box::new(Session { started: at(seconds), ..golden::session() }));
