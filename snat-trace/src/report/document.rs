@@ -7,7 +7,7 @@ use super::attribution::Cause;
 use super::case::{Case, Recording, sender};
 use super::changes::{Change, caveats, changes, whereabouts};
 use super::chart::{Bar, Chart};
-use super::series::{Timeline, overlaps};
+use super::series::{Step, Timeline, overlaps};
 use super::verdict::{counted, ended, name, place, short, verdict};
 use crate::audit::Choice;
 use crate::counters::account::Account;
@@ -19,6 +19,8 @@ use crate::race::tuple::Protocol;
 
 /// So many rows of a table; the others are counted.
 const ROWS: usize = 10;
+/// Rows of figures over time, at most.
+const FIGURES: usize = 20;
 /// Settings of the machine that races depend on most; the others are in the file and in the JSON.
 const SETTINGS: [&str; 5] = [
     "net.netfilter.nf_conntrack_count",
@@ -41,6 +43,11 @@ pub(super) enum Block {
         rows: Vec<Vec<String>>,
     },
     Chart(Chart),
+    /// What a picture shows, for those who have none.
+    Figures {
+        head: Vec<&'static str>,
+        rows: Vec<Vec<String>>,
+    },
     /// A chart that says nothing in text which the words around it do not.
     Picture(Chart),
 }
@@ -113,6 +120,7 @@ fn over_time(case: &Case, blocks: &mut Vec<Block>) {
             "Added up they are {}; the kernel had counted {counted} (insert_failed and clash_resolve, read about once a second).",
             case.times.len()
         )));
+        blocks.push(figures_over_time(&timeline, label));
         blocks.push(Block::Picture(Chart {
             title: "Races so far, and what the kernel had counted",
             series,
@@ -120,6 +128,22 @@ fn over_time(case: &Case, blocks: &mut Vec<Block>) {
             bars,
         }));
     }
+}
+
+/// Races beside what the kernel counted, in no more rows than [`FIGURES`]; without those in which nothing was.
+fn figures_over_time(timeline: &Timeline, label: impl Fn(usize) -> String) -> Block {
+    let together = timeline.steps.len().div_ceil(FIGURES).max(1);
+    let (mut races, mut counted) = (0, 0);
+    let row = |(index, steps): (usize, &[Step])| {
+        let now: u64 = steps.iter().map(|step| step.dropped + step.other).sum();
+        let so_far = steps.iter().rev().find_map(|step| step.counted).unwrap_or(counted);
+        let more = so_far.saturating_sub(counted);
+        (races, counted) = (races + now, so_far);
+        let figures = [now, more, races, counted].map(|figure| figure.to_string());
+        (now + more > 0).then(|| [label(index * together)].into_iter().chain(figures).collect())
+    };
+    let rows = timeline.steps.chunks(together).enumerate().filter_map(row).collect();
+    Block::Figures { head: vec!["from", "races", "counted", "races so far", "counted so far"], rows }
 }
 
 fn overlap(case: &Case, blocks: &mut Vec<Block>) {

@@ -70,6 +70,8 @@ pub fn html(case: &Case) -> String {
                 let marks = chart.marks.map(|what| format!("<span class=\"km\"></span>{what}")).unwrap_or_default();
                 writeln!(out, "{}<p class=\"key\">{series}{marks}</p>", chart.svg())
             }
+            // The picture shows them.
+            Block::Figures { .. } => Ok(()),
             Block::Table { head, rows } => {
                 let head: String = head.iter().map(|cell| format!("<th>{}</th>", escaped(cell))).collect();
                 let rows: String = rows.iter().map(|row| row_of(row)).collect();

@@ -351,6 +351,38 @@ fn every_document_has_what_the_audit_found_and_why() {
 }
 
 #[test]
+fn races_stand_beside_what_the_kernel_counted_in_every_document() {
+    let at = |seconds: u64| KernelTime::from_record(seconds * 1_000_000_000).unwrap();
+    let race = |seconds| Item::Race(Box::new(Race { time: at(seconds), ..collision() }));
+    let sample = |seconds, failed| {
+        let counters = Tally { insert_failed: Some(failed), ..Tally::default() };
+        Item::Sample(Sample { time: at(seconds), netns: NetnsInum(7), counters })
+    };
+    let session = || Item::Session(Box::new(Session { started: at(1000), ..golden::session() }));
+    let items = vec![session(), race(1001), race(1001), sample(1002, 1), race(1005), sample(1006, 4)];
+    let case = case(items, Cut::NoSummary);
+    let row = |cells: [&str; 5]| (cells.join(" "), format!("| {} |", cells.join(" | ")));
+    for (text_row, markdown_row) in [
+        row(["00:16:41", "2", "0", "2", "0"]),
+        row(["00:16:42", "0", "1", "2", "1"]),
+        row(["00:16:45", "1", "0", "3", "1"]),
+        row(["00:16:46", "0", "3", "3", "4"]),
+    ] {
+        let lines = text(&case);
+        let mut lines = lines.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert!(lines.any(|line| line == text_row), "{text_row}: {}", text(&case));
+        assert!(markdown(&case).contains(&markdown_row), "{markdown_row}");
+    }
+    // However long it was.
+    let late = (0..3600).map(|second| sample(1007 + second, 5 + second));
+    let items: Vec<_> = [session(), race(1001)].into_iter().chain(late).collect();
+    let long = markdown(&self::case(items, Cut::NoSummary));
+    let (_, figures) = long.split_once("| from | races |").unwrap();
+    let rows = figures.lines().skip(2).take_while(|line| line.starts_with('|')).count();
+    assert!((10..=20).contains(&rows), "{rows}: {figures}");
+}
+
+#[test]
 fn counters_are_added_up_over_recordings_that_each_begin_at_zero() {
     let at = |seconds: u64| KernelTime::from_record(seconds * 1_000_000_000).unwrap();
     let session = |seconds| Item::Session(Box::new(Session { started: at(seconds), ..golden::session() }));
