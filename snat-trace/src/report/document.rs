@@ -12,7 +12,7 @@ use super::verdict::{counted, ended, name, place, short, verdict};
 use crate::audit::Choice;
 use crate::counters::account::Account;
 use crate::evidence::{Cut, Rules, clock};
-use crate::output::text::{list, watched};
+use crate::output::text::{duration, list, watched};
 use crate::probe::HookState;
 use crate::race::event::{NetnsInum, Race, Verdict};
 use crate::race::tuple::Protocol;
@@ -228,7 +228,7 @@ fn races(case: &Case, blocks: &mut Vec<Block>) {
             ),
             format!("{} ({})", sender(&race.loser), source(race.protocol, race.loser.original.ends().source)),
             format!("{} ({})", sender(&race.winner), source(race.protocol, race.winner.original.ends().source)),
-            race.overlap.map(short).unwrap_or_default(),
+            race.overlap.map(duration).unwrap_or_default(),
         ]
     };
     blocks.push(Table {

@@ -185,7 +185,7 @@ pub(super) fn counted(count: u64, one: &str, more: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {more}") }
 }
 
-/// A length of time, short.
+/// The border of a step, of whole units.
 pub(super) fn short(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
     match nanoseconds {
