@@ -11,6 +11,7 @@ mod document;
 mod html;
 mod json;
 mod markdown;
+mod rules;
 mod series;
 mod text;
 mod verdict;
