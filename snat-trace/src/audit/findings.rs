@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::census::{Toward, odds};
-use super::fixes;
+use super::fixes::{self, Edit};
 use super::node::Namespace;
 use super::owners::{Owner, has_docker, owner};
 use super::reach::{SourceNat, dns, source_nat};
@@ -107,8 +107,12 @@ pub(super) const NARROW: [u32; 2] = [100, 1024];
 /// several times as likely as in an empty range; above the second, the next burst exhausts it.
 pub(super) const NEARLY_FULL: [u64; 2] = [75, 90];
 
-/// Judges namespaces, the caller's own first; the most severe first, then in the order they were read. Also the rules that translate sources.
-pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, Vec<RuleShown>) {
+/// How destinations are exempted from a rule of nobody's.
+pub(super) const EXEMPT: &str = "leave them out of the rule, or accept them ahead of it";
+
+/// Judges namespaces, of which one may be the caller's own; the most severe first, then in the order they were read. Also the
+/// rules that translate sources.
+pub(super) fn judge(namespaces: &[Namespace], own: Option<NetnsInum>) -> (Vec<Finding>, Vec<RuleShown>) {
     let mut findings = Vec::new();
     let (mut rules, mut prone) = (Vec::new(), false);
     for namespace in namespaces {
@@ -116,7 +120,7 @@ pub(super) fn judge(namespaces: &[Namespace]) -> (Vec<Finding>, Vec<RuleShown>) 
         for table in &namespace.tables {
             let docker = has_docker(table.chains.iter().map(|chain| chain.name.as_str()));
             for rule in source_nat(table) {
-                let elsewhere = namespaces.first().is_some_and(|own| own.inum != netns);
+                let elsewhere = own != Some(netns);
                 let owner = owner(&rule, docker);
                 let judged = Judged { netns, owner, rule, elsewhere, modern: namespace.counts_clashes };
                 rules.push(RuleShown::new(&judged.rule, owner.map(|owner| owner.name)));
@@ -147,7 +151,7 @@ struct Judged<'a> {
     netns: NetnsInum,
     rule: SourceNat<'a>,
     owner: Option<&'static Owner>,
-    /// Not in the namespace the audit was asked for in.
+    /// Not known to be in the namespace the audit was asked for in.
     elsewhere: bool,
     /// Whether the kernel is one that certainly chooses at random when told `random`.
     modern: Option<bool>,
@@ -180,6 +184,43 @@ impl Judged<'_> {
         self.rule.translation.choice == Choice::Kept && self.ports().is_none_or(|range| range.len() > 1)
     }
 
+    /// Whether nothing has matched it yet, so that it loses nothing yet; where it does not count, it is taken to be in use.
+    fn is_idle(&self) -> bool {
+        self.rule.rule.packets == Some(0)
+    }
+
+    /// What is known of a rule in use matters so much; of one that is not, little.
+    fn in_use(&self, severity: Severity) -> Severity {
+        if self.is_idle() { Severity::Low } else { severity }
+    }
+
+    /// Few ports to choose from need no random choice alone.
+    fn edit(&self) -> Edit {
+        let few = self.ports().is_some_and(|range| size(range) <= NARROW[1]);
+        if few { Edit::RandomOfAll } else { Edit::Random }
+    }
+
+    /// Where a command is to be run, if there is one and that is not where the caller is.
+    fn place(&self, command: Option<&Vec<String>>) -> String {
+        let away = command.is_some() && self.elsewhere;
+        if away { format!("; to be run in network namespace {}", self.netns.0) } else { String::new() }
+    }
+
+    /// What to change in the rule itself, and the command that does; of a program's rule it is said whose it is.
+    fn by_hand(&self, edit: Edit, fix: &str) -> (String, Option<Vec<String>>) {
+        let command = fixes::edited(&self.rule, edit);
+        let place = self.place(command.as_ref());
+        let fix = match self.owner {
+            Some(owner) if command.is_some() => {
+                let until =
+                    "no setting of it is known here; until it makes its rules anew this changes the one there is";
+                format!("made by {}: {until}{place}", owner.name)
+            }
+            _ => format!("{fix}{place}"),
+        };
+        (fix, command)
+    }
+
     fn flag(&self) -> &'static str {
         if self.rule.tool == Tool::Nft { "fully-random" } else { "--random-fully" }
     }
@@ -187,16 +228,13 @@ impl Judged<'_> {
     /// Whether ports are chosen at random.
     fn flags(&self, findings: &mut Vec<Finding>) {
         let target = self.rule.translation.target.name();
-        // A rule that nothing has matched yet loses nothing yet; where it does not count, it is taken to be in use.
-        let idle = self.rule.rule.packets == Some(0);
         let (severity, kind, what, why) = if self.keeps_ports() {
             let why = "Two new flows that have one source port toward one destination are both given it while neither is \
                        in the table yet, and one loses its first packet. Of flows sent at one instant 19 to 58 % collided \
                        where that was measured, with random ports none or two of 20000.";
-            let unused = if idle { "; no packet has matched it so far" } else { "" };
+            let unused = if self.is_idle() { "; no packet has matched it so far" } else { "" };
             let what = format!("{target} without {}: flows keep their source port if it is free{unused}", self.flag());
-            let severity = if idle { Severity::Low } else { Severity::High };
-            (severity, Kind::NoRandomFully, what, why)
+            (self.in_use(Severity::High), Kind::NoRandomFully, what, why)
         } else if self.rule.translation.choice == Choice::Random && self.modern != Some(true) {
             // Since 5.0 both flags mean the same (nf_nat_core.c, `nf_nat_l4proto_unique_tuple`).
             let why = "Kernels before 5.0 choose the first port to try by a hash of addresses and a port, from which flows \
@@ -206,22 +244,16 @@ impl Judged<'_> {
         } else {
             return;
         };
-        let command = fixes::random_fully(&self.rule);
-        let place = match &command {
-            Some(_) if self.elsewhere => format!("; to be run in network namespace {}", self.netns.0),
-            _ => String::new(),
-        };
         let (fix, command) = match self.owner {
             Some(Owner { random_fully: Some(setting), command, .. }) => {
                 let words = command.map(|words| words.iter().map(|&word| word.to_owned()).collect());
                 ((*setting).to_owned(), words)
             }
-            Some(owner) if command.is_some() => {
-                let until =
-                    "no setting of it is known here; until it makes its rules anew this changes the one there is";
-                (format!("made by {}: {until}{place}", owner.name), command)
+            _ => {
+                let edit = self.edit();
+                let ports = if edit == Edit::RandomOfAll { ", and name no ports in it" } else { "" };
+                self.by_hand(edit, &format!("add {} to the rule{ports}", self.flag()))
             }
-            _ => (format!("add {} to the rule{place}", self.flag()), command),
         };
         findings.push(Finding { command, ..self.finding(severity, kind, what, why.to_owned(), fix) });
     }
@@ -230,17 +262,18 @@ impl Judged<'_> {
     fn range(&self, towards: &[Toward], findings: &mut Vec<Finding>) {
         let Some(range) = self.ports() else { return };
         let shown = format!("{}-{}", range.start(), range.end());
-        let size = u32::from(*range.end()) - u32::from(*range.start()) + 1;
+        let size = size(range);
         if size == 1 {
             let what = format!("the rule allows one port, {}", range.start());
             let why = "Of the flows toward one destination only one can be translated at a time; each other loses its \
                        packets until the first one's entry has gone.";
-            let fix = "give the rule a range of ports, or name none";
-            findings.push(self.finding(Severity::High, Kind::SinglePort, what, why.into(), fix.into()));
+            let (fix, command) = self.by_hand(Edit::RandomOfAll, "give the rule a range of ports, or name none");
+            let finding = self.finding(self.in_use(Severity::High), Kind::SinglePort, what, why.into(), fix);
+            findings.push(Finding { command, ..finding });
             return;
         }
         if let Some(row) = NARROW.iter().position(|&narrow| size <= narrow) {
-            let severity = if row == 0 { Severity::High } else { Severity::Medium };
+            let severity = self.in_use(if row == 0 { Severity::High } else { Severity::Medium });
             let what = format!("the rule allows {size} ports, {shown}");
             let why = format!(
                 "From one address toward one destination two flows of one instant get the same port in {} of cases, with \
@@ -249,8 +282,8 @@ impl Judged<'_> {
                 percent(1.0 / f64::from(size)),
                 self.flag()
             );
-            let fix = "widen the range, or name no ports";
-            findings.push(self.finding(severity, Kind::NarrowRange, what, why, fix.into()));
+            let (fix, command) = self.by_hand(Edit::RandomOfAll, "widen the range, or name no ports");
+            findings.push(Finding { command, ..self.finding(severity, Kind::NarrowRange, what, why, fix) });
         }
         let (protocol, addresses) = (self.rule.rule.matches.protocol, self.rule.translation.addresses);
         let matters = |toward: &&Toward| {
@@ -260,8 +293,9 @@ impl Judged<'_> {
         };
         for toward in towards.iter().filter(matters) {
             if let Some((severity, what, why)) = nearly_full(range, toward) {
-                let fix = "widen the range, add addresses, or spread the flows over more destinations";
-                findings.push(self.finding(severity, Kind::RangeNearlyFull, what, why, fix.into()));
+                let fix = "widen the range, name no ports, add addresses, or spread the flows over more destinations";
+                let (fix, command) = self.by_hand(Edit::RandomOfAll, fix);
+                findings.push(Finding { command, ..self.finding(severity, Kind::RangeNearlyFull, what, why, fix) });
             }
         }
     }
@@ -275,12 +309,20 @@ impl Judged<'_> {
         let why = "A flow that is not translated cannot race for a port. Destinations that have a route back to the \
                    senders need no translation.";
         let exempt = self.owner.and_then(|owner| owner.exempt);
-        let fix = format!(
-            "for those that have a route back: {}",
-            exempt.unwrap_or("leave them out of the rule, or accept them ahead of it")
-        );
-        findings.push(self.finding(Severity::Info, Kind::PrivateDestinations, what, why.into(), fix));
+        let mut finding = self.finding(Severity::Info, Kind::PrivateDestinations, what, why.into(), String::new());
+        if let (None, Some(rule)) = (self.owner, &finding.rule) {
+            finding.command = fixes::exempting(rule, self.rule.program, &self.rule.private);
+        }
+        let place = self.place(finding.command.as_ref());
+        let all = if finding.command.is_some() { ", as here all of them" } else { "" };
+        finding.fix = format!("for those that have a route back: {}{all}{place}", exempt.unwrap_or(EXEMPT));
+        findings.push(finding);
     }
+}
+
+/// How many ports a range has.
+fn size(range: &RangeInclusive<u16>) -> u32 {
+    u32::from(*range.end()).saturating_sub(u32::from(*range.start())) + 1
 }
 
 fn between(first: IpAddr, address: IpAddr, last: IpAddr) -> bool {

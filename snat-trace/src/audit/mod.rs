@@ -21,7 +21,7 @@ pub use self::findings::{Finding, Kind, Severity};
 pub use self::node::{AuditError, Look, look, look_at};
 pub use self::report::Audit;
 pub use self::rules::{Choice, Family, Target, Tool};
-pub use self::shown::RuleShown;
+pub use self::shown::{RuleShown, Translated};
 
 #[cfg(test)]
 pub(crate) mod tests;

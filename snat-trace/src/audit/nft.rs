@@ -260,6 +260,7 @@ fn condition(value: &Value, matches: &mut Matches, named: &dyn Fn(&str) -> Optio
     let (header, field, meta) = (payload("protocol"), payload("field"), left["meta"]["key"].as_str());
     if matches!(header, "ip" | "ip6") {
         version(header, matches);
+        matches.changing |= spans(right, &|_| None).is_none() && spans(right, named).is_some();
     }
     match (header, field, meta) {
         ("ip" | "ip6", "daddr", _) => matches.destination(negated, spans(right, named)),

@@ -39,6 +39,8 @@ pub enum AuditError {
 #[derive(Clone, Debug, Default)]
 pub struct Look {
     pub(super) namespaces: Vec<Namespace>,
+    /// The caller's own, if that is known.
+    pub(super) own: Option<NetnsInum>,
     /// What could not be, and why.
     pub(super) not_read: Vec<String>,
 }
@@ -48,6 +50,12 @@ impl Look {
     #[must_use]
     pub fn entries(&self) -> Option<(u64, u64)> {
         self.namespaces.first()?.entries
+    }
+
+    /// Whether the first namespace is the caller's own; `None` where that is not known.
+    #[must_use]
+    pub fn is_own(&self) -> Option<bool> {
+        Some(self.namespaces.first()?.inum == self.own?)
     }
 }
 
@@ -76,7 +84,7 @@ pub fn look() -> Result<Look, AuditError> {
     let own = Netns::current().map_err(AuditError::NoNamespaces)?;
     let mut all = netns::enumerate(Depth::Threads).map_err(AuditError::NoNamespaces)?;
     all.sort_by_key(|netns| (netns.inum != own.inum, netns.inum));
-    let mut look = Look::default();
+    let mut look = Look { own: Some(own.inum), ..Look::default() };
     let mut problems = BTreeMap::<String, Vec<NetnsInum>>::new();
     for place in all {
         match tools.look_in(&place) {
@@ -96,9 +104,10 @@ pub fn look() -> Result<Look, AuditError> {
 /// Reads rules and settings of one network namespace, wherever it is found. What cannot be read is in what is returned.
 #[must_use]
 pub fn look_at(inum: NetnsInum) -> Look {
+    let own = Netns::current().ok().map(|own| own.inum);
     match try_look_at(inum) {
-        Ok((namespace, not_read)) => Look { namespaces: vec![namespace], not_read },
-        Err(problem) => Look { namespaces: Vec::new(), not_read: vec![problem] },
+        Ok((namespace, not_read)) => Look { namespaces: vec![namespace], own, not_read },
+        Err(problem) => Look { namespaces: Vec::new(), own, not_read: vec![problem] },
     }
 }
 
@@ -414,7 +423,7 @@ mod tests {
             "ip saddr 127.0.0.1 udp dport 9000 snat to 127.0.0.9:7000-7003 fully-random",
         ];
         assert_eq!(rules, expected);
-        let (findings, rules) = judge(&[namespace]);
+        let (findings, rules) = judge(&[namespace], None);
         assert_eq!(rules.len(), expected.len());
         let full: Vec<_> = findings.iter().filter(|finding| finding.finding == Kind::RangeNearlyFull).collect();
         let words = "3 of the 4 ports 7000-7003 of 127.0.0.9 are taken toward udp 127.0.0.2:9000";
@@ -431,8 +440,53 @@ mod tests {
         let changed =
             "-A POSTROUTING -s 10.3.0.0/16 -m comment --comment \"it\\'s $HOME\" -j MASQUERADE --random-fully";
         assert!(texts.iter().any(|text| text == changed), "{texts:?}");
-        let (findings, rules) = judge(&[namespace]);
+        let (findings, rules) = judge(&[namespace], None);
         assert!(findings.iter().all(|finding| finding.finding != Kind::NoRandomFully), "{findings:?}");
         assert_eq!(rules.len(), expected.len());
+    }
+
+    /// Each in a namespace of its own: one may take away the place that another names.
+    #[test]
+    fn the_command_of_every_finding_is_taken_and_ends_it() {
+        let Some(_alone) = alone() else { return };
+        let listing = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/rules/home.nft.txt"));
+        let home: String =
+            listing.unwrap().lines().map(|line| format!("{}\n", line.split(" # ").next().unwrap())).collect();
+        let script = format!(
+            "set -e; nft -f - <<'END'\n{home}add table inet both\n\
+             add chain inet both post {{ type nat hook postrouting priority 100; }}\n\
+             add rule inet both post masquerade\nEND\n\
+             iptables-nft -w -t nat -A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1:5-9 --persistent
+             ip6tables-nft -w -t nat -A POSTROUTING -p tcp -j SNAT --to-source [fd00::1-fd00::9]:5-7
+             iptables-legacy -w -t nat -A POSTROUTING -s 10.9.0.0/16 ! -d 10.0.0.0/8 -p udp -j MASQUERADE --to-ports 7"
+        );
+        let prepared = || {
+            let netns = new_netns();
+            let shell = || Command::new("sh").args(["-c", &script]).env("XTABLES_LOCKFILE", "/dev/null").output();
+            let made = netns::in_netns(netns.as_fd(), shell).unwrap().unwrap();
+            let said = String::from_utf8_lossy(&made.stderr).into_owned();
+            if made.status.success() { Ok(netns) } else { Err(said) }
+        };
+        let found = |netns: &std::os::fd::OwnedFd| {
+            let (namespace, _) = netns::in_netns(netns.as_fd(), || Tools::find().look(NetnsInum(1))).unwrap();
+            judge(&[namespace], Some(NetnsInum(1))).0
+        };
+        let findings = match prepared() {
+            Ok(netns) => found(&netns),
+            Err(said) => return eprintln!("skipped: not every tool and module is there: {said}"),
+        };
+        let told = findings.iter().filter_map(|finding| Some((finding, finding.command.as_ref()?.join(" "))));
+        let told: Vec<_> = told.collect();
+        assert!(told.len() > 15, "{findings:#?}");
+        for (finding, command) in told {
+            let netns = prepared().unwrap();
+            let shell = || Command::new("sh").args(["-c", &command]).env("XTABLES_LOCKFILE", "/dev/null").output();
+            let run = netns::in_netns(netns.as_fd(), shell).unwrap().unwrap();
+            assert!(run.status.success(), "{command}: {}", String::from_utf8_lossy(&run.stderr));
+            let text = |finding: &crate::audit::Finding| finding.rule.as_ref().map(|rule| rule.text.clone());
+            let still =
+                |after: &crate::audit::Finding| after.finding == finding.finding && text(after) == text(finding);
+            assert!(!found(&netns).iter().any(still), "{command}");
+        }
     }
 }

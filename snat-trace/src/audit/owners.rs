@@ -128,6 +128,11 @@ const OWNERS: &[Owner] = &[
     Owner { name: "firewalld", tables: &["firewalld"], ..NONE },
 ];
 
+/// How a program is told to exempt destinations, if it can be.
+pub(super) fn exempt(name: &str) -> Option<&'static str> {
+    OWNERS.iter().find(|owner| owner.name == name)?.exempt
+}
+
 /// Who made a rule. `docker` says whether the table has a chain of docker's, whose masquerading stands in POSTROUTING
 /// itself and is known by its bridge.
 pub(super) fn owner(rule: &SourceNat<'_>, docker: bool) -> Option<&'static Owner> {

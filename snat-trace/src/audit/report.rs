@@ -43,7 +43,7 @@ impl Audit {
     /// Judges what was read.
     #[must_use]
     pub fn new(look: &Look) -> Self {
-        let (findings, rules) = judge(&look.namespaces);
+        let (findings, rules) = judge(&look.namespaces, look.own);
         Self { findings, rules, namespaces: look.namespaces.len(), not_read: look.not_read.clone() }
     }
 

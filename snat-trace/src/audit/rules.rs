@@ -103,6 +103,8 @@ pub(super) struct Matches {
     pub sources: Option<Vec<Span>>,
     /// Only packets with a mark.
     pub marked: bool,
+    /// Its addresses are those of a named set, which may have had others before.
+    pub changing: bool,
     /// It asks for something else too that says where packets go, or for something not known here.
     pub unknown: bool,
 }

@@ -1,6 +1,7 @@
 //! Sets of addresses, by which it is known what a rule's destination match takes in and what it leaves out.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The ranges that sites use within themselves (RFC 1918, RFC 4193).
 pub(super) const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
@@ -40,9 +41,30 @@ impl Span {
         Self::between(first.parse().ok()?, last.parse().ok()?)
     }
 
+    /// Every address of IPv4.
+    pub(super) fn four() -> Self {
+        let [first, last] = [Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST].map(|address| bits(address.into()));
+        Self { first, last }
+    }
+
     /// Whether an address is one of these.
     pub(super) fn contains(self, address: IpAddr) -> bool {
         (self.first..=self.last).contains(&bits(address))
+    }
+}
+
+/// As [`Span::parse`] reads it: an address, or the first and the last.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = *self;
+        let four = Self::four();
+        let is_four = (four.first..=four.last).contains(&first) && last <= four.last;
+        let address = |bits| {
+            let address = IpAddr::V6(Ipv6Addr::from_bits(bits));
+            if is_four { address.to_canonical() } else { address }
+        };
+        write!(f, "{}", address(first))?;
+        if last > first { write!(f, "-{}", address(last)) } else { Ok(()) }
     }
 }
 
@@ -92,6 +114,22 @@ mod tests {
         assert!(!span("0.0.0.0/0").contains("fd12::1".parse().unwrap()));
         for wrong in ["", "10.0.0.0/33", "10.0.0.0/255.0.255.0", "10.0.0.9-10.0.0.1", "eth0", "@set", "/8", "::/129"] {
             assert_eq!(Span::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_read_again() {
+        for (text, told) in [
+            ("10.0.0.0/8", "10.0.0.0-10.255.255.255"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("fd00::/64", "fd00::-fd00::ffff:ffff:ffff:ffff"),
+            ("0.0.0.0/0", "0.0.0.0-255.255.255.255"),
+        ] {
+            assert_eq!(span(text).to_string(), told);
+        }
+        let around = without(&[Span::ALL], &[Span::four()]);
+        for one in around.iter().chain(&[Span::ALL, span("10.1.2.3/30"), span("::1")]) {
+            assert_eq!(Span::parse(&one.to_string()), Some(*one), "{one}");
         }
     }
 

@@ -17,7 +17,8 @@ use crate::output::escape;
 use crate::race::event::NetnsInum;
 use crate::race::tuple::Protocol;
 
-const HOST: NetnsInum = NetnsInum(4_026_531_840);
+/// The first one of a node.
+pub(crate) const HOST: NetnsInum = NetnsInum(4_026_531_840);
 
 /// Programs' rules as `iptables-save -c` prints them.
 const PROGRAMS: [&str; 9] =
@@ -55,11 +56,19 @@ fn quiet(tables: Vec<Table>) -> Namespace {
 
 /// A node with rules of every kind.
 pub(crate) fn home() -> Look {
-    Look { namespaces: vec![quiet(listed("home"))], not_read: vec!["netns 1: gone".to_owned()] }
+    Look { namespaces: vec![quiet(listed("home"))], own: Some(HOST), not_read: vec!["netns 1: gone".to_owned()] }
+}
+
+/// A node with a program's rules.
+pub(crate) fn of(name: &str) -> Audit {
+    match PROGRAMS.contains(&name) {
+        true => audit(vec![quiet(saved(&fixture(&format!("{name}.iptables"))))]),
+        false => audit(vec![quiet(listed(name))]),
+    }
 }
 
 fn audit(namespaces: Vec<Namespace>) -> Audit {
-    Audit::new(&Look { namespaces, not_read: Vec::new() })
+    Audit::new(&Look { namespaces, own: Some(HOST), not_read: Vec::new() })
 }
 
 fn kinds(namespaces: Vec<Namespace>) -> Vec<Kind> {
@@ -212,6 +221,78 @@ fn few_ports_are_told_by_how_few() {
 }
 
 #[test]
+fn rules_nothing_has_matched_matter_little() {
+    let severities = |packets: u64| -> Vec<_> {
+        let rules = [
+            "--to-ports 10000",
+            "--to-ports 10000-10063",
+            "--to-ports 10000-10063 --random-fully",
+            "--to-ports 10000-10500 --random-fully",
+        ];
+        let rule = |ports| format!("[{packets}:0] -A POSTROUTING -p udp -j MASQUERADE {ports}\n");
+        let table = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{}COMMIT\n", rules.map(rule).concat());
+        let findings = audit(vec![quiet(saved(&table))]).findings;
+        findings.iter().filter(|finding| finding.severity != Severity::Info).map(|finding| finding.severity).collect()
+    };
+    assert_eq!(severities(0), [Severity::Low; 5]);
+    assert_eq!(severities(1), [[Severity::High; 4].as_slice(), &[Severity::Medium]].concat());
+}
+
+#[test]
+fn commands_make_ports_many_and_leave_destinations_out() {
+    let commands = |tables| -> Vec<_> {
+        let commands = audit(vec![quiet(tables)]).findings.into_iter();
+        commands
+            .map(|finding| (finding.finding, finding.command.map(|words| words.join(" ")).unwrap_or_default()))
+            .collect()
+    };
+    let iptables = commands(one_rule("-s 10.9.0.0/16 ! -d 10.0.0.0/8 -p udp -j MASQUERADE --to-ports 10000-10063"));
+    let whole =
+        "iptables-nft -w -t nat -R POSTROUTING 1 -s 10.9.0.0/16 '!' -d 10.0.0.0/8 -p udp -j MASQUERADE --random-fully";
+    let exempt =
+        "iptables-nft -w -t nat -I POSTROUTING 1 -s 10.9.0.0/16 -p udp -d 172.16.0.0/12,192.168.0.0/16 -j ACCEPT";
+    let expected = [(Kind::NoRandomFully, whole), (Kind::NarrowRange, whole), (Kind::PrivateDestinations, exempt)];
+    assert_eq!(iptables, expected.map(|(kind, command)| (kind, command.to_owned())));
+    let nft = commands(listed("home"));
+    let single = nft.iter().find(|(kind, _)| *kind == Kind::SinglePort).map(|(_, command)| command.as_str());
+    assert_eq!(
+        single,
+        Some(
+            "nft replace rule ip home servers handle 8 ip saddr 10.40.0.0/16 meta l4proto udp counter packets 0 bytes 0 snat to 192.0.2.1 fully-random"
+        )
+    );
+}
+
+#[test]
+fn the_addresses_a_rule_takes_are_known_or_not_told() {
+    let takes = |rule: &super::RuleShown| (rule.sources.clone(), rule.destinations.clone());
+    let some = |text: &str| Some(text.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let of = |rule: &str| takes(&audit(vec![quiet(one_rule(rule))]).rules[0]);
+    assert_eq!(of("-o eth0 -j MASQUERADE"), (None, None));
+    assert_eq!(of("-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"), (some("172.17.0.0-172.17.255.255"), None));
+    assert_eq!(of("! -s 10.244.0.0/16 -d 10.244.0.0/16 -j MASQUERADE"), (None, some("10.244.0.0-10.244.255.255")));
+    let but = some("0.0.0.0-9.255.255.255 11.0.0.0-255.255.255.255");
+    assert_eq!(of("! -d 10.0.0.0/8 -j MASQUERADE"), (None, but));
+    let nft = |condition: &str, right: &str| {
+        let json = format!(
+            r#"{{"nftables": [{{"table": {{"family": "ip", "name": "t", "handle": 1}}}},
+            {{"set": {{"family": "ip", "table": "t", "name": "s", "elem": ["10.0.0.1"]}}}},
+            {{"chain": {{"family": "ip", "table": "t", "name": "c", "type": "nat", "hook": "postrouting", "handle": 1}}}},
+            {{"rule": {{"family": "ip", "table": "t", "chain": "c", "handle": 2, "expr": [
+                {{"match": {{"op": "==", "left": {{"payload": {{"protocol": "ip", "field": "{condition}"}}}}, "right": {right}}}}},
+                {{"masquerade": null}}]}}}}]}}"#
+        );
+        takes(&audit(vec![quiet(nft::parse(&json, "").unwrap())]).rules[0])
+    };
+    assert_eq!(nft("saddr", r#""10.0.0.1""#), (some("10.0.0.1"), None));
+    assert_eq!(nft("daddr", r#"{"set": ["10.0.0.1", "10.0.0.3"]}"#), (None, some("10.0.0.1 10.0.0.3")));
+    // What is in a set now may not have been when a race was.
+    for condition in ["saddr", "daddr"] {
+        assert_eq!(nft(condition, r#""@s""#), (None, None));
+    }
+}
+
+#[test]
 fn a_range_is_nearly_full_toward_a_destination() {
     let toward = |taken: &[u16]| Toward {
         protocol: Protocol::UDP,
@@ -270,7 +351,7 @@ fn tables_kernels_and_senders() {
     assert_eq!(kinds(vec![of_nft]), [Kind::DnsOverDnat]);
 
     let few = |inum| Namespace { inum: NetnsInum(inum), local_ports: Some(40_000..=40_099), ..quiet(Vec::new()) };
-    let with = |rule: &str| judge(&[quiet(one_rule(rule)), few(1), few(2)]).0;
+    let with = |rule: &str| judge(&[quiet(one_rule(rule)), few(1), few(2)], Some(HOST)).0;
     assert_eq!(with("-j MASQUERADE --random-fully"), []);
     let findings = with("-o x -j MASQUERADE");
     let [keeps, ephemeral] = findings.as_slice() else { panic!("{findings:?}") };
@@ -281,10 +362,17 @@ fn tables_kernels_and_senders() {
 #[test]
 fn a_command_names_the_namespace_it_is_for() {
     let other = Namespace { inum: NetnsInum(7), ..quiet(one_rule("-o x -j MASQUERADE")) };
-    let fixes: Vec<_> =
-        judge(&[quiet(one_rule("-o x -j MASQUERADE")), other]).0.into_iter().map(|finding| finding.fix).collect();
-    let add = "add --random-fully to the rule";
-    assert_eq!(fixes, [add.to_owned(), format!("{add}; to be run in network namespace 7")]);
+    let fixes = |namespaces: &[Namespace], own| -> Vec<_> {
+        judge(namespaces, own).0.into_iter().map(|finding| finding.fix).collect()
+    };
+    let [add, there] =
+        ["", "; to be run in network namespace 7"].map(|place| format!("add --random-fully to the rule{place}"));
+    let both = [quiet(one_rule("-o x -j MASQUERADE")), other.clone()];
+    assert_eq!(fixes(&both, Some(HOST)), [add, there.clone()]);
+    // Alone, as evidence reads it, it is no more the caller's own.
+    for own in [Some(HOST), None] {
+        assert_eq!(fixes(std::slice::from_ref(&other), own), [there.as_str()]);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Files that were recorded in guests with real kernels, whole, cut and damaged.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -72,12 +73,27 @@ fn reports() {
     }
 }
 
+/// Collisions by the rule they are known to have come by.
+fn blamed(case: &Case) -> BTreeMap<String, u64> {
+    let report: serde_json::Value = serde_json::from_str(&json(case).unwrap()).unwrap();
+    let rules = report["rules"].as_array().unwrap().iter();
+    let blamed = rules.map(|rule| {
+        let place = ["netns", "tool", "table", "chain", "position", "handle", "text"].map(|field| &rule[field]);
+        (format!("{place:?}"), rule["races"].as_u64().unwrap())
+    });
+    blamed.filter(|(_, races)| *races > 0).collect()
+}
+
 /// What is read of a file that was cut is what stands before the cut, and nobody takes it for the whole.
 #[test]
 fn cut_at_every_byte() {
     for kernel in KERNELS {
         let whole = file(kernel);
         let (all, _, _) = items(&whole);
+        let known_by_all = {
+            let (items, _, cut) = items(&whole);
+            blamed(&case(items, cut))
+        };
         let mut before = 0;
         for length in 0..whole.len() {
             let (some, error, cut) = items(&whole[..length]);
@@ -89,7 +105,12 @@ fn cut_at_every_byte() {
             );
             if known > before {
                 // Another frame is whole. Nothing is made up for what is missing.
-                let report = text(&case(some, cut));
+                let case = case(some, cut);
+                for (rule, races) in blamed(&case) {
+                    let by_all = known_by_all.get(&rule).copied().unwrap_or(0);
+                    assert!(races <= by_all, "{kernel}, {length} bytes: {races} by {rule}, {by_all} of the whole file");
+                }
+                let report = text(&case);
                 assert!(!report.contains("all are explained"), "{kernel}, {length} bytes: {report}");
                 before = known;
             }

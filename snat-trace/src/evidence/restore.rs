@@ -205,10 +205,11 @@ pub(super) fn summary(record: SummaryRecord<'_>) -> Result<Summary, NotKnown> {
 
 /// Rules of a network namespace.
 pub(super) fn rules(record: RulesRecord<'_>) -> Result<Rules, NotKnown> {
-    let RulesRecord { time, netns, entries, max_entries, rules, findings, not_read } = record;
+    let RulesRecord { time, netns, entries, max_entries, own, redacted, .. } = record;
+    let RulesRecord { rules, findings, not_read, .. } = record;
     let (findings, rules, not_read) = (findings.into_owned(), rules.into_owned(), not_read.into_owned());
     let audit = Audit { findings, rules, namespaces: 1, not_read };
-    Ok(Rules { time: moment(time)?, netns: NetnsInum(netns), entries: entries.zip(max_entries), audit })
+    Ok(Rules { time: moment(time)?, netns: NetnsInum(netns), entries: entries.zip(max_entries), own, redacted, audit })
 }
 
 /// Counters on the way.

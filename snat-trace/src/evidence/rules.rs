@@ -27,6 +27,11 @@ pub struct Rules {
     pub netns: NetnsInum,
     /// How many entries its connection tracking table had, and how many it may have.
     pub entries: Option<(u64, u64)>,
+    /// Whether it is the network namespace the recorder ran in, which is there as long as that is; `None` where that is not
+    /// known.
+    pub own: Option<bool>,
+    /// Whether names and addresses in it are exchanged.
+    pub redacted: bool,
     /// The rules, judged.
     pub audit: Audit,
 }
@@ -52,8 +57,8 @@ impl Reading {
         thread::Builder::new().name("rules".into()).spawn(move || {
             for netns in asked {
                 let look = look_at(netns);
-                let (time, entries, audit) = (KernelTime::now(), look.entries(), Audit::new(&look));
-                if answer.send(Rules { time, netns, entries, audit }).is_err() {
+                let (time, entries, own, audit) = (KernelTime::now(), look.entries(), look.is_own(), Audit::new(&look));
+                if answer.send(Rules { time, netns, entries, own, redacted: false, audit }).is_err() {
                     break;
                 }
             }

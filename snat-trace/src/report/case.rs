@@ -1,15 +1,16 @@
 //! What the recordings of a file say, added up. Its size grows with the number of different places and senders, and by some
 //! bytes for each race.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::audit::{Finding, RuleShown};
+use super::attribution::{Attribution, Cause};
+use crate::audit::Finding;
 use crate::evidence::node::NodeRecord;
-use crate::evidence::{Cut, Item, Rules, Sample};
+use crate::evidence::{Cut, Item, Redactor, Rules, Sample};
 use crate::owner::{Container, Owner};
-use crate::race::event::{Class, Flow, NatRule, NetnsInum, Race, Verdict};
+use crate::race::event::{Class, Flow, NetnsInum, Race, Verdict};
 use crate::race::failure::Reason;
 use crate::race::time::KernelTime;
 use crate::race::tuple::Protocol;
@@ -39,13 +40,14 @@ pub struct Case {
     pub(super) private: u64,
     pub(super) samples: Vec<Sample>,
     pub(super) rules: Vec<Rules>,
-    /// Collisions by the rule they came by; those of which it is not known by `None`.
-    pub(super) by_rule: Vec<(Option<(NetnsInum, RuleShown)>, u64)>,
+    /// What port collisions came by, the most frequent first.
+    pub(super) by_rule: Vec<(Cause, u64)>,
     pub(super) examples: Vec<Race>,
     /// How the file ends.
     pub(super) cut: Option<Cut>,
-    /// Races of the recording at hand, by all a rule can be known by.
-    unresolved: HashMap<Translation, (u64, Race)>,
+    attribution: Attribution,
+    /// Exchanges what is told, so that it names nobody.
+    redactor: Option<Redactor>,
 }
 
 /// What became of a packet.
@@ -54,15 +56,6 @@ pub(super) enum Outcome {
     Dropped,
     Resolved,
     Unknown,
-}
-
-/// What a race says of the rule it came by.
-#[derive(Debug, Eq, Hash, PartialEq)]
-struct Translation {
-    netns: NetnsInum,
-    protocol: u8,
-    source: IpAddr,
-    rule: Option<(bool, Option<(u16, u16)>)>,
 }
 
 /// One run of the tracer.
@@ -82,8 +75,25 @@ impl Recording {
 }
 
 impl Case {
+    /// One whose documents name nobody.
+    #[must_use]
+    pub fn redacted(redactor: Redactor) -> Self {
+        Self { redactor: Some(redactor), ..Self::default() }
+    }
+
     /// Takes in the next item of a file.
     pub fn add(&mut self, item: Item) {
+        // Which address is in which range is known before they are exchanged.
+        let mut read = Vec::new();
+        match &item {
+            Item::Race(race) => self.attribution.race(race),
+            Item::Rules(rules) => read.clone_from(&rules.audit.rules),
+            _ => {}
+        }
+        let item = match &self.redactor {
+            Some(redactor) => redactor.item(item),
+            None => item,
+        };
         match item {
             Item::Session(session) => self.begin(*session),
             Item::Node(node) => self.node = Some(node),
@@ -92,7 +102,10 @@ impl Case {
                 self.reach(failure.time);
                 *self.failures.entry(failure.reason).or_default() += 1;
             }
-            Item::Rules(rules) => self.rules.push(*rules),
+            Item::Rules(rules) => {
+                self.attribution.rules(rules.netns, read, &rules);
+                self.rules.push(*rules);
+            }
             Item::Sample(sample) => {
                 self.reach(sample.time);
                 self.samples.push(sample);
@@ -102,7 +115,7 @@ impl Case {
                 if let Some(recording) = self.recordings.last_mut() {
                     recording.summary = Some(*summary);
                 }
-                self.resolve_rules();
+                self.attribute();
             }
         }
     }
@@ -110,13 +123,13 @@ impl Case {
     /// Says how the file ended.
     pub fn end(&mut self, cut: Cut) {
         self.cut = Some(cut);
-        self.resolve_rules();
+        self.attribute();
     }
 
     fn begin(&mut self, session: Session) {
-        self.resolve_rules();
         let last = session.started;
         if self.recordings.last().is_none_or(|before| !before.session.is_same_run(&session)) {
+            self.attribute();
             self.recordings.push(Recording { session, summary: None, last });
         }
     }
@@ -143,43 +156,43 @@ impl Case {
         *self.contested.entry((race.protocol, contested.source)).or_default() += 1;
         *self.pairs.entry((sender(&race.loser), sender(&race.winner))).or_default() += 1;
         self.private += u64::from(is_private(asked.ip()));
-        if race.class == Class::SnatPortCollision
-            && let Some(netns) = race.netns
-        {
-            let rule = race.nat.map(|NatRule { random, ports }| (random, ports));
-            let key = Translation { netns, protocol: race.protocol.0, source: contested.source.ip(), rule };
-            self.unresolved.entry(key).or_insert_with(|| (0, race.clone())).0 += 1;
-        }
         if self.examples.len() < EXAMPLES {
             self.examples.push(race);
         }
     }
 
-    /// Sets the collisions of a recording against the rules that were read meanwhile. A rule is named where no other can have
-    /// been it; not where the namespace's number went to another, whose rules were not read.
-    fn resolve_rules(&mut self) {
+    /// Says what the collisions of a recording came by.
+    fn attribute(&mut self) {
         let summary = self.recordings.last().and_then(|recording| recording.summary.as_ref());
-        let replaced: BTreeSet<_> = summary
-            .iter()
-            .flat_map(|summary| &summary.accounts)
-            .filter(|account| !account.complete)
-            .filter_map(|account| account.netns)
-            .collect();
-        for (Translation { netns, .. }, (count, race)) in self.unresolved.drain() {
-            // The last reading is that of this recording.
-            let rules = self.rules.iter().rev().find(|rules| rules.netns == netns && !replaced.contains(&netns));
-            let mut able =
-                rules.iter().flat_map(|rules| &rules.audit.rules).filter(|rule| rule.may_have_translated(&race));
-            let rule = match (able.next(), able.next()) {
-                (Some(rule), None) => Some((netns, rule.clone())),
-                _ => None,
-            };
-            match self.by_rule.iter_mut().find(|(known, _)| *known == rule) {
+        for (cause, count) in self.attribution.end(summary) {
+            match self.by_rule.iter_mut().find(|(known, _)| *known == cause) {
                 Some((_, sum)) => *sum += count,
-                None => self.by_rule.push((rule, count)),
+                None => self.by_rule.push((cause, count)),
             }
         }
         self.by_rule.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    }
+
+    /// Whether a network namespace is known to be the one that was recorded from.
+    pub(super) fn is_own(&self, netns: NetnsInum) -> bool {
+        self.rules.iter().any(|rules| rules.netns == netns && rules.own == Some(true))
+    }
+
+    /// Whether a network namespace is known to have gone away.
+    pub(super) fn is_gone(&self, netns: NetnsInum) -> bool {
+        let mut accounts = self.summaries().flat_map(|summary| &summary.accounts);
+        accounts.any(|account| account.netns == Some(netns) && !account.complete)
+    }
+
+    /// Private addresses that contested flows went to, the most frequent first.
+    pub(super) fn private_destinations(&self) -> Vec<IpAddr> {
+        let mut counts = BTreeMap::<IpAddr, u64>::new();
+        for ((_, to), count) in self.destinations.iter().filter(|((_, to), _)| is_private(to.ip())) {
+            *counts.entry(to.ip()).or_default() += count;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_by_key(|&(address, count)| (std::cmp::Reverse(count), address));
+        counts.into_iter().map(|(address, _)| address).collect()
     }
 
     /// How long was watched, over all recordings.
@@ -210,7 +223,7 @@ impl Case {
         self.classes.iter().filter(|&(&(class, outcome), _)| which(class, outcome)).map(|(_, count)| count).sum()
     }
 
-    /// Races that were counted and are not in the file, because a filter left them out.
+    /// Races that were counted and are not in the file: a filter left them out, or they are in earlier files of a rotation.
     pub(super) fn left_out(&self) -> u64 {
         let counted: u64 = self.summaries().map(Summary::races).sum();
         counted.saturating_sub(self.races(|_, _| true))

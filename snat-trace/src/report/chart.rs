@@ -43,6 +43,8 @@ const HEIGHT: u64 = 220;
 const LEFT: u64 = 52;
 const TOP: u64 = 12;
 const BOTTOM: u64 = 24;
+/// Width of a label's character, rather more than it has.
+const CHARACTER: u64 = 7;
 /// Labels below the bars, about so many.
 const LABELS: usize = 6;
 
@@ -128,13 +130,14 @@ impl Chart {
         }
         let every = self.bars.len().div_ceil(LABELS).max(1);
         for (index, bar) in (0_u64..).zip(&self.bars).step_by(every) {
-            let _ = writeln!(
-                svg,
-                "<text class=\"axis\" x=\"{}\" y=\"{}\">{}</text>",
-                x(index),
-                HEIGHT - 8,
-                super::html::escaped(&bar.label)
-            );
+            let label = super::html::escaped(&bar.label);
+            // One that would leave the picture ends where its bar does.
+            let room = WIDTH - x(index);
+            let (at, anchor) = match label.chars().count() as u64 * CHARACTER > room {
+                true => (x(index + 1), " text-anchor=\"end\""),
+                false => (x(index), ""),
+            };
+            let _ = writeln!(svg, "<text class=\"axis\" x=\"{at}\" y=\"{}\"{anchor}>{label}</text>", HEIGHT - 8);
         }
         svg.push_str("</svg>\n");
         svg
@@ -185,6 +188,15 @@ mod tests {
             let values =
                 svg.split(attribute).skip(1).map(|rest| rest.split('"').next().unwrap().parse::<u64>().unwrap());
             assert!(values.clone().count() > 0 && values.into_iter().all(|value| value <= HEIGHT), "{attribute}");
+        }
+        // Of every number of bars, the last label ends within the picture.
+        for count in 1..=60 {
+            let bars: Vec<_> = (0..count).map(|value| bar("08:43:48", &[value], None)).collect();
+            let svg = Chart { title: "Races", series: vec!["dropped"], marks: None, bars }.svg();
+            let last = svg.rsplit_once("<text class=\"axis\" x=\"").unwrap().1;
+            let at: u64 = last.split('"').next().unwrap().parse().unwrap();
+            let right = if last.contains("text-anchor=\"end\"") { at } else { at + 8 * CHARACTER };
+            assert!(right <= WIDTH, "{count} bars: {right}");
         }
         let empty = Chart { title: "Races", series: vec![], marks: None, bars: vec![] };
         assert!(empty.svg().ends_with("</svg>\n") && empty.lines().is_empty());

@@ -4,19 +4,22 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::case::{Case, Recording, sender};
+use super::changes::{Change, caveats, changes};
 use super::chart::{Bar, Chart};
-use super::series::{Timeline, overlaps};
-use super::verdict::{changes, counted, name, place, short, verdict};
-use crate::audit::Choice;
+use super::rules::{audit, rules};
+use super::series::{Step, Timeline, overlaps};
+use super::verdict::{counted, ended, short, verdict};
 use crate::counters::account::Account;
-use crate::evidence::{Cut, Rules, clock};
-use crate::output::text::{list, watched};
+use crate::evidence::{Cut, clock};
+use crate::output::text::{duration, list, watched};
 use crate::probe::HookState;
 use crate::race::event::{Race, Verdict};
 use crate::race::tuple::Protocol;
 
 /// So many rows of a table; the others are counted.
-const ROWS: usize = 10;
+pub(super) const ROWS: usize = 10;
+/// Rows of figures over time, at most.
+const FIGURES: usize = 20;
 /// Settings of the machine that races depend on most; the others are in the file and in the JSON.
 const SETTINGS: [&str; 5] = [
     "net.netfilter.nf_conntrack_count",
@@ -39,6 +42,11 @@ pub(super) enum Block {
         rows: Vec<Vec<String>>,
     },
     Chart(Chart),
+    /// What a picture shows, for those who have none.
+    Figures {
+        head: Vec<&'static str>,
+        rows: Vec<Vec<String>>,
+    },
     /// A chart that says nothing in text which the words around it do not.
     Picture(Chart),
 }
@@ -55,6 +63,7 @@ pub(super) fn document(case: &Case) -> Vec<Block> {
     places(case, &mut blocks);
     races(case, &mut blocks);
     rules(case, &mut blocks);
+    audit(case, &mut blocks);
     node(case, &mut blocks);
     completeness(case, &mut blocks);
     blocks
@@ -66,10 +75,12 @@ fn change(case: &Case, blocks: &mut Vec<Block>) {
         return;
     }
     blocks.push(Heading("What to change"));
-    for (change, command) in changes {
-        blocks.push(List(vec![change]));
+    let caveats = caveats(case, &changes);
+    for Change { what, command, .. } in changes {
+        blocks.push(List(vec![what]));
         blocks.extend(command.map(Command));
     }
+    blocks.extend(caveats.into_iter().map(Paragraph));
 }
 
 fn over_time(case: &Case, blocks: &mut Vec<Block>) {
@@ -108,6 +119,7 @@ fn over_time(case: &Case, blocks: &mut Vec<Block>) {
             "Added up they are {}; the kernel had counted {counted} (insert_failed and clash_resolve, read about once a second).",
             case.times.len()
         )));
+        blocks.push(figures_over_time(&timeline, label));
         blocks.push(Block::Picture(Chart {
             title: "Races so far, and what the kernel had counted",
             series,
@@ -115,6 +127,22 @@ fn over_time(case: &Case, blocks: &mut Vec<Block>) {
             bars,
         }));
     }
+}
+
+/// Races beside what the kernel counted, in no more rows than [`FIGURES`]; without those in which nothing was.
+fn figures_over_time(timeline: &Timeline, label: impl Fn(usize) -> String) -> Block {
+    let together = timeline.steps.len().div_ceil(FIGURES).max(1);
+    let (mut races, mut counted) = (0, 0);
+    let row = |(index, steps): (usize, &[Step])| {
+        let now: u64 = steps.iter().map(|step| step.dropped + step.other).sum();
+        let so_far = steps.iter().rev().find_map(|step| step.counted).unwrap_or(counted);
+        let more = so_far.saturating_sub(counted);
+        (races, counted) = (races + now, so_far);
+        let figures = [now, more, races, counted].map(|figure| figure.to_string());
+        (now + more > 0).then(|| [label(index * together)].into_iter().chain(figures).collect())
+    };
+    let rows = timeline.steps.chunks(together).enumerate().filter_map(row).collect();
+    Block::Figures { head: vec!["from", "races", "counted", "races so far", "counted so far"], rows }
 }
 
 fn overlap(case: &Case, blocks: &mut Vec<Block>) {
@@ -199,62 +227,13 @@ fn races(case: &Case, blocks: &mut Vec<Block>) {
             ),
             format!("{} ({})", sender(&race.loser), source(race.protocol, race.loser.original.ends().source)),
             format!("{} ({})", sender(&race.winner), source(race.protocol, race.winner.original.ends().source)),
-            race.overlap.map(short).unwrap_or_default(),
+            race.overlap.map(duration).unwrap_or_default(),
         ]
     };
     blocks.push(Table {
         head: vec!["time", "class and verdict", "contested", "loser", "winner", "overlap"],
         rows: case.examples.iter().map(row).collect(),
     });
-}
-
-fn rules(case: &Case, blocks: &mut Vec<Block>) {
-    let Some(first) = case.rules.first() else { return };
-    blocks.push(Heading("Rules"));
-    blocks.push(Paragraph(format!(
-        "Those that translate sources where races were seen, as read from {} on, and the port collisions known to have come by each.",
-        clock().wall(first.time).strftime("%Y-%m-%d %H:%M:%S")
-    )));
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for (netns, rule) in case.rules.iter().flat_map(|rules| rules.audit.rules.iter().map(|rule| (rules.netns, rule))) {
-        let known =
-            case.by_rule.iter().find(|(known, _)| known.as_ref().is_some_and(|known| *known == (netns, rule.clone())));
-        let choice = match rule.choice {
-            Choice::Kept => "none",
-            Choice::Random => "random",
-            Choice::FullyRandom => "fully",
-            Choice::Unknown => "?",
-        };
-        let row = vec![
-            known.map_or_else(String::new, |(_, count)| count.to_string()),
-            format!("{}; netns {}", place(rule), netns.0),
-            name(rule),
-            choice.to_owned(),
-            rule.packets.map(|packets| packets.to_string()).unwrap_or_default(),
-            rule.text.clone(),
-        ];
-        // Read again for the next file of a rotation.
-        if !rows.contains(&row) {
-            rows.push(row);
-        }
-    }
-    rows.truncate(ROWS * 5);
-    let full = |rules: &Rules| {
-        let (entries, most) = rules.entries?;
-        Some(format!("The table of netns {} had {entries} of at most {most} entries then.", rules.netns.0))
-    };
-    let full: BTreeSet<_> = case.rules.iter().filter_map(full).collect();
-    blocks.extend(full.into_iter().map(Paragraph));
-    blocks.push(Table { head: vec!["races", "place", "target", "random", "packets", "rule"], rows });
-    let unknown: u64 = case.by_rule.iter().filter(|(rule, _)| rule.is_none()).map(|(_, count)| count).sum();
-    if unknown > 0 {
-        blocks.push(Paragraph(format!(
-            "Of {} it is not known by which of several rules they came, or no rule that was read can have been it.",
-            counted(unknown, "collision", "collisions")
-        )));
-    }
-    let not_read: BTreeSet<_> = case.rules.iter().flat_map(|rules| &rules.audit.not_read).collect();
-    blocks.extend(not_read.into_iter().map(|what| Paragraph(format!("Not read: {what}."))));
 }
 
 fn node(case: &Case, blocks: &mut Vec<Block>) {
@@ -341,6 +320,7 @@ fn completeness(case: &Case, blocks: &mut Vec<Block>) {
     let notes: BTreeSet<_> =
         case.summaries().flat_map(|summary| &summary.accounts).filter_map(|account| account.note.as_deref()).collect();
     blocks.extend(notes.into_iter().map(|note| Paragraph(format!("Note: {note}."))));
+    blocks.extend(ended(case).map(Paragraph));
     let incomplete: Vec<_> = case.summaries().flat_map(|summary| &summary.incomplete).cloned().collect();
     if !incomplete.is_empty() {
         blocks.push(Paragraph(format!("Facts that are absent from races: {}.", list(&incomplete))));

@@ -29,6 +29,7 @@ th { color: var(--soft); font-weight: 500; } td.number { text-align: right; font
 svg { width: 100%; height: auto; } .grid { stroke: var(--rule); stroke-width: 1; } .axis { fill: var(--soft); font: 11px system-ui, sans-serif; }
 .bar0 { fill: var(--one); } .bar1 { fill: var(--two); } .mark { stroke: var(--mark); stroke-width: 2; }
 .key { color: var(--soft); font-size: .9rem; } .key span { display: inline-block; width: .8rem; height: .8rem; margin: 0 .35rem 0 1rem; vertical-align: -.05rem; }
+.key span { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .key .k0 { background: var(--one); } .key .k1 { background: var(--two); } .key .km { background: var(--mark); height: .15rem; vertical-align: .25rem; }
 @media print { :root { color-scheme: light; --text: #000; --soft: #444; --page: #fff; --rule: #bbb; --code: #f3f3f3; --one: #b3261e; --two: #4a7fb5; --mark: #000; } h2, svg, tr { break-inside: avoid; } h2 { break-after: avoid; } .key { break-before: avoid; } table { font-size: .7rem; } }
 footer { color: var(--soft); font-size: .85rem; margin-top: 3rem; }
@@ -70,6 +71,8 @@ pub fn html(case: &Case) -> String {
                 let marks = chart.marks.map(|what| format!("<span class=\"km\"></span>{what}")).unwrap_or_default();
                 writeln!(out, "{}<p class=\"key\">{series}{marks}</p>", chart.svg())
             }
+            // The picture shows them.
+            Block::Figures { .. } => Ok(()),
             Block::Table { head, rows } => {
                 let head: String = head.iter().map(|cell| format!("<th>{}</th>", escaped(cell))).collect();
                 let rows: String = rows.iter().map(|row| row_of(row)).collect();

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::case::{self, Case, Outcome};
+use super::changes::{self, changes};
 use super::series::{self, Timeline, overlaps};
-use super::verdict::{changes, verdict};
+use super::verdict::verdict;
 use crate::audit::{Finding, RuleShown};
-use crate::evidence::Cut;
 use crate::evidence::node::NodeRecord;
+use crate::evidence::{Cut, clock};
 use crate::output::json::records::{SessionRecord, SummaryRecord, Time};
 use crate::output::json::to_line;
 use crate::race::event::NetnsInum;
@@ -40,6 +41,8 @@ struct Report<'a> {
     contested: Vec<Place>,
     pairs: Vec<Pair<'a>>,
     rules: Vec<Rule<'a>>,
+    /// Port collisions of which it is not known by which rule they came, by why.
+    not_attributed: BTreeMap<&'static str, u64>,
     findings: Vec<&'a Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a NodeRecord>,
@@ -53,6 +56,14 @@ struct Change {
     change: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<String>,
+    /// Where, and when its rules were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read: Option<Time>,
+    /// Whether that is the network namespace that was recorded from; absent where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own: Option<bool>,
 }
 
 #[derive(Default, Serialize)]
@@ -152,16 +163,14 @@ fn report(case: &Case) -> Report<'_> {
     });
     let rules = case.rules.iter().flat_map(|read| read.audit.rules.iter().map(|rule| (read.netns, rule)));
     let rule = |(netns, rule): (NetnsInum, _)| {
-        let is_it = |known: &Option<(_, RuleShown)>| {
-            known.as_ref().is_some_and(|(place, known)| (*place, known) == (netns, rule))
-        };
-        let races = case.by_rule.iter().find(|(known, _)| is_it(known)).map_or(0, |(_, races)| *races);
+        let its = case.by_rule.iter().find(|(cause, _)| cause.rule() == Some((netns, rule)));
+        let races = its.map_or(0, |(_, races)| *races);
         Rule { netns: netns.0, races, rule }
     };
     Report {
         schema: 1,
         verdict: verdict(case),
-        changes: changes(case).into_iter().map(|(change, command)| Change { change, command }).collect(),
+        changes: changes(case).into_iter().map(|change| change_of(case, change)).collect(),
         watched_ns: nanoseconds(case.watched()),
         connections: case.connections(),
         classes,
@@ -174,11 +183,20 @@ fn report(case: &Case) -> Report<'_> {
         contested: places(&case.contested),
         pairs,
         rules: rules.map(rule).collect(),
+        not_attributed: case.by_rule.iter().filter_map(|(cause, count)| Some((cause.reason()?, *count))).collect(),
         findings: case.findings(),
         node: case.node.as_deref(),
         recordings: case.recordings.iter().map(recording).collect(),
         complete: case.cut == Some(Cut::No),
     }
+}
+
+fn change_of(case: &Case, change: changes::Change) -> Change {
+    let changes::Change { what, command, at } = change;
+    let (netns, read) = at.unzip();
+    let own = netns.and_then(|netns| case.rules.iter().rev().find(|rules| rules.netns == netns)?.own);
+    let read = read.map(|read| Time::of(clock(), read));
+    Change { change: what, command, netns: netns.map(|netns| netns.0), read, own }
 }
 
 fn recording(recording: &case::Recording) -> Recording<'_> {

@@ -27,7 +27,7 @@ pub fn markdown(case: &Case) -> String {
             Block::Command(command) => fenced(&mut out, &[command], "  "),
             Block::Chart(chart) => fenced(&mut out, &chart.lines(), ""),
             Block::Picture(_) => {}
-            Block::Table { head, rows } => {
+            Block::Table { head, rows } | Block::Figures { head, rows } => {
                 let _ = writeln!(out, "| {} |\n|{}", head.join(" | "), " --- |".repeat(head.len()));
                 for row in rows {
                     let cells: Vec<_> = row.iter().map(|cell| plain(cell)).collect();

@@ -3,12 +3,15 @@
 //! [`Case`] adds up what a file says, `verdict` puts it into words, `document` into sections; text, markdown and html print the
 //! same sections. All of it is pure.
 
+mod attribution;
 mod case;
+mod changes;
 mod chart;
 mod document;
 mod html;
 mod json;
 mod markdown;
+mod rules;
 mod series;
 mod text;
 mod verdict;

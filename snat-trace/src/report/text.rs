@@ -41,7 +41,7 @@ fn print(out: &mut String, block: &Block) -> fmt::Result {
             chart.lines().iter().try_for_each(|line| writeln!(out, "{:INDENT$}{}", "", escape(line)))
         }
         Block::Picture(_) => Ok(()),
-        Block::Table { head, rows } => {
+        Block::Table { head, rows } | Block::Figures { head, rows } => {
             out.push('\n');
             table(out, head, rows)
         }

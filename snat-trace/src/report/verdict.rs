@@ -1,9 +1,9 @@
-//! The case in plain words: what was lost to what, whether it is all explained, where it comes from, what to change.
+//! The case in plain words: what was lost to what, whether it is all explained, where it comes from.
 
 use std::time::Duration;
 
 use super::case::{Case, Outcome};
-use crate::audit::{Choice, RuleShown, Severity, Tool};
+use crate::audit::{Choice, RuleShown, Tool};
 use crate::evidence::Cut;
 use crate::output::text::{list, watched, why_open};
 use crate::race::event::Class;
@@ -13,6 +13,7 @@ pub(super) fn verdict(case: &Case) -> Vec<String> {
     let mut sentences = vec![lost(case)];
     sentences.extend(harmless(case));
     sentences.push(account(case));
+    sentences.extend(ended(case));
     sentences.extend(by_rule(case));
     sentences.extend(private(case));
     sentences.extend(not_races(case));
@@ -91,6 +92,10 @@ fn account(case: &Case) -> String {
     let failed: u64 = accounts().filter_map(|account| account.counters.as_ref().ok()?.insert_failed).sum();
     let outside: u64 = case.summaries().map(|summary| summary.outside).sum();
     let all = match failed {
+        // Those that went away may have counted some.
+        0 if namespaces_ended(case) > 0 => {
+            "No failed insert (insert_failed) is known to have been counted in that time.".into()
+        }
         0 => "The kernel counted no failed insert (insert_failed) in that time.".into(),
         1 => "The kernel counted one failed insert (insert_failed) in that time, and it is explained.".into(),
         _ => format!("The kernel counted {failed} failed inserts (insert_failed) in that time, and all are explained."),
@@ -102,17 +107,35 @@ fn account(case: &Case) -> String {
     format!("{all} {more} seen before its counters were first read, or after they last were.")
 }
 
+fn namespaces_ended(case: &Case) -> u64 {
+    case.summaries().map(|summary| summary.ended).sum()
+}
+
+/// Whose last counters nobody knows.
+pub(super) fn ended(case: &Case) -> Option<String> {
+    let count = namespaces_ended(case);
+    let they = if count == 1 { "it" } else { "they" };
+    (count > 0).then(|| {
+        format!(
+            "{} went away while watched; what {they} counted since the last reading is not known.",
+            counted(count, "network namespace", "network namespaces")
+        )
+    })
+}
+
 /// Where collisions come from.
 fn by_rule(case: &Case) -> Option<String> {
     let all: u64 = case.by_rule.iter().map(|(_, count)| count).sum();
-    let (Some((_, rule)), count) = case.by_rule.iter().find(|(rule, _)| rule.is_some())? else { return None };
+    let (netns, rule, count) =
+        case.by_rule.iter().find_map(|(cause, count)| cause.rule().map(|(netns, rule)| (netns, rule, count)))?;
     let what = match rule.choice {
         Choice::Kept => format!(" without {}", flag(rule)),
         Choice::Random => " with random ports".to_owned(),
         Choice::FullyRandom => format!(" with {}", flag(rule)),
         Choice::Unknown => String::new(),
     };
-    Some(format!("{count} of {all} port collisions came by one {} rule{what}: {}.", name(rule), place(rule)))
+    let there = if case.is_own(netns) { String::new() } else { format!("; netns {}", netns.0) };
+    Some(format!("{count} of {all} port collisions came by one {} rule{what}: {}{there}.", name(rule), place(rule)))
 }
 
 /// A rule's target as its tool spells it.
@@ -152,48 +175,17 @@ fn left_out(case: &Case) -> Option<String> {
     let count = case.left_out();
     (count > 0).then(|| {
         format!(
-            "{} not recorded, as a filter left them out: what follows is of the others.",
+            "{} counted and not in this file (filters, rotation): what follows is of the others.",
             counted(count, "race was", "races were")
         )
     })
-}
-
-/// What to change, the most effective first, a sentence each; with the command, where there is one.
-pub(super) fn changes(case: &Case) -> Vec<(String, Option<String>)> {
-    let mut changes: Vec<(String, Option<String>)> = Vec::new();
-    let mut findings = case.findings();
-    findings.retain(|finding| finding.severity != Severity::Info);
-    // Rules that are known to have let races happen first.
-    let guilty = |rule: &RuleShown| case.by_rule.iter().flat_map(|(rule, _)| rule).any(|(_, known)| known == rule);
-    findings.sort_by_key(|finding| (finding.severity, !finding.rule.as_ref().is_some_and(guilty)));
-    for finding in findings {
-        let place = finding.rule.as_ref().map(|rule| format!(" ({})", place(rule))).unwrap_or_default();
-        let change = (
-            format!("{}{place}: {}", finding.what, finding.fix),
-            finding.command.as_ref().map(|words| words.join(" ")),
-        );
-        changes.push(change);
-    }
-    for sentence in case.summaries().flat_map(crate::summary::Summary::advice) {
-        // What a rule's own finding says already.
-        let known = !changes.is_empty() && sentence.contains("add --random-fully");
-        if !known && changes.iter().all(|(known, _)| *known != sentence) {
-            changes.push((sentence, None));
-        }
-    }
-    if let Some(exempt) = case.findings().into_iter().find(|finding| finding.severity == Severity::Info)
-        && case.private > 0
-    {
-        changes.push((format!("{}: {}", exempt.what, exempt.fix), None));
-    }
-    changes
 }
 
 pub(super) fn counted(count: u64, one: &str, more: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {more}") }
 }
 
-/// A length of time, short.
+/// The border of a step, of whole units.
 pub(super) fn short(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
     match nanoseconds {

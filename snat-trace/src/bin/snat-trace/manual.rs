@@ -1,7 +1,7 @@
 //! `snat-trace completions` and `snat-trace man`: what the command line's definition says, for shells and for man.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 

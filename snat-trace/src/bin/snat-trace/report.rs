@@ -13,12 +13,9 @@ use crate::run::{for_each, print};
 /// Reads the evidence and prints what it comes to: a success, whatever that is.
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let redactor = args.redact.then(Redactor::new).transpose().context("cannot make a key to redact with")?;
-    let mut case = Case::default();
+    let mut case = redactor.map(Case::redacted).unwrap_or_default();
     let cut = for_each(&args.file, |item| {
-        case.add(match &redactor {
-            Some(redactor) => redactor.item(item),
-            None => item,
-        });
+        case.add(item);
         Ok(())
     })?;
     case.end(cut);

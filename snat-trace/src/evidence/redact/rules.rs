@@ -39,17 +39,21 @@ impl Redactor {
                 .map(|_| "something, for a reason that is left out here".to_owned())
                 .collect(),
         };
-        Rules { audit, ..*rules }
+        Rules { audit, redacted: true, ..*rules }
     }
 
     fn rule(&self, rule: &RuleShown) -> RuleShown {
         RuleShown {
             table: self.text(&rule.table),
             chain: self.text(&rule.chain),
-            addresses: rule.addresses.map(|(first, last)| {
-                let (first, last) = (self.address(first), self.address(last));
-                (first.min(last), first.max(last))
+            // Of more than one, those between are not between what the ends are exchanged for.
+            addresses: rule.addresses.filter(|(first, last)| first == last).map(|(only, _)| {
+                let only = self.address(only);
+                (only, only)
             }),
+            // Nor is a network what its first address is exchanged for.
+            sources: None,
+            destinations: None,
             text: self.text(&rule.text),
             ..rule.clone()
         }
@@ -61,8 +65,9 @@ impl Redactor {
             (Kind::DnsOverDnat, Some((what, rule))) => format!("{what}, by {}", self.text(rule)),
             _ => self.words_by(&finding.what, str::to_owned),
         };
-        // A command that changes a rule has the rule in it, and one with other names in it is of no use.
-        let command = finding.command.clone().filter(|_| finding.rule.as_ref().is_none_or(|rule| rule.owner.is_some()));
+        // A command that changes a rule has the rule in it, whoever made that, and one with other names in it is of no use.
+        let names = |program: &String| ["nft", "iptables", "ip6tables"].iter().any(|tool| program.starts_with(tool));
+        let command = finding.command.clone().filter(|words| !words.first().is_some_and(names));
         Finding { what, command, rule: finding.rule.as_ref().map(|rule| self.rule(rule)), ..finding.clone() }
     }
 
@@ -172,6 +177,22 @@ mod tests {
             .words_by("3 of the 4 ports 1-4 of 198.51.100.7 are taken toward udp 198.51.100.7:53", str::to_owned);
         let other = redactor.address(address);
         assert_eq!(sentence, format!("3 of the 4 ports 1-4 of {other} are taken toward udp {other}:53"));
+    }
+
+    #[test]
+    fn a_rule_is_not_told_by_the_command_that_changes_it() {
+        let redactor = Redactor::new().unwrap();
+        for name in ["docker", "aws", "home"] {
+            let audit = crate::audit::tests::of(name);
+            let commands = |findings: &[Finding]| -> Vec<_> {
+                findings.iter().filter_map(|finding| finding.command.as_ref()).map(|words| words[0].clone()).collect()
+            };
+            let before = commands(&audit.findings);
+            let after: Vec<_> = audit.findings.iter().map(|finding| redactor.finding(finding)).collect();
+            assert!(!before.is_empty(), "{name}");
+            let expected: Vec<_> = before.into_iter().filter(|program| program == "kubectl").collect();
+            assert_eq!(commands(&after), expected, "{name}");
+        }
     }
 
     proptest! {

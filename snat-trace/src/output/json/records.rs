@@ -463,6 +463,12 @@ pub(crate) struct RulesRecord<'a> {
     pub(crate) entries: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_entries: Option<u64>,
+    /// Whether the recorder ran in it; absent where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) own: Option<bool>,
+    /// Whether names and addresses are exchanged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) redacted: bool,
     pub(crate) rules: Cow<'a, [RuleShown]>,
     pub(crate) findings: Cow<'a, [Finding]>,
     /// What could not be read, and why.
@@ -471,7 +477,7 @@ pub(crate) struct RulesRecord<'a> {
 
 impl<'a> RulesRecord<'a> {
     pub(crate) fn new(time: Time, rules: &'a Rules) -> Self {
-        let Rules { time: _, netns, entries, audit } = rules;
+        let Rules { time: _, netns, entries, own, redacted, audit } = rules;
         let Audit { findings, rules, namespaces: _, not_read } = audit;
         let (entries, max_entries) = entries.unzip();
         Self {
@@ -479,6 +485,8 @@ impl<'a> RulesRecord<'a> {
             netns: netns.0,
             entries,
             max_entries,
+            own: *own,
+            redacted: *redacted,
             rules: rules.into(),
             findings: findings.into(),
             not_read: not_read.into(),
