@@ -364,7 +364,7 @@ fn races_stand_beside_what_the_kernel_counted_in_every_document() {
     let race = |seconds| Item::Race(Box::new(Race { time: at(seconds), ..collision() }));
     let sample = |seconds, failed| {
         let counters = Tally { insert_failed: Some(failed), ..Tally::default() };
-        Item::Sample(Sample { time: at(seconds), netns: NetnsInum(7), counters })
+        Item::Sample(Sample { time: at(seconds), netns: NetnsInum(7), counters, left_out: 0 })
     };
     let session = || Item::Session(Box::new(Session { started: at(1000), ..golden::session() }));
     let items = vec![session(), race(1001), race(1001), sample(1002, 1), race(1005), sample(1006, 4)];
