@@ -1,6 +1,6 @@
 //! `snat-trace report`: evidence as a document.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
