@@ -180,6 +180,13 @@ impl Lines {
     }
 }
 
+/// Whether a lab has found only that something of a race is not told, or the race itself.
+#[must_use]
+pub fn is_absence(difference: &Value) -> bool {
+    let untold = ["unknown", "unclassified"].iter().any(|word| difference["seen"] == *word);
+    difference["kind"] == "missing" || difference["kind"] == "wrong" && untold
+}
+
 /// Verdicts are the kernel's own, each of them, and none is other than what the tuples prove.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::output::{Lines, SNAT_TRACE};
+use crate::output::{Lines, SNAT_TRACE, is_absence};
 use crate::races::{exactly, judge_exactly, some};
 use crate::scenario::{Numbers, Row, Scenario, Skip, brief, whole};
 
@@ -52,9 +52,7 @@ fn short_lived(detail: &str, scenario: &str, rounds: u64) -> Result<Row> {
     let (unseen, unnamed) = (count(&summary["lost"]["hook-missed"]), count(&summary["incomplete"]["hook-missed"]));
     for difference in lab["differences"].as_array().context("no differences")? {
         // What nobody saw is absent; whatever is told is right all the same.
-        let absent = difference["kind"] == "missing"
-            || ["unknown", "unclassified"].iter().any(|word| difference["seen"] == *word);
-        ensure!(unseen + unnamed > 0 && absent, "{difference}: {summary}");
+        ensure!(unseen + unnamed > 0 && is_absence(difference), "{difference}: {summary}");
     }
     ensure!(lines.races() + unseen == expected && lines.lost_in_all()? == unseen, "{} races: {summary}", lines.races());
     ensure!(summary["closes"] == (unseen == 0), "{summary}");
