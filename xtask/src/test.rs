@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::debian::install;
 use crate::dist;
-use crate::matrix::{self, Matrix};
+use crate::matrix::{self, Extent, Matrix};
 use crate::progress::passthrough;
 use crate::project::Project;
 use crate::selftest;
@@ -69,7 +69,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
         selftest::run(project, &vm::ensure_kernel(project, &series, false)?)
     });
     if let (Some(snat_trace), Some(scenarios)) = (&snat_trace, &scenarios) {
-        let matrix = Matrix::run(project, &mut stages, [snat_trace, scenarios], false);
+        let matrix = Matrix::run(project, &mut stages, [snat_trace, scenarios], Extent::Tested);
         stages.run("table of the matrix", || {
             let path = project.target().join(matrix::FILE);
             fs::write(&path, matrix?.to_markdown()?).with_context(|| format!("cannot write {}", path.display()))?;

@@ -21,6 +21,9 @@ pub(crate) use rows::{Ended, Report, Row};
 /// Where the table goes: below `docs` when it is asked for, below `target` in every test.
 pub(crate) const FILE: &str = "MATRIX.md";
 
+/// Where it is kept what the guests said, below `target`: a file for each set on each kernel.
+const SAID: &str = "matrix";
+
 /// The kernels, oldest first, and what runs on each: the cheap scenarios everywhere, the whole set on the oldest and the
 /// newest.
 const KERNELS: [(&str, &[Set]); 7] = [
@@ -63,6 +66,29 @@ impl Set {
     }
 }
 
+/// What of it is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Extent<'a> {
+    /// Every kernel as it is here, and nothing is measured: a test.
+    Tested,
+    /// For the document: these kernels, or all where none are named, each the newest there is, and what is measured. What the
+    /// others said the last time stands.
+    Told(&'a [String]),
+}
+
+impl Extent<'_> {
+    fn observes(self) -> bool {
+        matches!(self, Self::Told(_))
+    }
+
+    fn runs(self, series: &str) -> bool {
+        match self {
+            Self::Told(only) => only.is_empty() || only.iter().any(|kernel| kernel == series),
+            Self::Tested => true,
+        }
+    }
+}
+
 /// What came of every scenario on every kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Matrix {
@@ -85,29 +111,37 @@ struct Column {
 }
 
 impl Matrix {
-    /// Runs everything, a stage for each set on each kernel; with `observe` what is measured too, and
-    /// the kernels are the newest there are, not those of the last time. One failure does not
-    /// hide the next.
+    /// Runs it, a stage for each set on each kernel. One failure does not hide the next.
     ///
     /// # Errors
     /// The binary of the scenarios does not run on this machine.
-    pub(crate) fn run(project: &Project, stages: &mut Stages, binaries: [&Path; 2], observe: bool) -> Result<Self> {
+    pub(crate) fn run(
+        project: &Project,
+        stages: &mut Stages,
+        binaries: [&Path; 2],
+        extent: Extent<'_>,
+    ) -> Result<Self> {
         let [_, scenarios] = binaries;
         let mut matrix = Self::default();
         for set in [Set::Loaded, Set::Unloaded] {
             matrix.scenarios.extend(names(scenarios, set)?);
         }
         for (series, sets) in KERNELS {
+            let runs = extent.runs(series);
+            let newest = extent.observes() && runs;
             let kernel = stages
-                .run(&format!("kernel {series}"), || vm::ensure_kernel(project, &series.parse::<Series>()?, observe));
+                .run(&format!("kernel {series}"), || vm::ensure_kernel(project, &series.parse::<Series>()?, newest));
             let Some(kernel) = kernel else { continue };
             let mut column = Column { release: kernel.release.clone(), ..Column::default() };
-            let observed = (observe && series == OBSERVED).then_some(Set::Observation);
+            let observed = (extent.observes() && series == OBSERVED).then_some(Set::Observation);
             for set in sets.iter().copied().chain(observed) {
                 let names = names(scenarios, set)?;
                 column.wanted.extend_from_slice(&names);
                 stages.run(&format!("scenarios on {series}, {}", set.word()), || {
-                    run_set(project, &kernel, set, &binaries, &mut column)?;
+                    let said = project.target().join(SAID).join(format!("{series}-{}.txt", set.word()));
+                    let ended = if runs { run_set(project, &kernel, set, &binaries, &said) } else { Ok(()) };
+                    let heard = column.hear(&said);
+                    ended.and(heard)?;
                     let missing: Vec<&str> =
                         names.iter().map(String::as_str).filter(|name| column.row(name).is_none()).collect();
                     ensure!(missing.is_empty(), "not heard of: {}", missing.join(", "));
@@ -129,24 +163,40 @@ impl Matrix {
 }
 
 impl Column {
+    /// Takes in what a guest said.
+    fn hear(&mut self, said: &Path) -> Result<()> {
+        let said = fs::read(said).with_context(|| format!("no guest has said anything: no {}", said.display()))?;
+        let report = Report::parse(&said)?;
+        self.package = report.package.or(self.package.take());
+        self.effects.extend(report.effects);
+        let failed = report.rows.iter().filter(|row| row.result == Ended::Failed).count();
+        self.rows.extend(report.rows);
+        ensure!(failed == 0, "{failed} failed");
+        Ok(())
+    }
+
     /// What came of a scenario here.
     fn row(&self, scenario: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.name == scenario)
     }
 }
 
-/// Builds what is needed, runs everything and writes the document into `docs`, whatever came of it: the exit code says
-/// whether all is well.
+/// Builds what is needed, runs these kernels, or all, and writes the document into `docs`, whatever came of it: the exit code
+/// says whether all is well.
 ///
 /// # Errors
-/// The set-up or a build fails.
-pub(crate) fn run(project: &Project) -> Result<ExitCode> {
+/// There is no such kernel, or the set-up or a build fails.
+pub(crate) fn run(project: &Project, only: &[String]) -> Result<ExitCode> {
+    for kernel in only {
+        let known = KERNELS.map(|(series, _)| series);
+        ensure!(known.contains(&kernel.as_str()), "{kernel} is none of {}", known.join(", "));
+    }
     let toolchain = Toolchain::ensure(project)?;
     vm::setup(project)?;
     let snat_trace = dist::build(project, &toolchain, dist::SNAT_TRACE)?;
     let scenarios = dist::build(project, &toolchain, dist::SCENARIOS)?;
     let mut stages = Stages::default();
-    let matrix = Matrix::run(project, &mut stages, [&snat_trace, &scenarios], true)?;
+    let matrix = Matrix::run(project, &mut stages, [&snat_trace, &scenarios], Extent::Told(only))?;
     let path = project.docs().join(FILE);
     fs::create_dir_all(project.docs())?;
     fs::write(&path, matrix.to_markdown()?).with_context(|| format!("cannot write {}", path.display()))?;
@@ -160,17 +210,17 @@ fn names(scenarios: &Path, set: Set) -> Result<Vec<String>> {
     Ok(listed.lines().map(str::to_owned).collect())
 }
 
-/// Runs a set in a guest; what was heard of it goes into the column even when the guest did not live to its end.
-fn run_set(project: &Project, kernel: &Kernel, set: Set, binaries: &[&Path], column: &mut Column) -> Result<()> {
+/// Runs a set in a guest; what it said is kept even when the guest did not live to its end.
+fn run_set(project: &Project, kernel: &Kernel, set: Set, binaries: &[&Path], said: &Path) -> Result<()> {
     let payload = binaries.iter().map(|binary| Payload::plain(PathBuf::from(binary))).collect::<Result<_>>()?;
     let command = ["scenarios", "--rows", set.word()].map(str::to_owned).to_vec();
     let mut run = VmRun::new(command, payload, TIMEOUT);
     run.load_modules = set != Set::Unloaded;
+    // What an earlier one said is not of this one.
+    let _absent = fs::remove_file(said);
     let outcome = vm::run(project, kernel, &run)?;
-    let report = Report::parse(&outcome.output)?;
-    column.package = report.package.or(column.package.take());
-    column.rows.extend(report.rows);
-    column.effects.extend(report.effects);
+    fs::create_dir_all(project.target().join(SAID))?;
+    fs::write(said, &outcome.output).with_context(|| format!("cannot write {}", said.display()))?;
     match outcome.exit_code()? {
         0 => Ok(()),
         code => bail!("the scenarios ended with exit code {code} on {}", kernel.release),
