@@ -3,7 +3,8 @@
 mod rows;
 mod table;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -71,9 +72,17 @@ impl Set {
 pub(crate) enum Extent<'a> {
     /// Every kernel as it is here, and nothing is measured: a test.
     Tested,
-    /// For the document: these kernels, or all where none are named, each the newest there is, and what is measured. What the
-    /// others said the last time stands.
-    Told(&'a [String]),
+    /// For the document, each kernel being the newest there is, and what is measured too.
+    Told(Part<'a>),
+}
+
+/// Only some of it: what everything else said the last time stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part<'a> {
+    /// Kernels; all where none are named.
+    pub(crate) kernels: &'a [String],
+    /// Scenarios, by parts of their names; all where none are named.
+    pub(crate) scenarios: &'a [String],
 }
 
 impl Extent<'_> {
@@ -83,8 +92,16 @@ impl Extent<'_> {
 
     fn runs(self, series: &str) -> bool {
         match self {
-            Self::Told(only) => only.is_empty() || only.iter().any(|kernel| kernel == series),
+            Self::Told(Part { kernels, .. }) => kernels.is_empty() || kernels.iter().any(|kernel| kernel == series),
             Self::Tested => true,
+        }
+    }
+
+    /// Parts of the names of scenarios; none for all.
+    fn scenarios(&self) -> &[String] {
+        match self {
+            Self::Told(part) => part.scenarios,
+            Self::Tested => &[],
         }
     }
 }
@@ -139,7 +156,10 @@ impl Matrix {
                 column.wanted.extend_from_slice(&names);
                 stages.run(&format!("scenarios on {series}, {}", set.word()), || {
                     let said = project.target().join(SAID).join(format!("{series}-{}.txt", set.word()));
-                    let ended = if runs { run_set(project, &kernel, set, &binaries, &said) } else { Ok(()) };
+                    let parts = extent.scenarios();
+                    let among = |name: &String| parts.is_empty() || parts.iter().any(|part| name.contains(part));
+                    let runs = runs && names.iter().any(among);
+                    let ended = if runs { run_set(project, &kernel, set, parts, &binaries, &said) } else { Ok(()) };
                     let heard = column.hear(&said);
                     ended.and(heard)?;
                     let missing: Vec<&str> =
@@ -168,9 +188,18 @@ impl Column {
         let said = fs::read(said).with_context(|| format!("no guest has said anything: no {}", said.display()))?;
         let report = Report::parse(&said)?;
         self.package = report.package.or(self.package.take());
-        self.effects.extend(report.effects);
-        let failed = report.rows.iter().filter(|row| row.result == Ended::Failed).count();
-        self.rows.extend(report.rows);
+        for effect in report.effects {
+            self.effects.retain(|before| before.mode != effect.mode);
+            self.effects.push(effect);
+        }
+        let mut rows: Vec<Row> = Vec::new();
+        for row in report.rows {
+            // What ran again has ended as it did then.
+            rows.retain(|before| before.name != row.name);
+            rows.push(row);
+        }
+        let failed = rows.iter().filter(|row| row.result == Ended::Failed).count();
+        self.rows.extend(rows);
         ensure!(failed == 0, "{failed} failed");
         Ok(())
     }
@@ -181,13 +210,13 @@ impl Column {
     }
 }
 
-/// Builds what is needed, runs these kernels, or all, and writes the document into `docs`, whatever came of it: the exit code
+/// Builds what is needed, runs it, or a part, and writes the document into `docs`, whatever came of it: the exit code
 /// says whether all is well.
 ///
 /// # Errors
 /// There is no such kernel, or the set-up or a build fails.
-pub(crate) fn run(project: &Project, only: &[String]) -> Result<ExitCode> {
-    for kernel in only {
+pub(crate) fn run(project: &Project, part: Part<'_>) -> Result<ExitCode> {
+    for kernel in part.kernels {
         let known = KERNELS.map(|(series, _)| series);
         ensure!(known.contains(&kernel.as_str()), "{kernel} is none of {}", known.join(", "));
     }
@@ -196,7 +225,7 @@ pub(crate) fn run(project: &Project, only: &[String]) -> Result<ExitCode> {
     let snat_trace = dist::build(project, &toolchain, dist::SNAT_TRACE)?;
     let scenarios = dist::build(project, &toolchain, dist::SCENARIOS)?;
     let mut stages = Stages::default();
-    let matrix = Matrix::run(project, &mut stages, [&snat_trace, &scenarios], Extent::Told(only))?;
+    let matrix = Matrix::run(project, &mut stages, [&snat_trace, &scenarios], Extent::Told(part))?;
     let path = project.docs().join(FILE);
     fs::create_dir_all(project.docs())?;
     fs::write(&path, matrix.to_markdown()?).with_context(|| format!("cannot write {}", path.display()))?;
@@ -211,18 +240,53 @@ fn names(scenarios: &Path, set: Set) -> Result<Vec<String>> {
 }
 
 /// Runs a set in a guest; what it said is kept even when the guest did not live to its end.
-fn run_set(project: &Project, kernel: &Kernel, set: Set, binaries: &[&Path], said: &Path) -> Result<()> {
+fn run_set(
+    project: &Project,
+    kernel: &Kernel,
+    set: Set,
+    parts: &[String],
+    binaries: &[&Path],
+    said: &Path,
+) -> Result<()> {
     let payload = binaries.iter().map(|binary| Payload::plain(PathBuf::from(binary))).collect::<Result<_>>()?;
-    let command = ["scenarios", "--rows", set.word()].map(str::to_owned).to_vec();
+    let words = ["scenarios", "--rows", set.word()].map(str::to_owned);
+    let command = words.into_iter().chain(parts.iter().cloned()).collect();
     let mut run = VmRun::new(command, payload, TIMEOUT);
     run.load_modules = set != Set::Unloaded;
-    // What an earlier one said is not of this one.
-    let _absent = fs::remove_file(said);
+    if parts.is_empty() {
+        // What an earlier one said is not of this one.
+        let _absent = fs::remove_file(said);
+    }
     let outcome = vm::run(project, kernel, &run)?;
     fs::create_dir_all(project.target().join(SAID))?;
-    fs::write(said, &outcome.output).with_context(|| format!("cannot write {}", said.display()))?;
+    let keep = || File::options().create(true).append(true).open(said)?.write_all(&outcome.output);
+    keep().with_context(|| format!("cannot write {}", said.display()))?;
     match outcome.exit_code()? {
         0 => Ok(()),
         code => bail!("the scenarios ended with exit code {code} on {}", kernel.release),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ran_again_stands_and_the_rest_as_it_was() {
+        let said = std::env::temp_dir().join(format!("snat-trace-said-{}", std::process::id()));
+        let row = |name, result| {
+            format!("row {{\"name\":\"{name}\",\"result\":\"{result}\",\"seconds\":1.0,\"text\":\"\"}}\n")
+        };
+        let first = row("a", "ok") + &row("b", "failed");
+        let mut column = Column::default();
+        fs::write(&said, &first).unwrap();
+        assert_eq!(column.hear(&said).unwrap_err().to_string(), "1 failed");
+        let mut column = Column::default();
+        fs::write(&said, first + &row("b", "ok")).unwrap();
+        column.hear(&said).unwrap();
+        fs::remove_file(&said).unwrap();
+        let rows: Vec<_> = column.rows.iter().map(|row| (row.name.as_str(), row.result)).collect();
+        assert_eq!(rows, [("a", Ended::Ok), ("b", Ended::Ok)]);
+        assert!(column.hear(&said).is_err(), "no guest has said anything");
     }
 }
