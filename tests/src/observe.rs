@@ -25,8 +25,8 @@ const COSTLY: Way = Way::Failures;
 /// How often each way has its turn.
 const TURNS: usize = 24;
 
-/// Rounds of a turn.
-const ROUNDS: u32 = 125;
+/// Rounds of a turn. Shares differ more from turn to turn than chance has them differ within one, so more would tell little.
+const ROUNDS: u32 = 50;
 
 /// Shares of rounds with a collision, one for each turn.
 pub type Shares = Vec<f64>;
