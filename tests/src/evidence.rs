@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use snat_trace::evidence::Item;
 
-use crate::failures::{SMALLEST_TABLE, Setting};
+use crate::failures::Setting;
 use crate::node::{Node, command};
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::until;
-use crate::scenario::{Numbers, Row, Scenario, Skip, whole};
+use crate::scenario::{Numbers, Row, Scenario, whole};
 
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] = &[
@@ -167,10 +167,7 @@ fn early_drop() -> Result<Row> {
 
 /// A table with too few buckets, where the kernel minds.
 fn chain_too_long() -> Result<Row> {
-    if !fs::read_to_string("/proc/net/stat/nf_conntrack")?.contains("chainlength") {
-        return Err(Skip::because("this kernel admits hash chains of any length"));
-    }
-    let (_room, _buckets) = (Setting::most_entries(100_000)?, Setting::buckets(SMALLEST_TABLE)?);
+    let (_room, _buckets) = Setting::where_chains_are_limited()?;
     let lines = replay_of(&["--format", "json", "--failures"], || {
         lab("--rounds 60 --scenario chain-too-long --failures").map(drop)
     })?;
