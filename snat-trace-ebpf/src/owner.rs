@@ -17,7 +17,7 @@ use crate::{
     process,
     read::{
         Address, FLOWI4_DADDR, FLOWI4_PROTO, FLOWI4_SADDR, FLOWI6_DADDR, FLOWI6_PROTO, FLOWI6_SADDR, NET_NS_INUM,
-        SOCK_DADDR6, SOCK_FAMILY, SOCK_FLOW6, SOCK_NET, SOCK_PROTOCOL, SOCK_SADDR6, SOCK_WRITE_QUEUE, Unreadable,
+        Place, SOCK_DADDR6, SOCK_FLOW6, SOCK_PROTOCOL, SOCK_SADDR6, SOCK_WRITE_QUEUE, Socket, Unreadable,
     },
     sending,
 };
@@ -25,79 +25,41 @@ use crate::{
 /// Entry of `tcp_connect(sk)` (net/ipv4/tcp_output.c): the port is bound and the SYN not yet made.
 #[kprobe]
 fn owner_tcp(ctx: ProbeContext) -> u32 {
-    if let Some(sk) = ctx.arg::<u64>(0) {
-        let sk = Address::new(sk);
-        let mut tuple = Tuple::default();
-        match tcp_tuple(sk, &mut tuple) {
-            Ok(true) => keep(&ctx, &tuple, sk, 0),
-            Ok(false) => {}
-            Err(Unreadable) => count(Counter::OwnerUnreadable),
-        }
-    }
-    0
+    keep(&ctx, tcp_tuple, |_| 0)
 }
 
 /// Entry of `ip4_datagram_release_cb(sk)` (net/ipv4/datagram.c), which ends what holds the lock of a socket for datagrams:
 /// connecting it above all. Who sends through it later is seen then, unless its packet was handed on.
+#[expect(clippy::redundant_closure, reason = "a function of two callers would not become part of either")]
 #[kprobe]
 fn owner_ipv4(ctx: ProbeContext) -> u32 {
-    released(&ctx)
+    keep(&ctx, |sk, tuple| datagram_tuple(sk, tuple), |_| owner_flags::CONNECTED)
 }
 
 /// Entry of `ip6_datagram_release_cb(sk)` (net/ipv6/datagram.c): the same.
+#[expect(clippy::redundant_closure, reason = "a function of two callers would not become part of either")]
 #[kprobe]
 fn owner_ipv6(ctx: ProbeContext) -> u32 {
-    released(&ctx)
-}
-
-#[inline(always)]
-fn released(ctx: &ProbeContext) -> u32 {
-    if let Some(sk) = ctx.arg::<u64>(0) {
-        let sk = Address::new(sk);
-        let mut tuple = Tuple::default();
-        match datagram_tuple(sk, &mut tuple) {
-            Ok(true) => keep(ctx, &tuple, sk, owner_flags::CONNECTED),
-            Ok(false) => {}
-            Err(Unreadable) => count(Counter::OwnerUnreadable),
-        }
-    }
-    0
+    keep(&ctx, |sk, tuple| datagram_tuple(sk, tuple), |_| owner_flags::CONNECTED)
 }
 
 /// Entry of `ip_push_pending_frames(sk, fl4)` (net/ipv4/ip_output.c): ICMP and raw sockets, which come to `ip_send_skb`
 /// inside it where that is inlined. The IP header is not made yet; what it will say of the addresses stands in the flow.
 #[kprobe]
 fn owner_raw(ctx: ProbeContext) -> u32 {
-    if let (Some(sk), Some(flow)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) {
-        let sk = Address::new(sk);
-        let mut tuple = Tuple::default();
-        match pending_tuple(sk, Address::new(flow), &mut tuple) {
-            Ok(true) => keep(&ctx, &tuple, sk, flags_of(&tuple)),
-            Ok(false) => {}
-            Err(Unreadable) => count(Counter::OwnerUnreadable),
-        }
-    }
-    0
+    let Some(flow) = ctx.arg::<u64>(1) else { return 0 };
+    keep(&ctx, |sk, tuple| pending_tuple(sk, Address::new(flow), tuple), flags_of)
 }
 
 /// Entry of `ip6_push_pending_frames(sk)` (net/ipv6/ip6_output.c): the same for IPv6, whose flow is kept with the socket.
 #[kprobe]
 fn owner_raw6(ctx: ProbeContext) -> u32 {
-    if let Some(sk) = ctx.arg::<u64>(0) {
-        let sk = Address::new(sk);
-        let mut tuple = Tuple::default();
-        match pending_tuple6(sk, &mut tuple) {
-            Ok(true) => keep(&ctx, &tuple, sk, flags_of(&tuple)),
-            Ok(false) => {}
-            Err(Unreadable) => count(Counter::OwnerUnreadable),
-        }
-    }
-    0
+    keep(&ctx, pending_tuple6, flags_of)
 }
 
 /// Writes the original tuple of the packet an IPv4 socket has put together (net/ipv4/ip_output.c, `__ip_make_skb`).
 #[inline(always)]
-fn pending_tuple(sk: Address, flow: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn pending_tuple(sk: Socket<'_>, flow: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     tuple.src = ipv4_address(flow.field(&FLOWI4_SADDR).read()?);
     tuple.dst = ipv4_address(flow.field(&FLOWI4_DADDR).read()?);
     tuple.l3num = AF_INET;
@@ -107,7 +69,7 @@ fn pending_tuple(sk: Address, flow: Address, tuple: &mut Tuple) -> Result<bool, 
 
 /// The same of an IPv6 socket (net/ipv6/ip6_output.c, `__ip6_make_skb`).
 #[inline(always)]
-fn pending_tuple6(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn pending_tuple6(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     let known = [&SOCK_FLOW6, &FLOWI6_PROTO, &FLOWI6_SADDR, &FLOWI6_DADDR];
     if known.iter().any(|offset| offset.load() == ABSENT) {
         return Ok(false);
@@ -122,7 +84,7 @@ fn pending_tuple6(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
 
 /// Writes the ports of the first packet that waits to be sent; `false` when none does.
 #[inline(always)]
-fn pending_ports(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn pending_ports(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     // `struct sk_buff_head` begins with the first packet, or with itself when it has none.
     let queue = sk.field(&SOCK_WRITE_QUEUE);
     let skb = queue.follow()?;
@@ -146,16 +108,37 @@ pub(crate) struct Now {
     time_ns: u64,
 }
 
-/// Keeps the sender of a tuple, and what it runs.
+/// Keeps the current task as the sender of the tuple that `write` makes of the hook's socket, and notes what it runs. `write`
+/// says `false` where there is no flow of interest.
 #[inline(always)]
-fn keep(ctx: &ProbeContext, tuple: &Tuple, sk: Address, flags: u32) {
+fn keep(
+    ctx: &ProbeContext,
+    write: impl FnOnce(Socket<'_>, &mut Tuple) -> Result<bool, Unreadable>,
+    flags: impl FnOnce(&Tuple) -> u32,
+) -> u32 {
+    let Some(sk) = ctx.arg::<u64>(0) else { return 0 };
+    let mut tuple = Tuple::default();
+    let mut place = Place::new();
+    let Ok(sk) = place.read(Address::new(sk)) else {
+        count(Counter::OwnerUnreadable);
+        return 0;
+    };
+    match write(sk, &mut tuple) {
+        Ok(true) => {}
+        Ok(false) => return 0,
+        Err(Unreadable) => {
+            count(Counter::OwnerUnreadable);
+            return 0;
+        }
+    }
     let task = process::current();
     let now = Now::of(task, bpf_get_current_pid_tgid(), sk, failure::now());
-    let flags = if process::is_kernel_thread(task) { flags | owner_flags::KERNEL_THREAD } else { flags };
-    keep_sender(tuple, task, &now, flags);
+    let kernel_thread = if process::is_kernel_thread(task) { owner_flags::KERNEL_THREAD } else { 0 };
+    keep_sender(&tuple, task, &now, flags(&tuple) | kernel_thread);
     if process::is_new(&now.process) {
         process::note(ctx);
     }
+    0
 }
 
 /// How long ago a process connected that sends now, at most, for its id to be still its own: 250 ms.
@@ -169,7 +152,8 @@ pub(crate) fn keep_sending(tuple: &Tuple, time_ns: u64, is_new: &mut bool) -> u6
     let Ok(call) = sending::call(task) else { return 0 };
     let ids = bpf_get_current_pid_tgid();
     if call.is_named() || !has_just_connected(tuple, ids, time_ns) {
-        let Ok(sk) = sending::socket(task, &call, tuple) else { return 0 };
+        let mut place = Place::new();
+        let Ok(sk) = sending::socket(task, &call, tuple, &mut place) else { return 0 };
         let now = Now::of(task, ids, sk, time_ns);
         keep_sender(tuple, task, &now, owner_flags::SENDING);
         *is_new = process::is_new(&now.process);
@@ -200,9 +184,9 @@ fn has_just_connected(tuple: &Tuple, ids: u64, time_ns: u64) -> bool {
 impl Now {
     /// The current task, with a socket.
     #[inline(always)]
-    fn of(task: Address, ids: u64, sk: Address, time_ns: u64) -> Self {
-        // Two numbers of 32 bits in one of 64.
-        Self { task: ids, process: process::key_of(task, (ids >> 32) as u32), netns: netns_of(sk), time_ns }
+    fn of(task: Address, ids: u64, sk: Socket<'_>, time_ns: u64) -> Self {
+        let netns = sk.netns().field(&NET_NS_INUM).read_or_zero();
+        Self { task: ids, process: process::key_of(task, ids), netns, time_ns }
     }
 }
 
@@ -216,12 +200,6 @@ impl Now {
 #[expect(clippy::needless_borrows_for_generic_args, reason = "copies of the owner would not fit on the stack")]
 #[inline(always)]
 fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
-    let known = OWNERS.get_ptr_mut(tuple);
-    if let Some(known) = known
-        && sent_again(known, now, flags)
-    {
-        return;
-    }
     let owner = &mut OwnerFact {
         sent_ns: now.time_ns,
         before_ns: 0,
@@ -242,13 +220,12 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
         comm: [0; COMM_LEN],
     };
     fill_comm(&mut owner.comm);
-    // Two CPUs may send one tuple at once: whoever comes second must find the first.
-    let known = match known {
-        None if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_ok() => return,
-        None => OWNERS.get_ptr_mut(tuple),
-        known => known,
-    };
-    let Some(known) = known else {
+    // Hardly a tuple is known, so it is not looked for first. And two CPUs may send one at once: whoever comes second must
+    // find the first.
+    if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_ok() {
+        return;
+    }
+    let Some(known) = OWNERS.get_ptr_mut(tuple) else {
         count(Counter::OwnerNotKept);
         return;
     };
@@ -327,25 +304,16 @@ fn store(to: &mut u64, value: u64) {
     unsafe { core::ptr::from_mut(to).write_volatile(value) }
 }
 
-/// Network namespace of a socket; 0 when it cannot be read.
-#[inline(always)]
-fn netns_of(sk: Address) -> u32 {
-    if SOCK_NET.load() == ABSENT {
-        return 0;
-    }
-    sk.field(&SOCK_NET).follow_or_zero().field(&NET_NS_INUM).read_or_zero()
-}
-
 /// Writes the original tuple of a connecting TCP socket; `false` when it is neither IPv4 nor IPv6.
 #[inline(always)]
-fn tcp_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn tcp_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     tuple.protonum = TCP;
     connected_tuple(sk, sk.ports(), tuple)
 }
 
 /// Writes the original tuple of what a socket for datagrams sends; `false` when it is not connected, or of no port.
 #[inline(always)]
-fn datagram_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn datagram_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     let ports = sk.ports();
     if SOCK_PROTOCOL.load() == ABSENT || ports[0] == 0 {
         return Ok(false);
@@ -359,10 +327,10 @@ fn datagram_tuple(sk: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
 /// that connects to an IPv4-mapped address sends IPv4 and has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`;
 /// net/ipv6/datagram.c, `__ip6_datagram_connect`).
 #[inline(always)]
-fn connected_tuple(sk: Address, [dst_port_be, src_port]: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn connected_tuple(sk: Socket<'_>, [dst_port_be, src_port]: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
-    let family = sk.field(&SOCK_FAMILY).read::<u16>()?;
+    let family = sk.family();
     tuple.src_port_be = src_port.to_be();
     tuple.dst_port_be = dst_port_be;
     tuple.l3num = family;

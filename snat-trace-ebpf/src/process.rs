@@ -61,13 +61,16 @@ pub(crate) fn is_kernel_thread(task: Address) -> bool {
     task.field(&TASK_FLAGS).read_or_zero::<u32>() & PF_KTHREAD != 0
 }
 
-/// The program a task runs; a start of 0 when it cannot be read.
+/// The program that the current task runs, of which `ids` is process and thread id in one number; a start of 0 when it cannot
+/// be read.
 #[inline(always)]
-pub(crate) fn key_of(task: Address, tgid: u32) -> ProcessKey {
+pub(crate) fn key_of(task: Address, ids: u64) -> ProcessKey {
+    // Two numbers of 32 bits in one of 64.
+    let (tgid, tid) = ((ids >> 32) as u32, ids as u32);
     if PROCESS_FACTS.load() == 0 {
         return ProcessKey { start_ns: 0, tgid, exec_id: 0 };
     }
-    let leader = task.field(&TASK_LEADER).follow_or_zero();
+    let leader = if tid == tgid { task } else { task.field(&TASK_LEADER).follow_or_zero() };
     ProcessKey {
         start_ns: leader.field(&TASK_START).read_or_zero(),
         tgid,
@@ -112,8 +115,7 @@ pub(crate) fn note(ctx: &ProbeContext) {
 #[kprobe]
 fn note_process(_ctx: ProbeContext) -> u32 {
     let task = current();
-    // The group's id is in the upper half.
-    let key = &key_of(task, (bpf_get_current_pid_tgid() >> 32) as u32);
+    let key = &key_of(task, bpf_get_current_pid_tgid());
     fill(task, key);
     0
 }

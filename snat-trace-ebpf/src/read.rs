@@ -109,18 +109,78 @@ impl Address {
     }
 }
 
-impl Address {
-    /// Of a socket: the destination port in network byte order, and the source port in the machine's
-    /// (include/net/sock.h, `skc_portpair`).
+/// Words with which `struct sock_common` (include/net/sock.h) begins: addresses, ports, family and network namespace.
+type Head = [u64; 7];
+
+/// A place on the stack for what a socket begins with, so that it need not be copied there.
+pub(crate) struct Place(MaybeUninit<Head>);
+
+impl Place {
+    /// Nothing is in it yet.
     #[inline(always)]
-    pub(crate) fn ports(self) -> [u16; 2] {
-        self.field(&SOCK_PORTS).read_or_zero()
+    pub(crate) fn new() -> Self {
+        Self(MaybeUninit::uninit())
     }
 
-    /// Of a socket: the IPv4 address it is connected to and that it is bound to, 0 for none (`skc_addrpair`).
+    /// The socket that stands at an address.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, address: Address) -> Result<Socket<'_>, Unreadable> {
+        // SAFETY: the place is there, and initialised when the read was not refused.
+        unsafe {
+            address.read_to(self.0.as_mut_ptr())?;
+            Ok(Socket { address, head: self.0.assume_init_ref() })
+        }
+    }
+}
+
+/// A socket, of which what all sockets have was read at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket<'a> {
+    address: Address,
+    head: &'a Head,
+}
+
+impl Socket<'_> {
+    /// Where a field stands that not all sockets have.
+    #[inline(always)]
+    pub(crate) fn field(self, offset: &Global<u16>) -> Address {
+        self.address.field(offset)
+    }
+
+    /// The destination port in network byte order, and the source port in the machine's (`skc_portpair`).
+    #[inline(always)]
+    pub(crate) fn ports(self) -> [u16; 2] {
+        halves(self.head(&SOCK_PORTS))
+    }
+
+    /// The IPv4 address it is connected to and that it is bound to, 0 for none (`skc_addrpair`).
     #[inline(always)]
     pub(crate) fn ipv4_addresses(self) -> [u32; 2] {
-        self.field(&SOCK_ADDRESSES).read_or_zero()
+        self.head(&SOCK_ADDRESSES)
+    }
+
+    /// Its address family (`skc_family`).
+    #[inline(always)]
+    pub(crate) fn family(self) -> u16 {
+        self.head(&SOCK_FAMILY)
+    }
+
+    /// Its network namespace (`skc_net`), or an address at which nothing can be read.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> Address {
+        if SOCK_NET.load() == ABSENT { Address(0) } else { Address(self.head(&SOCK_NET)) }
+    }
+
+    /// What stands at an offset. The verifier knows the offset, and lets the program go on one way only. `T` is plain integers
+    /// in every use.
+    #[inline(always)]
+    fn head<T: Copy>(self, offset: &Global<u16>) -> T {
+        let at = usize::from(offset.load());
+        if at > size_of::<Head>() - size_of::<T>() {
+            return self.address.field(offset).read_or_zero();
+        }
+        // SAFETY: so many bytes of `head` are behind it, and a field stands where its type may stand.
+        unsafe { self.head.as_ptr().byte_add(at).cast::<T>().read() }
     }
 }
 

@@ -17,8 +17,8 @@ use crate::{
     read::{
         Address, DEVICE_IPV4, DEVICE_IPV6, DEVICE_LIST, FDTABLE_FD, FILE_PRIVATE, FILES_FDT, HELPER_TASK_PT_REGS,
         IN_ADDRESS_LOCAL, IN_ADDRESS_NEXT, IN_DEVICE_ADDRESSES, INET6_ADDRESS_ADDR, INET6_ADDRESS_LIST,
-        INET6_DEVICE_ADDRESSES, NET_DEVICES, PT_REGS_R8, PT_REGS_SIZE, SOCK_DADDR6, SOCK_NET, SOCK_PROTOCOL,
-        SOCK_SADDR6, SOCKET_SK, TASK_FILES, TASK_STACK, Unreadable, halves,
+        INET6_DEVICE_ADDRESSES, NET_DEVICES, PT_REGS_R8, PT_REGS_SIZE, Place, SOCK_DADDR6, SOCK_PROTOCOL, SOCK_SADDR6,
+        SOCKET_SK, Socket, TASK_FILES, TASK_STACK, Unreadable, halves,
     },
 };
 
@@ -60,11 +60,16 @@ pub(crate) fn is_seen(tuple: &Tuple) -> bool {
 /// The socket through which a task is sending a datagram with this original tuple; an error when it does not or cannot be
 /// seen to. What cannot be read is zero here, and says nothing of the tuple.
 #[inline(always)]
-pub(crate) fn socket(task: Address, call: &Call, tuple: &Tuple) -> Result<Address, Unreadable> {
+pub(crate) fn socket<'a>(
+    task: Address,
+    call: &Call,
+    tuple: &Tuple,
+    place: &'a mut Place,
+) -> Result<Socket<'a>, Unreadable> {
     let descriptors = task.field(&TASK_FILES).follow_or_zero().field(&FILES_FDT).follow_or_zero().field(&FDTABLE_FD);
     let file = descriptors.follow_or_zero().plus(u64::from(call.descriptor) * size_of::<u64>() as u64).follow_or_zero();
     // Of what is no socket's file something else stands there, in which not all of this is found.
-    let sk = file.field(&FILE_PRIVATE).follow_or_zero().field(&SOCKET_SK).follow_or_zero();
+    let sk = place.read(file.field(&FILE_PRIVATE).follow_or_zero().field(&SOCKET_SK).follow_or_zero())?;
     let [dst_port_be, src_port] = sk.ports();
     let sends = src_port.to_be() == tuple.src_port_be
         && sk.field(&SOCK_PROTOCOL).read_or_zero::<u16>() == u16::from(tuple.protonum)
@@ -110,7 +115,7 @@ impl Call {
 /// Whether a call sends over IPv4 from where and to where the tuple says. Pods that race for a port have the same, and only
 /// their addresses tell them apart.
 #[inline(always)]
-fn sends_ipv4(sk: Address, dst_port_be: u16, call: &Call, tuple: &Tuple) -> Result<bool, Unreadable> {
+fn sends_ipv4(sk: Socket<'_>, dst_port_be: u16, call: &Call, tuple: &Tuple) -> Result<bool, Unreadable> {
     let [[src, ..], [dst, ..]] = addresses(tuple);
     let [connected, bound] = sk.ipv4_addresses();
     let there = if call.is_named() {
@@ -131,7 +136,7 @@ fn sends_ipv4(sk: Address, dst_port_be: u16, call: &Call, tuple: &Tuple) -> Resu
 
 /// The same over IPv6.
 #[inline(always)]
-fn sends_ipv6(sk: Address, dst_port_be: u16, call: &Call, tuple: &Tuple) -> Result<bool, Unreadable> {
+fn sends_ipv6(sk: Socket<'_>, dst_port_be: u16, call: &Call, tuple: &Tuple) -> Result<bool, Unreadable> {
     if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
         return Ok(false);
     }
@@ -148,7 +153,7 @@ fn sends_ipv6(sk: Address, dst_port_be: u16, call: &Call, tuple: &Tuple) -> Resu
 
 /// Whether one of the first devices of a socket's namespace has this address (include/linux/inetdevice.h).
 #[inline(always)]
-fn has_ipv4(sk: Address, wanted: u32) -> bool {
+fn has_ipv4(sk: Socket<'_>, wanted: u32) -> bool {
     any_device(sk, |device| {
         let mut address = device.field(&DEVICE_IPV4).follow_or_zero().field(&IN_DEVICE_ADDRESSES).follow_or_zero();
         for _ in 0..ADDRESSES {
@@ -163,7 +168,7 @@ fn has_ipv4(sk: Address, wanted: u32) -> bool {
 
 /// The same for IPv6 (include/net/if_inet6.h).
 #[inline(always)]
-fn has_ipv6(sk: Address, wanted: [u32; 4]) -> bool {
+fn has_ipv6(sk: Socket<'_>, wanted: [u32; 4]) -> bool {
     let known = [&DEVICE_IPV6, &INET6_DEVICE_ADDRESSES, &INET6_ADDRESS_LIST, &INET6_ADDRESS_ADDR];
     if known.iter().any(|offset| offset.load() == ABSENT) {
         return false;
@@ -186,11 +191,8 @@ fn has_ipv6(sk: Address, wanted: [u32; 4]) -> bool {
 
 /// Whether this is so of any of the first devices of a socket's namespace, behind the loopback.
 #[inline(always)]
-fn any_device(sk: Address, is_it: impl Fn(Address) -> bool) -> bool {
-    if SOCK_NET.load() == ABSENT {
-        return false;
-    }
-    let list = sk.field(&SOCK_NET).follow_or_zero().field(&NET_DEVICES);
+fn any_device(sk: Socket<'_>, is_it: impl Fn(Address) -> bool) -> bool {
+    let list = sk.netns().field(&NET_DEVICES);
     // The first is the loopback (drivers/net/loopback.c, `loopback_net_init`), from which nothing is translated.
     let mut link = list.follow_or_zero().follow_or_zero();
     for _ in 0..DEVICES {

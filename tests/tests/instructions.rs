@@ -14,41 +14,41 @@ use snat_trace_tests::measure::figure::{Figure, Traffic};
 /// The longest path through each program, and whether it has a loop, each turn of which comes on top.
 const LONGEST: [(&str, u32, bool); 19] = [
     ("allocate_begins", 57, false),
-    ("allocate_ends", 1241, false),
-    ("allocation", 1011, false),
+    ("allocate_ends", 1211, false),
+    ("allocation", 953, false),
     ("cgroup_removed", 120, true),
     ("check_insert_begins", 47, false),
     ("check_insert_ends", 337, false),
-    ("clash", 1692, false),
+    ("clash", 1672, false),
     ("confirm_begins", 67, false),
-    ("confirm_ends", 1454, false),
+    ("confirm_ends", 1410, false),
     ("early_drop_ends", 17, false),
     ("insertion", 14, false),
     ("insertion_at_confirm", 24, false),
-    ("note_process", 293, true),
-    ("owner_ipv4", 443, false),
-    ("owner_ipv6", 443, false),
-    ("owner_raw", 459, false),
-    ("owner_raw6", 461, false),
-    ("owner_tcp", 410, false),
+    ("note_process", 292, true),
+    ("owner_ipv4", 411, false),
+    ("owner_ipv6", 411, false),
+    ("owner_raw", 419, false),
+    ("owner_raw6", 428, false),
+    ("owner_tcp", 387, false),
     ("verdict", 72, false),
 ];
 
 /// What each program executes for a new connection of a process that has sent before, at full detail. `allocation` runs twice.
 const NEW_CONNECTION: [(Packet, &[Executed]); 9] = [
-    (Packet::Udp, &[("allocation", 7), ("allocation", 372), ("insertion", 14)]),
-    (Packet::Udp6, &[("allocation", 7), ("allocation", 408), ("insertion", 14)]),
-    (Packet::Connected, &[("owner_ipv4", 229), ("allocation", 7), ("allocation", 135), ("insertion", 14)]),
-    (Packet::Unbound, &[("allocation", 7), ("allocation", 431), ("insertion", 14)]),
-    (Packet::Unbound6, &[("allocation", 7), ("allocation", 489), ("insertion", 14)]),
-    (Packet::Tcp, &[("owner_tcp", 205), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
-    (Packet::Tcp6, &[("owner_tcp", 221), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
-    (Packet::Ping, &[("owner_raw", 260), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
-    (Packet::Ping6, &[("owner_raw6", 263), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Udp, &[("allocation", 7), ("allocation", 363), ("insertion", 14)]),
+    (Packet::Udp6, &[("allocation", 7), ("allocation", 391), ("insertion", 14)]),
+    (Packet::Connected, &[("owner_ipv4", 225), ("allocation", 7), ("allocation", 132), ("insertion", 14)]),
+    (Packet::Unbound, &[("allocation", 7), ("allocation", 424), ("insertion", 14)]),
+    (Packet::Unbound6, &[("allocation", 7), ("allocation", 472), ("insertion", 14)]),
+    (Packet::Tcp, &[("owner_tcp", 206), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Tcp6, &[("owner_tcp", 220), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Ping, &[("owner_raw", 256), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
+    (Packet::Ping6, &[("owner_raw6", 262), ("allocation", 7), ("allocation", 73), ("insertion", 14)]),
 ];
 
 /// What comes on top for the first packet of a process, which is noted with all it runs.
-const NEW_PROCESS: u32 = 409;
+const NEW_PROCESS: u32 = 399;
 
 /// What a new connection is to execute fewer than, and which do not: of a socket that is bound to no address it must be asked
 /// first whether the packet's is one of its namespace, and an address of IPv6 is compared word by word.

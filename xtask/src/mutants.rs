@@ -122,9 +122,9 @@ const MUTANTS: [Mutant; 20] = [
     },
     Mutant {
         name: "a thread for a process",
-        file: "snat-trace-ebpf/src/owner.rs",
-        from: "process::key_of(task, (ids >> 32) as u32)",
-        to: "process::key_of(task, ids as u32)",
+        file: "snat-trace-ebpf/src/process.rs",
+        from: "let (tgid, tid) = ",
+        to: "let (tid, tgid) = ",
         scenario: "forced udp, full",
     },
     Mutant {
