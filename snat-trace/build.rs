@@ -41,12 +41,14 @@ fn main() -> Result<()> {
     strip(&out).with_context(|| format!("cannot strip {}", out.display()))
 }
 
-/// Removes what debuggers read, nine tenths of the object: the linker has made BTF of it.
+/// Removes what debuggers read, nine tenths of the object: the linker has made BTF of it. And what would move that, which nobody
+/// does.
 fn strip(path: &Path) -> Result<()> {
     let bytes = fs::read(path)?;
     let mut elf = Builder::read(bytes.as_slice())?;
     for section in &mut elf.sections {
-        section.delete = [b".debug_".as_slice(), b".rel.debug_"].iter().any(|prefix| section.name.starts_with(prefix));
+        section.delete =
+            [b".debug_".as_slice(), b".rel.debug_", b".rel.BTF"].iter().any(|prefix| section.name.starts_with(prefix));
     }
     // LLVM has one table of strings for symbols and sections.
     let names = elf.sections.add();
