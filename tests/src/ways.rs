@@ -28,6 +28,9 @@ pub enum Way {
     Failures,
     /// A bpftrace script that notes the same: `measure/full.bt`.
     Bpftrace,
+    /// One that notes nothing, at the functions at which `snat-trace watch` has a program that runs: `measure/empty.bt`. What
+    /// it takes, no program there can do without.
+    Empty,
     /// `conntrack -E`, in the node's network namespace.
     Conntrack,
     /// `tcpdump` on all links of the node's network namespace.
@@ -35,8 +38,9 @@ pub enum Way {
 }
 
 /// What bpftrace is to run.
-const SCRIPT: &str = include_str!("measure/full.bt");
-/// Probes in it.
+const FULL_SCRIPT: &str = include_str!("measure/full.bt");
+const EMPTY_SCRIPT: &str = include_str!("measure/empty.bt");
+/// Probes in either.
 const SCRIPTS_PROBES: usize = 4;
 /// More flows than a window has between allocation and insertion by far, where bpftrace itself gives room for 4096.
 const SCRIPTS_KEYS: (&str, &str) = ("BPFTRACE_MAX_MAP_KEYS", "65536");
@@ -46,8 +50,16 @@ const NETLINK_NETFILTER: &str = "12";
 
 impl Way {
     /// All.
-    pub const ALL: [Self; 7] =
-        [Self::Nothing, Self::Minimal, Self::Full, Self::Failures, Self::Bpftrace, Self::Conntrack, Self::Tcpdump];
+    pub const ALL: [Self; 8] = [
+        Self::Nothing,
+        Self::Minimal,
+        Self::Full,
+        Self::Failures,
+        Self::Bpftrace,
+        Self::Empty,
+        Self::Conntrack,
+        Self::Tcpdump,
+    ];
 
     /// Its name in every figure.
     #[must_use]
@@ -58,6 +70,7 @@ impl Way {
             Self::Full => "snat-trace full",
             Self::Failures => "snat-trace full --failures",
             Self::Bpftrace => "bpftrace",
+            Self::Empty => "bpftrace, empty",
             Self::Conntrack => "conntrack -E",
             Self::Tcpdump => "tcpdump",
         }
@@ -68,7 +81,7 @@ impl Way {
         match self {
             Self::Nothing => None,
             Self::Minimal | Self::Full | Self::Failures => Some(SNAT_TRACE),
-            Self::Bpftrace => Some("bpftrace"),
+            Self::Bpftrace | Self::Empty => Some("bpftrace"),
             Self::Conntrack => Some("conntrack"),
             Self::Tcpdump => Some("tcpdump"),
         }
@@ -93,18 +106,20 @@ impl Way {
             Self::Minimal => Some(watching(&["--detail", "minimal"], nowhere()?)?),
             Self::Full => Some(watching(&[], nowhere()?)?),
             Self::Failures => Some(watching(&["--failures"], nowhere()?)?),
-            Self::Bpftrace | Self::Conntrack | Self::Tcpdump => Some(in_netns(node, || self.peer(nowhere()?))??),
+            Self::Bpftrace | Self::Empty | Self::Conntrack | Self::Tcpdump => {
+                Some(in_netns(node, || self.peer(nowhere()?))??)
+            }
         };
         Ok(Attached { way: self, running })
     }
 
     /// Starts another tool in the calling thread's network namespace.
     fn peer(self, nowhere: File) -> Result<Running> {
-        let script = Path::new("/tmp/full.bt");
+        let script = Path::new("/tmp/script.bt");
         let mut command = Command::new(self.program().context("nothing is no tool")?);
         match self {
-            Self::Bpftrace => {
-                fs::write(script, SCRIPT)?;
+            Self::Bpftrace | Self::Empty => {
+                fs::write(script, if self == Self::Empty { EMPTY_SCRIPT } else { FULL_SCRIPT })?;
                 command.env(SCRIPTS_KEYS.0, SCRIPTS_KEYS.1).arg(script)
             }
             Self::Conntrack => command.arg("-E"),
@@ -128,7 +143,7 @@ impl Way {
     /// Whether it does, by what the kernel knows or, of tcpdump, by what it has said.
     fn watches(self, said: &Path) -> bool {
         match self {
-            Self::Bpftrace => probed().is_ok_and(|functions| functions.len() == SCRIPTS_PROBES),
+            Self::Bpftrace | Self::Empty => probed().is_ok_and(|functions| functions.len() == SCRIPTS_PROBES),
             Self::Conntrack => fs::read_to_string("/proc/thread-self/net/netlink").is_ok_and(|sockets| {
                 sockets.lines().filter_map(fields).any(|(protocol, groups)| protocol == NETLINK_NETFILTER && groups)
             }),
@@ -219,8 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn the_script_has_as_many_probes_as_are_waited_for() {
+    fn each_script_has_as_many_probes_as_are_waited_for() {
         let probe = |line: &&str| line.starts_with("kprobe:") || line.starts_with("kretprobe:");
-        assert_eq!(SCRIPT.lines().filter(probe).count(), SCRIPTS_PROBES);
+        for script in [FULL_SCRIPT, EMPTY_SCRIPT] {
+            assert_eq!(script.lines().filter(probe).count(), SCRIPTS_PROBES, "{script}");
+        }
     }
 }

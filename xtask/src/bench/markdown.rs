@@ -28,6 +28,8 @@ const WAYS: &str = "\
 * **snat-trace minimal**, **full**, **full --failures**: `snat-trace watch` at these levels of detail; full is what it does if
   nothing else is asked for.
 * **bpftrace**: a script that notes the same of each connection (`tests/src/measure/full.bt`).
+* **bpftrace, empty**: a script that does nothing, at the functions at which full has a program that runs for each connection
+  (`tests/src/measure/empty.bt`): what these traps take, whoever sets them, before anything is noted.
 * **conntrack -E**: every event of the table, as text. It does not show the flow that lost.
 * **tcpdump**: every packet on every link of the node, as `-w` writes them.
 ";
