@@ -22,8 +22,10 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
+    /// The ring has room for some 1600 clashes and their verdicts, and is twice in the memory of who reads it, as the kernel maps
+    /// it twice.
     fn default() -> Self {
-        Self { ring_bytes: 4 << 20, flows: 65_536 }
+        Self { ring_bytes: 1 << 20, flows: 65_536 }
     }
 }
 

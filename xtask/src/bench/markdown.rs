@@ -54,7 +54,7 @@ takes in without a loss.
 const MEMORY: &str = "\
 ## Memory and idling
 
-Of the process that watches, as the kernel counts it: the ring of 4 MiB twice, as it is mapped twice, and those pages of the
+Of the process that watches, as the kernel counts it: the ring of 1 MiB twice, as it is mapped twice, and those pages of the
 binary that were used, are in it; where there is no kernel there is no ring either.
 ";
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snat_trace::kernel::{Detail, Request};
+use snat_trace::probe::Sizes;
 use snat_trace::race::event::{Class, NetnsInum};
 use snat_trace::race::filter::{Filter, OwnerFilter, Prefix};
 use snat_trace::race::tuple::Protocol;
@@ -202,10 +203,10 @@ pub(crate) struct TraceArgs {
     pub(crate) show: ShowArgs,
     /// Size of the kernel's ring buffer, rounded up to a power of two of pages; more is needed when the summary says
     /// ring-full
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring_bytes, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     pub(crate) ring_bytes: u32,
     /// How many new flows and senders are remembered in the kernel, the least recently used going first
-    #[arg(long, value_name = "N", default_value_t = 65_536, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().flows, hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) flows: u32,
 }
 
