@@ -17,7 +17,8 @@ A cell is *expected / seen / pids right / cgroups right / unexplained / lost*, `
 
 * **expected**: races there were, by the word of senders, receiver and kernel counters,
 * **seen**: those of them that were told, with both flows right,
-* **pids right**, **cgroups right**: those with both senders' processes and cgroups right,
+* **pids right**, **cgroups right**: those with both senders' processes and cgroups right; of the others a sender was told to be
+  unknown, as a wrong one fails the scenario,
 * **unexplained**: failed inserts the summary had no explanation for,
 * **lost**: records the summary says were lost on the way.
 
