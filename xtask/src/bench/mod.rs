@@ -57,6 +57,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
         stages.run("benchmarks", || native::benchmarks(project, &built)),
         stages.run("allocations and instructions", || native::counted(project, &built)),
         stages.run("floods", || native::flood(project, &built)),
+        stages.run("doctor", || native::start(&snat_trace)),
     ];
     figures.extend(natively.into_iter().flatten().flatten());
     let mut payload = peers.payload;

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::figure::{Figure, parse};
+use super::targets::DOCTOR;
 use crate::progress::{capture_stdout, passthrough};
 use crate::project::Project;
 use crate::toolchain::Toolchain;
@@ -94,6 +96,27 @@ fn speed(benchmark: &str, estimates: &str) -> Result<Option<Figure>> {
         what,
         per_second: elements * 1e9 / estimates.mean.point_estimate,
     }))
+}
+
+/// How often `doctor` is run.
+const STARTS: u32 = 10;
+
+/// How long it takes to read what a start begins with, the kernel's symbols and types: `doctor` does that and attaches nothing.
+///
+/// # Errors
+/// The binary does not run.
+pub(super) fn start(snat_trace: &Path) -> Result<Vec<Figure>> {
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        let start = Instant::now();
+        let output = Command::new(snat_trace).arg("doctor").output();
+        // Whether this kernel can be traced does not matter.
+        output.with_context(|| format!("cannot run {}", snat_trace.display()))?;
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    times.sort_by(f64::total_cmp);
+    let milliseconds = [times[times.len() / 2], times[0], times[times.len() - 1]];
+    Ok(vec![Figure::Start { way: DOCTOR.to_owned(), runs: STARTS, milliseconds }])
 }
 
 /// Allocations per event, and BPF instructions of each program and of a connection, as tests count them.
