@@ -285,8 +285,12 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-/// Reading the kernel's types and symbols takes megabytes that are not needed again, and that the allocator would keep.
+/// Reading the kernel's types and symbols takes megabytes that are not needed again, and that the allocator would keep. What is
+/// left between them the kernel would sooner or later put together, holes and all, to pages of 2 MiB (mm/khugepaged.c).
 fn give_memory_back() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages are not turned off");
+    }
     #[cfg(target_env = "gnu")]
     // SAFETY: it touches nothing but memory that the allocator has to itself.
     unsafe {

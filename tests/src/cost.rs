@@ -266,6 +266,11 @@ fn idle() -> Result<Row> {
     for ((way, before), (_, after)) in before.iter().zip(threads()?) {
         ensure!(*before == after, "{way}: in {QUIET:?} without any event {before:?} became {after:?}");
     }
+    // Or memory that was given back would come back in huge pages while nothing happens.
+    for (way, pid) in &pids {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        ensure!(status.lines().any(|line| line == "THP_enabled:\t0"), "{way} lets huge pages be made of its memory");
+    }
     let number = watchers.len();
     for (_, _, watch) in watchers {
         watch.interrupt()?;
