@@ -94,7 +94,7 @@ fn processes(detail: &str) -> Result<Row> {
             stage.pair((way, socket, expected), (way, socket, expected))?;
         }
     }
-    for way in ["two-threads", "many"] {
+    for way in ["two-threads", "many", "next"] {
         stage.pair((way, "udp", Named), ("plain", "udp", Named))?;
     }
     // Before Linux 5.12 the poller is a thread of the kernel, which is not named; the process that holds the socket may be.

@@ -26,6 +26,9 @@ use super::{churn, link, rights};
 /// How often a sender of many sends.
 const MANY: usize = 40;
 
+/// The port of a service that answers nothing (RFC 863).
+const DISCARD: u16 = 9;
+
 /// Runs `scenarios sender WAY SOCKET SOURCE DESTINATION`.
 ///
 /// # Errors
@@ -84,6 +87,12 @@ pub fn main(words: &[String]) -> Result<()> {
             fcntl_setfd(&socket, FdFlags::empty())?;
             flow.report()?;
             Err(Command::new("cat").stdout(Stdio::null()).exec().into())
+        }
+        // One program sends elsewhere, and the next in the same process sends this.
+        "next" => {
+            let elsewhere = SocketAddr::new(flow.destination.ip(), DISCARD);
+            drop(Flow { destination: elsewhere, ..flow }.send()?);
+            Err(again(&["plain"], words)?.exec().into())
         }
         // Made here, handed to another, who sends; here it is closed, or kept.
         "handed" | "shared" => {
