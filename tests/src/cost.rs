@@ -16,6 +16,7 @@ use snat_trace::kernel::{Detail, Request, programs};
 use crate::node::Node;
 use crate::output::Running;
 use crate::places::{until, watching};
+use crate::process::field;
 use crate::scenario::{Row, Scenario, brief};
 
 /// In the order they run.
@@ -269,7 +270,7 @@ fn idle() -> Result<Row> {
     // Or memory that was given back would come back in huge pages while nothing happens.
     for (way, pid) in &pids {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        ensure!(status.lines().any(|line| line == "THP_enabled:\t0"), "{way} lets huge pages be made of its memory");
+        ensure!(field(&status, "THP_enabled")? == 0, "{way} lets huge pages be made of its memory");
     }
     let number = watchers.len();
     for (_, _, watch) in watchers {
@@ -285,14 +286,11 @@ type Threads = BTreeMap<u32, (String, u64)>;
 fn switches(pid: u32) -> Result<Threads> {
     let mut threads = Threads::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = fs::read_to_string(thread?.path().join("status"))?;
-        let field = |name: &str| {
-            let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            value.map(str::trim).with_context(|| format!("no {name}"))
-        };
-        let count = |name: &str| Ok::<u64, anyhow::Error>(field(name)?.parse()?);
-        let switches = count("voluntary_ctxt_switches")? + count("nonvoluntary_ctxt_switches")?;
-        threads.insert(field("Pid")?.parse()?, (field("Name")?.to_owned(), switches));
+        let thread = thread?.path();
+        let status = fs::read_to_string(thread.join("status"))?;
+        let name = fs::read_to_string(thread.join("comm"))?.trim_end().to_owned();
+        let switches = field(&status, "voluntary_ctxt_switches")? + field(&status, "nonvoluntary_ctxt_switches")?;
+        threads.insert(u32::try_from(field(&status, "Pid")?)?, (name, switches));
     }
     Ok(threads)
 }

@@ -64,7 +64,7 @@ impl Usage {
 }
 
 /// A number of `/proc/PID/status`.
-fn field(status: &str, name: &str) -> Result<u64> {
+pub(crate) fn field(status: &str, name: &str) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let line = line.with_context(|| format!("no {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

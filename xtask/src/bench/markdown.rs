@@ -54,8 +54,8 @@ takes in without a loss.
 const MEMORY: &str = "\
 ## Memory and idling
 
-Of the process that watches, as the kernel counts it: the ring of 1 MiB twice, as it is mapped twice, and those pages of the
-binary that were used, are in it; where there is no kernel there is no ring either.
+Of the process that watches, as the kernel counts it: the ring twice, as it is mapped twice, and those pages of the binary that
+were used, are in it; where there is no kernel there is no ring either.
 ";
 
 const STORM: &str = "\
