@@ -10,10 +10,10 @@ use serde_json::Value;
 use crate::evidence::{place, recording, replayed};
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::{lab_with_races, pods, until};
-use crate::scenario::{Row, Scenario, whole};
+use crate::scenario::{Row, Scenario, once, whole};
 
 /// In the order they run.
-pub const SCENARIOS: &[Scenario] = &[whole("evidence: compare", compare), whole("evidence: export", export)];
+pub const SCENARIOS: &[Scenario] = &[once("evidence: compare", compare), whole("evidence: export", export)];
 
 /// How long a side of a comparison is recorded: a verdict needs slices of time to see whether races come in bursts.
 const SIDE: &str = "20s";

@@ -12,7 +12,7 @@ use crate::failures::Setting;
 use crate::node::{Node, command};
 use crate::output::{Lines, Running, SNAT_TRACE};
 use crate::places::until;
-use crate::scenario::{Numbers, Row, Scenario, whole};
+use crate::scenario::{Numbers, Row, Scenario, once, whole};
 
 /// In the order they run.
 pub const SCENARIOS: &[Scenario] = &[
@@ -21,13 +21,13 @@ pub const SCENARIOS: &[Scenario] = &[
     whole("evidence: replay, minimal", || replay(&["--format", "json", "--detail", "minimal"], &SOME)),
     whole("evidence: replay, early drop", early_drop),
     whole("evidence: replay, chain too long", chain_too_long),
-    whole("evidence: replay, storm", storm),
-    whole("evidence: nothing happens", idle),
+    once("evidence: replay, storm", storm),
+    once("evidence: nothing happens", idle),
     whole("evidence: report", report),
-    whole("evidence: killed and added to", killed),
-    whole("evidence: full disk", full_disk),
-    whole("evidence: disk full for a while", full_for_a_while),
-    whole("evidence: rotation", rotation),
+    once("evidence: killed and added to", killed),
+    once("evidence: full disk", full_disk),
+    once("evidence: disk full for a while", full_for_a_while),
+    once("evidence: rotation", rotation),
 ];
 
 /// Traffic of every kind that a lab can make on any kernel, as its arguments.

@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-/// One scenario. Each module lists its own in a constant `SCENARIOS`, made with [`brief`], [`whole`], [`unloaded`]
-/// and [`observation`].
+/// One scenario. Each module lists its own in a constant `SCENARIOS`, made with [`brief`], [`whole`], [`once`],
+/// [`unloaded`] and [`observation`].
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     /// Its row in the matrix: unique, short, and the same on every kernel.
@@ -26,6 +26,8 @@ pub enum Set {
     Brief,
     /// Only where the whole set runs.
     Whole,
+    /// On the newest kernel only: it takes long, and is of files and user space, which no kernel changes.
+    Once,
     /// In a guest that does not track connections yet, in the order of the list.
     Unloaded,
     /// In a guest of its own, on an idle machine: what is measured there is time.
@@ -42,6 +44,12 @@ pub const fn brief(name: &'static str, run: fn() -> Result<Row>) -> Scenario {
 #[must_use]
 pub const fn whole(name: &'static str, run: fn() -> Result<Row>) -> Scenario {
     Scenario { name, set: Set::Whole, run }
+}
+
+/// A scenario for one kernel, whichever.
+#[must_use]
+pub const fn once(name: &'static str, run: fn() -> Result<Row>) -> Scenario {
+    Scenario { name, set: Set::Once, run }
 }
 
 /// A scenario of a node that does not track connections yet.

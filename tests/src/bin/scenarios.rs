@@ -1,4 +1,4 @@
-//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|unloaded|observation] [NAME-PART...]`.
+//! Runs scenarios inside a guest, as root: `scenarios [--rows|--list] [loaded|brief|once|unloaded|observation] [NAME-PART...]`.
 
 use std::process::{ExitCode, Termination as _};
 
@@ -23,10 +23,11 @@ fn main() -> ExitCode {
     let wanted: fn(Set) -> bool = match arguments.next().as_deref() {
         None | Some("loaded") => |set| matches!(set, Set::Brief | Set::Whole),
         Some("brief") => |set| set == Set::Brief,
+        Some("once") => |set| set == Set::Once,
         Some("unloaded") => |set| set == Set::Unloaded,
         Some("observation") => |set| set == Set::Observation,
         Some(other) => {
-            eprintln!("scenarios: {other:?} is none of `loaded`, `brief`, `unloaded` and `observation`");
+            eprintln!("scenarios: {other:?} is none of `loaded`, `brief`, `once`, `unloaded` and `observation`");
             return ExitCode::from(2);
         }
     };

@@ -26,7 +26,7 @@ pub(crate) const FILE: &str = "MATRIX.md";
 const SAID: &str = "matrix";
 
 /// The kernels, oldest first, and what runs on each: the cheap scenarios everywhere, the whole set on the oldest and the
-/// newest.
+/// newest, and on that what no kernel changes.
 const KERNELS: [(&str, &[Set]); 7] = [
     ("5.10", &[Set::Loaded, Set::Unloaded]),
     ("6.1", &[Set::Brief]),
@@ -34,7 +34,7 @@ const KERNELS: [(&str, &[Set]); 7] = [
     ("6.12", &[Set::Brief]),
     ("6.12-full", &[Set::Brief]),
     ("6.18", &[Set::Brief]),
-    ("7", &[Set::Loaded, Set::Unloaded]),
+    ("7", &[Set::Loaded, Set::Once, Set::Unloaded]),
 ];
 
 /// Where the observer's effect is measured: a quarter of an hour, and a question of time, which is none for a test.
@@ -50,6 +50,8 @@ enum Set {
     Loaded,
     /// The cheapest of them.
     Brief,
+    /// Those of files and user space.
+    Once,
     /// Those of a node that does not track connections yet.
     Unloaded,
     /// What is measured on an idle machine.
@@ -61,6 +63,7 @@ impl Set {
         match self {
             Self::Loaded => "loaded",
             Self::Brief => "brief",
+            Self::Once => "once",
             Self::Unloaded => "unloaded",
             Self::Observation => "observation",
         }
@@ -140,7 +143,7 @@ impl Matrix {
     ) -> Result<Self> {
         let [_, scenarios] = binaries;
         let mut matrix = Self::default();
-        for set in [Set::Loaded, Set::Unloaded] {
+        for set in [Set::Loaded, Set::Once, Set::Unloaded] {
             matrix.scenarios.extend(names(scenarios, set)?);
         }
         for (series, sets) in KERNELS {
