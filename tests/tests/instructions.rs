@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use snat_trace::probe::OBJECT;
 use snat_trace_common::Counter;
 use snat_trace_tests::instructions::{Executed, Packet, Programs, Scene};
-use snat_trace_tests::measure::figure::{Figure, Traffic};
+use snat_trace_tests::measure::figure::Figure;
 
 /// The longest path through each program, and whether it has a loop, each turn of which comes on top.
 const LONGEST: [(&str, u32, bool); 19] = [
@@ -33,6 +33,9 @@ const LONGEST: [(&str, u32, bool); 19] = [
     ("owner_tcp", 387, false),
     ("verdict", 72, false),
 ];
+
+/// What the programs execute when a socket for datagrams is bound, before all others.
+const BOUND: &[Executed] = &[("owner_ipv4", 33)];
 
 /// What each program executes for a new connection of a process that has sent before, at full detail. `allocation` runs twice.
 const NEW_CONNECTION: [(Packet, &[Executed]); 9] = [
@@ -110,14 +113,7 @@ fn a_new_connection_costs_what_it_did() -> Result<()> {
         let present = [scene.send(sender, packet, 1001)?, scene.translate()?].concat();
         hold(&format!("a new {packet:?}"), &present, table);
         let sum: u32 = present.iter().map(|(_, number)| number).sum();
-        let traffic = match packet {
-            Packet::Connected => Some(Traffic::UdpFlows),
-            Packet::Tcp => Some(Traffic::TcpFlows),
-            _ => None,
-        };
-        if let Some(traffic) = traffic {
-            tell(&Figure::Executed { traffic, instructions: sum })?;
-        }
+        tell(&Figure::Executed { connection: spoken(packet), instructions: sum })?;
         assert_eq!(sum < TARGET, !OVER_IT.contains(&packet), "a new {packet:?} executes {sum} instructions");
         // It is the way of one that succeeds.
         assert_eq!((scene.entries("OWNERS")?, scene.entries("PROCESSES")?, scene.entries("ALLOCATIONS")?), (2, 1, 2));
@@ -126,6 +122,33 @@ fn a_new_connection_costs_what_it_did() -> Result<()> {
         }
         assert_eq!(scene.counted(Counter::Connection)?, 2);
     }
+    Ok(())
+}
+
+/// For the document.
+fn spoken(packet: Packet) -> &'static str {
+    match packet {
+        Packet::Udp => "UDP, of a socket bound to an address and a port",
+        Packet::Udp6 => "UDP over IPv6, the same",
+        Packet::Connected => "UDP, of a socket that was connected",
+        Packet::Unbound => "UDP, of a socket bound to a port: the flows of this document",
+        Packet::Unbound6 => "UDP over IPv6, the same",
+        Packet::Tcp => "TCP",
+        Packet::Tcp6 => "TCP over IPv6",
+        Packet::Ping => "ICMP",
+        Packet::Ping6 => "ICMP over IPv6",
+    }
+}
+
+#[test]
+fn a_socket_that_is_bound_costs_what_it_did() -> Result<()> {
+    let programs = Programs::in_full()?;
+    let mut scene = Scene::new(&programs)?;
+    let present = scene.bind(1000)?;
+    hold("a socket that is bound", &present, BOUND);
+    let instructions = present.iter().map(|(_, number)| number).sum();
+    tell(&Figure::Bound { instructions })?;
+    assert_eq!(scene.entries("OWNERS")?, 0);
     Ok(())
 }
 

@@ -31,7 +31,7 @@ const DESTINATION_PORT: u16 = 53;
 const SENDTO: u64 = 44;
 const DESCRIPTOR: u32 = 3;
 
-/// How a packet is sent.
+/// How the first packet of a connection is sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Packet {
     /// UDP over IPv4, from a socket that is bound to an address, to one that is named.
@@ -175,6 +175,18 @@ impl<'a> Scene<'a> {
         ])?;
         self.set(task, "TASK_LEADER", &task.to_ne_bytes())?;
         Ok(Sender { task, pid, registers, descriptors })
+    }
+
+    /// What the hooks of senders execute when a socket for datagrams is bound to a port (net/ipv4/af_inet.c, `inet_bind` or
+    /// `inet_autobind`): once, before it sends.
+    ///
+    /// # Errors
+    ///
+    /// A program does not run here.
+    pub fn bind(&mut self, port: u16) -> Result<Vec<Executed>> {
+        let sk = self.structure(&[("SOCK_NET", self.netns)])?;
+        self.set(sk, "SOCK_PORTS", &[[0; 2], port.to_ne_bytes()].concat())?;
+        self.hooks(&[("owner_ipv4", &[sk])])
     }
 
     /// What the hooks of senders execute when a packet is sent from `port`, through a socket of its own.

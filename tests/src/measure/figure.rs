@@ -42,10 +42,15 @@ pub enum Figure {
         /// BPF instructions.
         longest: u32,
     },
-    /// What all programs of full detail execute.
+    /// What all programs of full detail execute for a new connection.
     Executed {
-        /// For one of these.
-        traffic: Traffic,
+        /// Of what, in words.
+        connection: &'static str,
+        /// BPF instructions.
+        instructions: u32,
+    },
+    /// What they execute when a socket for datagrams is bound.
+    Bound {
         /// BPF instructions.
         instructions: u32,
     },

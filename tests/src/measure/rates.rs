@@ -13,7 +13,7 @@ use crate::ways::Way;
 /// How often each way has its turn.
 const TURNS: usize = 16;
 /// Where in a turn the way that should cost nothing comes once more: it takes many pairs to tell that.
-const ONCE_MORE: [usize; 2] = [3, 6];
+const ONCE_MORE: [usize; 4] = [2, 4, 6, 8];
 /// One slice of one kind of traffic, and how many of each kind a stretch has, in turns: what else the machine does comes and
 /// goes, and is to meet all kinds alike.
 const SLICE: Duration = Duration::from_millis(100);

@@ -28,8 +28,10 @@ pub(super) enum Figure {
     },
     /// BPF instructions of the longest path through a program.
     Instructions { program: String, longest: u64 },
-    /// BPF instructions that a unit executes at full detail, all programs together.
-    Executed { traffic: String, instructions: u64 },
+    /// BPF instructions that a new connection executes at full detail, all programs together.
+    Executed { connection: String, instructions: u64 },
+    /// The same when a socket for datagrams is bound.
+    Bound { instructions: u64 },
     /// How many of the pairs of flows that could collide did.
     Collisions { way: String, turns: u32, share: f64, ratio: Option<[f64; 3]> },
     /// From the start of a process to its last hook: median, least and most.

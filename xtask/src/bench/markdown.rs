@@ -38,9 +38,13 @@ const HOOKS: &str = "\
 ## Hooks
 
 BPF programs by the kernel's own statistics (`kernel.bpf_stats_enabled`; they see the program and not the trap that leads to it,
-of which a kprobe has one and a return probe two), and the instructions of the longest path through each. Instructions of one
-connection are counted without a kernel, on the way of one that succeeds, of a process that has sent before. `snat-trace doctor`
+of which a kprobe has one and a return probe two), and the instructions of the longest path through each. `snat-trace doctor`
 says which function of the kernel each is at.
+";
+
+const EXECUTED: &str = "\
+Instructions of one connection, at full detail, counted without a kernel: on the way of one that succeeds, of a process that has
+sent before. A helper is one; what it does is not in it.
 ";
 
 const USER: &str = "\
@@ -187,10 +191,24 @@ fn pairs(cost: &Cost) -> String {
 
 fn hooks(cost: &Cost) -> String {
     let ways = [(FULL, ""), (FAILURES, "With `--failures`, on top:\n\n")];
-    joined(ways.into_iter().map(|(way, head)| {
+    let tables = ways.into_iter().map(|(way, head)| {
         let table = hooks_of(cost, way);
         if table.is_empty() { table } else { format!("{head}{table}") }
-    }))
+    });
+    joined(tables.chain([executed(cost)]))
+}
+
+/// What new connections execute, and a socket before.
+fn executed(cost: &Cost) -> String {
+    let rows = cost.executed().map(|(connection, instructions)| [connection.to_owned(), instructions.to_string()]);
+    let table = table(["a new connection", "BPF instructions"], rows);
+    let bound = cost.figures.iter().find_map(|figure| match figure {
+        Figure::Bound { instructions } => {
+            Some(format!("\nA socket for datagrams that is bound takes {instructions} more, once.\n"))
+        }
+        _ => None,
+    });
+    if table.is_empty() { table } else { format!("{EXECUTED}\n{table}{}", bound.unwrap_or_default()) }
 }
 
 /// A row for each program of a way, and the sum.
@@ -217,16 +235,10 @@ fn hooks_of(cost: &Cost, way: &str) -> String {
         let [udp, tcp, datagrams] = runs.each_ref().map(|traffic| cell(traffic, program));
         [format!("`{program}`"), longest, udp, tcp, datagrams]
     });
-    let sum = |runs: &[(&str, f64, f64)], traffic| {
-        let ns = grouped(runs.iter().map(|(_, runs, ns)| runs * ns).sum());
-        let executed = cost.executed(traffic).filter(|_| way == FULL);
-        match executed {
-            _ if runs.is_empty() => String::new(),
-            Some(instructions) => format!("{ns} ns, {instructions} instructions"),
-            None => format!("{ns} ns"),
-        }
-    };
-    let [udp, tcp, datagrams] = [0, 1, 2].map(|kind| sum(&runs[kind], TRAFFIC[kind].0));
+    let [udp, tcp, datagrams] = runs.each_ref().map(|runs| {
+        let ns = runs.iter().map(|(_, runs, ns)| runs * ns).sum();
+        if runs.is_empty() { String::new() } else { format!("{} ns", grouped(ns)) }
+    });
     let last = ["together".to_owned(), String::new(), udp, tcp, datagrams];
     let head = [
         "program",
@@ -364,7 +376,9 @@ mod tests {
             "At least 10 pairs of runs each, and 10 turns of collisions.",
             "| `allocation` | 100 | 2.00 × 1 293 ns |  | 0.0001 × 1 300 ns |",
             "| `clash` | 1200 | 0 |  |  |",
-            "| together |  | 3 486 ns, 350 instructions | 500 ns | 880 ns |",
+            "| together |  | 3 486 ns | 500 ns | 880 ns |",
+            "| UDP over IPv6 | 410 |",
+            "A socket for datagrams that is bound takes 30 more, once.",
             "| `confirm_ends` |  | 1.00 × 700 ns |  |  |",
             "| together |  | 700 ns |  |  |",
             "| records/decode and correlate | 7 500 000 |",
