@@ -28,19 +28,22 @@ fn owner_tcp(ctx: ProbeContext) -> u32 {
     keep(&ctx, tcp_tuple, |_| 0)
 }
 
-/// Entry of `ip4_datagram_release_cb(sk)` (net/ipv4/datagram.c), which ends what holds the lock of a socket for datagrams:
-/// connecting it above all. Who sends through it later is seen then, unless its packet was handed on.
-#[expect(clippy::redundant_closure, reason = "a function of two callers would not become part of either")]
+/// Entry of `reuseport_has_conns_set(sk)` (net/core/sock_reuseport.c), which connecting a socket for datagrams calls when its
+/// addresses and ports are set (net/ipv4/datagram.c, `__ip4_datagram_connect`). Who sends through it later is seen then, unless its
+/// packet was handed on. Or, where that is inlined, of `ip4_datagram_release_cb(sk)` (net/ipv4/datagram.c), which ends all that
+/// holds the socket's lock.
+///
+/// A socket of IPv6 that connects to an IPv4-mapped address comes by here before it has all of its addresses.
 #[kprobe]
 fn owner_ipv4(ctx: ProbeContext) -> u32 {
-    keep(&ctx, |sk, tuple| datagram_tuple(sk, tuple), |_| owner_flags::CONNECTED)
+    keep(&ctx, |sk, tuple| datagram_tuple(sk, tuple, ipv4_tuple), |_| owner_flags::CONNECTED)
 }
 
-/// Entry of `ip6_datagram_release_cb(sk)` (net/ipv6/datagram.c): the same.
-#[expect(clippy::redundant_closure, reason = "a function of two callers would not become part of either")]
+/// Entry of `ip6_datagram_release_cb(sk)` (net/ipv6/datagram.c), which ends what holds the lock of such a socket: binding it,
+/// setting it up, and connecting it, to an IPv4-mapped address too.
 #[kprobe]
 fn owner_ipv6(ctx: ProbeContext) -> u32 {
-    keep(&ctx, |sk, tuple| datagram_tuple(sk, tuple), |_| owner_flags::CONNECTED)
+    keep(&ctx, |sk, tuple| datagram_tuple(sk, tuple, connected_tuple), |_| owner_flags::CONNECTED)
 }
 
 /// Entry of `ip_push_pending_frames(sk, fl4)` (net/ipv4/ip_output.c): ICMP and raw sockets, which come to `ip_send_skb`
@@ -311,29 +314,31 @@ fn tcp_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     connected_tuple(sk, sk.ports(), tuple)
 }
 
-/// Writes the original tuple of what a socket for datagrams sends; `false` when it is not connected, or of no port.
+/// Writes the original tuple of what a socket for datagrams sends; `false` when it is not connected, or of no port. `write` adds
+/// where from and where to.
 #[inline(always)]
-fn datagram_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn datagram_tuple(
+    sk: Socket<'_>,
+    tuple: &mut Tuple,
+    write: impl FnOnce(Socket<'_>, [u16; 2], &mut Tuple) -> Result<bool, Unreadable>,
+) -> Result<bool, Unreadable> {
     let ports = sk.ports();
     if SOCK_PROTOCOL.load() == ABSENT || ports[0] == 0 {
         return Ok(false);
     }
     // A number of 16 bits that fits 8: no other's sockets send datagrams.
     tuple.protonum = sk.field(&SOCK_PROTOCOL).read::<u16>()? as u8;
-    if matches!(tuple.protonum, UDP | UDPLITE) { connected_tuple(sk, ports, tuple) } else { Ok(false) }
+    if matches!(tuple.protonum, UDP | UDPLITE) { write(sk, ports, tuple) } else { Ok(false) }
 }
 
 /// Writes the addresses and the ports of a connected socket; `false` when it is neither IPv4 nor IPv6. A socket of IPv6
 /// that connects to an IPv4-mapped address sends IPv4 and has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`;
 /// net/ipv6/datagram.c, `__ip6_datagram_connect`).
 #[inline(always)]
-fn connected_tuple(sk: Socket<'_>, [dst_port_be, src_port]: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn connected_tuple(sk: Socket<'_>, ports: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
     let family = sk.family();
-    tuple.src_port_be = src_port.to_be();
-    tuple.dst_port_be = dst_port_be;
-    tuple.l3num = family;
     if family == AF_INET6 {
         if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
             return Ok(false);
@@ -341,14 +346,37 @@ fn connected_tuple(sk: Socket<'_>, [dst_port_be, src_port]: [u16; 2], tuple: &mu
         sk.field(&SOCK_DADDR6).read_into(&mut tuple.dst)?;
         if tuple.dst[..12] != MAPPED {
             sk.field(&SOCK_SADDR6).read_into(&mut tuple.src)?;
+            fill_ports(tuple, AF_INET6, ports);
             return Ok(true);
         }
-        tuple.l3num = AF_INET;
     } else if family != AF_INET {
         return Ok(false);
     }
+    fill_ipv4(tuple, sk, ports);
+    Ok(true)
+}
+
+/// The same of a socket of IPv4; `false` when it is another's.
+#[inline(always)]
+fn ipv4_tuple(sk: Socket<'_>, ports: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    let is_ipv4 = sk.family() == AF_INET;
+    if is_ipv4 {
+        fill_ipv4(tuple, sk, ports);
+    }
+    Ok(is_ipv4)
+}
+
+#[inline(always)]
+fn fill_ipv4(tuple: &mut Tuple, sk: Socket<'_>, ports: [u16; 2]) {
     let [dst, src] = sk.ipv4_addresses();
     tuple.src = ipv4_address(src);
     tuple.dst = ipv4_address(dst);
-    Ok(true)
+    fill_ports(tuple, AF_INET, ports);
+}
+
+#[inline(always)]
+fn fill_ports(tuple: &mut Tuple, family: u16, [dst_port_be, src_port]: [u16; 2]) {
+    tuple.src_port_be = src_port.to_be();
+    tuple.dst_port_be = dst_port_be;
+    tuple.l3num = family;
 }

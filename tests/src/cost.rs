@@ -37,7 +37,10 @@ const RULES: &str = "table ip cost {
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
 enum Traffic {
+    /// Each of a socket of its own, which is bound to an address.
     UdpFlows,
+    /// The same, and the socket is connected.
+    ConnectedFlows,
     TcpFlows,
     /// Of an established flow, as the next.
     UdpDatagrams,
@@ -45,7 +48,8 @@ enum Traffic {
 }
 
 impl Traffic {
-    const ALL: [Self; 4] = [Self::UdpFlows, Self::TcpFlows, Self::UdpDatagrams, Self::TcpSegments];
+    const ALL: [Self; 5] =
+        [Self::UdpFlows, Self::ConnectedFlows, Self::TcpFlows, Self::UdpDatagrams, Self::TcpSegments];
 }
 
 /// How often a program runs.
@@ -60,10 +64,11 @@ fn at_minimal(_: Traffic) -> &'static [Runs] {
 }
 
 /// A connection is bound in either direction, each of which asks for a port (net/netfilter/nf_nat_core.c,
-/// `nf_nat_inet_fn`). Each UDP flow has a socket of its own here, and that is bound to an address.
+/// `nf_nat_inet_fn`).
 fn at_full(traffic: Traffic) -> &'static [Runs] {
     match traffic {
-        Traffic::UdpFlows => &[("owner_ipv4", 1), ("allocation", 2), (INSERTION, 1)],
+        Traffic::UdpFlows => &[("allocation", 2), (INSERTION, 1)],
+        Traffic::ConnectedFlows => &[("owner_ipv4", 1), ("allocation", 2), (INSERTION, 1)],
         Traffic::TcpFlows => &[("owner_tcp", 1), ("allocation", 2), (INSERTION, 1)],
         Traffic::UdpDatagrams | Traffic::TcpSegments => &[],
     }
@@ -73,6 +78,14 @@ fn at_full(traffic: Traffic) -> &'static [Runs] {
 fn with_failures(traffic: Traffic) -> &'static [Runs] {
     match traffic {
         Traffic::UdpFlows => &[
+            ("allocation", 2),
+            (INSERTION, 1),
+            ("allocate_begins", 1),
+            ("allocate_ends", 1),
+            ("confirm_begins", 1),
+            ("confirm_ends", 1),
+        ],
+        Traffic::ConnectedFlows => &[
             ("owner_ipv4", 1),
             ("allocation", 2),
             (INSERTION, 1),
@@ -130,7 +143,7 @@ fn traps() -> Result<Row> {
     let [minimal, full, failures] =
         [0, 1, 2].map(|way| said[way * Traffic::ALL.len()..][..Traffic::ALL.len()].join("/"));
     Ok(Row::said(format!(
-        "runs for each UDP flow, TCP flow, UDP datagram, TCP segment: minimal {minimal}, full {full}, --failures {failures}"
+        "runs for each UDP flow, connected UDP flow, TCP flow, UDP datagram, TCP segment: minimal {minimal}, full {full}, --failures {failures}"
     )))
 }
 
@@ -141,6 +154,15 @@ fn send(traffic: Traffic) -> Result<BTreeMap<&'static str, u64>> {
             let sink = UdpSocket::bind(TO)?;
             counted(|number| {
                 UdpSocket::bind((FROM, 20_000 + number))?.send_to(&number.to_be_bytes(), TO)?;
+                arrives(&sink, number).map(drop)
+            })
+        }
+        Traffic::ConnectedFlows => {
+            let sink = UdpSocket::bind(TO)?;
+            counted(|number| {
+                let socket = UdpSocket::bind((FROM, 25_000 + number))?;
+                socket.connect(TO)?;
+                socket.send(&number.to_be_bytes())?;
                 arrives(&sink, number).map(drop)
             })
         }

@@ -1,5 +1,6 @@
-//! A kernel in which the insertion is inlined: the hook at `__nf_conntrack_confirm` stands in. No kernel of the matrix is
-//! one, so a real one is told that its function is not there.
+//! A kernel in which functions are inlined that others stand in for: `__nf_conntrack_confirm` for the insertion, and
+//! `ip4_datagram_release_cb` for what connects a socket. No kernel of the matrix is one, so a real one is told that its functions are
+//! not there.
 
 use std::fs::{self, File};
 use std::io::BufReader;
@@ -19,7 +20,7 @@ use crate::scenario::{Row, Scenario, whole};
 /// The fallbacks'.
 pub const SCENARIOS: &[Scenario] = &[whole("insertion at confirm", insertion_at_confirm)];
 
-/// Every function of the hooks but `__nf_conntrack_hash_insert`.
+/// Every function of the hooks but `__nf_conntrack_hash_insert` and `reuseport_has_conns_set`.
 const FUNCTIONS: [&str; 8] = [
     "nf_ct_resolve_clash",
     "nf_nat_setup_info",
@@ -73,8 +74,10 @@ pub fn insertion_at_confirm() -> Result<Row> {
 
     let lines = Lines::parse_bytes(&fs::read(printed)?)?;
     let hooks = lines.only("session")?["hooks"].as_array().context("no hooks")?;
-    let insertion = hooks.iter().find(|hook| hook["role"] == "insertion").context("no insertion hook")?;
-    ensure!(insertion["symbol"] == "__nf_conntrack_confirm" && insertion["attached"] == true, "{insertion}");
+    for (role, symbol) in [("insertion", "__nf_conntrack_confirm"), ("owner-ipv4", "ip4_datagram_release_cb")] {
+        let hook = hooks.iter().find(|hook| hook["role"] == role).with_context(|| format!("no {role} hook"))?;
+        ensure!(hook["symbol"] == symbol && hook["attached"] == true, "{hook}");
+    }
     ensure!(lines.races() == ROUNDS && lab.races() == ROUNDS, "{} races, the lab {}", lines.races(), lab.races());
     let is_race = |race: &Value| race["class"] == "snat-port-collision" && race["overlap_ns"].as_u64() > Some(0);
     ensure!(lines.all("race").all(is_race), "a race is not told as one: {lines:?}");

@@ -299,8 +299,9 @@ pub(super) const HOOKS: &[Hook] = &[
         role: Role::OwnerIpv4,
         part_of: PartOf::Full,
         home: Home::Image,
-        preferred: Candidate::entry("ip4_datagram_release_cb", "owner_ipv4"),
-        fallback: None,
+        preferred: Candidate::entry("reuseport_has_conns_set", "owner_ipv4"),
+        // As good, but it runs when a socket is bound or set up too.
+        fallback: Some(Candidate::entry("ip4_datagram_release_cb", "owner_ipv4")),
         cost: "the owner of a UDP flow over IPv4 is absent where its packet was put off or handed to another CPU, and the process \
                has ended",
     },
@@ -359,11 +360,15 @@ pub(super) const HOOKS: &[Hook] = &[
     ),
 ];
 
-/// The BPF programs a request may load, fallbacks included.
+/// The BPF programs a request may load, fallbacks included; each once.
 pub fn programs(request: Request) -> impl Iterator<Item = &'static str> {
     HOOKS
         .iter()
         .filter(move |hook| hook.wanted(request))
-        .flat_map(|hook| hook.candidates().map(|candidate| candidate.program))
+        .flat_map(|hook| {
+            let preferred = hook.preferred.program;
+            let fallback = hook.fallback.map(|fallback| fallback.program);
+            [preferred].into_iter().chain(fallback.filter(|fallback| *fallback != preferred))
+        })
         .chain((request.detail == Detail::Full).then_some(PROCESS_PROGRAM))
 }

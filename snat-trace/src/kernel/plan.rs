@@ -288,7 +288,7 @@ mod tests {
                     (Role::Allocation, "allocation", "nf_nat_setup_info", Some("nf_nat")),
                     (Role::Insertion, "insertion", "__nf_conntrack_hash_insert", Some("nf_conntrack")),
                     (Role::OwnerTcp, "owner_tcp", "tcp_connect", None),
-                    (Role::OwnerIpv4, "owner_ipv4", "ip4_datagram_release_cb", None),
+                    (Role::OwnerIpv4, "owner_ipv4", "reuseport_has_conns_set", None),
                     (Role::OwnerIpv6, "owner_ipv6", "ip6_datagram_release_cb", None),
                     (Role::OwnerRaw, "owner_raw", "ip_push_pending_frames", None),
                     (Role::OwnerRaw6, "owner_raw6", "ip6_push_pending_frames", None),
@@ -353,7 +353,6 @@ mod tests {
         for (gone, role, reason) in [
             ("nf_nat_setup_info", Role::Allocation, no_symbol("nf_nat_setup_info")),
             ("tcp_connect", Role::OwnerTcp, no_symbol("tcp_connect")),
-            ("ip4_datagram_release_cb", Role::OwnerIpv4, no_symbol("ip4_datagram_release_cb")),
             ("ip6_datagram_release_cb", Role::OwnerIpv6, no_symbol("ip6_datagram_release_cb")),
             ("ip_push_pending_frames", Role::OwnerRaw, no_symbol("ip_push_pending_frames")),
             ("ip6_push_pending_frames", Role::OwnerRaw6, no_symbol("ip6_push_pending_frames")),
@@ -386,6 +385,16 @@ mod tests {
         let found = plan(&root.facts(), Detail::Full).unwrap();
         assert_eq!(found.missing[0].tried, ["__nf_conntrack_hash_insert", "__nf_conntrack_confirm"]);
         assert_eq!(found.missing[0].reason, MissingReason::NoSymbol { symbol: "__nf_conntrack_hash_insert" });
+    }
+
+    #[test]
+    fn connected_sockets_are_seen_where_their_lock_ends_too() {
+        let root = Root::new("6.12");
+        root.rename("reuseport_has_conns_set", "reuseport_has_conns_set.isra.0");
+        let found = plan(&root.facts(), Detail::Full).unwrap();
+        let owner = found.hooks.iter().find(|hook| hook.role == Role::OwnerIpv4).unwrap();
+        assert_eq!((owner.program, owner.symbol, owner.drawback), ("owner_ipv4", "ip4_datagram_release_cb", None));
+        assert_eq!(found.missing, []);
     }
 
     #[test]

@@ -177,16 +177,17 @@ impl<'a> Scene<'a> {
         Ok(Sender { task, pid, registers, descriptors })
     }
 
-    /// What the hooks of senders execute when a socket for datagrams is bound to a port (net/ipv4/af_inet.c, `inet_bind` or
-    /// `inet_autobind`): once, before it sends.
+    /// What the hooks of senders execute when a socket for datagrams over IPv6 is bound to a port (net/ipv6/af_inet6.c,
+    /// `inet6_bind`, or net/ipv4/af_inet.c, `inet_autobind`): once, before it sends.
     ///
     /// # Errors
     ///
     /// A program does not run here.
     pub fn bind(&mut self, port: u16) -> Result<Vec<Executed>> {
         let sk = self.structure(&[("SOCK_NET", self.netns)])?;
+        self.set(sk, "SOCK_FAMILY", &10_u16.to_ne_bytes())?;
         self.set(sk, "SOCK_PORTS", &[[0; 2], port.to_ne_bytes()].concat())?;
-        self.hooks(&[("owner_ipv4", &[sk])])
+        self.hooks(&[("owner_ipv6", &[sk])])
     }
 
     /// What the hooks of senders execute when a packet is sent from `port`, through a socket of its own.

@@ -49,7 +49,7 @@ pub enum Figure {
         /// BPF instructions.
         instructions: u32,
     },
-    /// What they execute when a socket for datagrams is bound.
+    /// What they execute when a socket for datagrams over IPv6 is bound.
     Bound {
         /// BPF instructions.
         instructions: u32,

@@ -30,7 +30,7 @@ pub(super) enum Figure {
     Instructions { program: String, longest: u64 },
     /// BPF instructions that a new connection executes at full detail, all programs together.
     Executed { connection: String, instructions: u64 },
-    /// The same when a socket for datagrams is bound.
+    /// The same when a socket for datagrams over IPv6 is bound.
     Bound { instructions: u64 },
     /// How many of the pairs of flows that could collide did.
     Collisions { way: String, turns: u32, share: f64, ratio: Option<[f64; 3]> },

@@ -204,7 +204,7 @@ fn executed(cost: &Cost) -> String {
     let table = table(["a new connection", "BPF instructions"], rows);
     let bound = cost.figures.iter().find_map(|figure| match figure {
         Figure::Bound { instructions } => {
-            Some(format!("\nA socket for datagrams that is bound takes {instructions} more, once.\n"))
+            Some(format!("\nA socket for datagrams over IPv6 that is bound takes {instructions} more, once.\n"))
         }
         _ => None,
     });
@@ -378,7 +378,7 @@ mod tests {
             "| `clash` | 1200 | 0 |  |  |",
             "| together |  | 3 486 ns | 500 ns | 880 ns |",
             "| UDP over IPv6 | 410 |",
-            "A socket for datagrams that is bound takes 30 more, once.",
+            "A socket for datagrams over IPv6 that is bound takes 30 more, once.",
             "| `confirm_ends` |  | 1.00 × 700 ns |  |  |",
             "| together |  | 700 ns |  |  |",
             "| records/decode and correlate | 7 500 000 |",
