@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::figure::{Cost, Figure};
 use super::plot;
-use super::targets::{BPFTRACE, FAILURES, FULL, NOTHING, TRAFFIC, Target, spoken, targets};
+use super::targets::{BPFTRACE, FAILURES, FULL, MINIMAL, NOTHING, TRAFFIC, Target, spoken, targets};
 use super::words::{grouped, ratio, short, size};
 
 const HEAD: &str = "\
@@ -95,7 +95,21 @@ pub(super) fn markdown(cost: &Cost) -> String {
     section(&mut text, "## Targets\n\nSet before anything was measured.\n", &verdicts(&targets(cost)));
     section(&mut text, "## Where, and what to make of it\n", &place(cost));
     text.push_str(CAVEATS);
+    text.push_str(&impossible(cost));
     text
+}
+
+/// What must not be read into ratios, where one is of what cannot be.
+fn impossible(cost: &Cost) -> String {
+    let faster = TRAFFIC.iter().filter_map(|(traffic, _)| cost.ratio(traffic, MINIMAL));
+    let most = faster.filter(|[_, low, _]| *low > 1.0).map(|[mean, ..]| mean).reduce(f64::max);
+    most.map_or_else(String::new, |most| {
+        format!(
+            "* In this run snat-trace minimal is faster than nothing attached, by up to {:.1} %, which it cannot be: nothing of it runs. So\n  \
+             much of any ratio is not the tool's.\n",
+            100.0 * (most - 1.0)
+        )
+    })
 }
 
 /// A section without a figure is left out; its targets say that it was not measured.
@@ -396,6 +410,17 @@ mod tests {
         ] {
             assert!(text.lines().any(|there| there == line), "no {line:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_is_said() {
+        let said = |ratio| {
+            let (traffic, way) = (TRAFFIC[0].0.to_owned(), MINIMAL.to_owned());
+            let rate = Figure::Rate { traffic, way, pairs: 10, per_second: 1.0, ratio };
+            impossible(&Cost { figures: vec![rate], ..Cost::default() })
+        };
+        assert_eq!(said([1.01, 0.99, 1.03]), "");
+        assert!(said([1.048, 1.02, 1.07]).contains("by up to 4.8 %"));
     }
 
     #[test]
