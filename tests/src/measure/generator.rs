@@ -5,12 +5,14 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use snat_trace::counters::netns::in_netns;
 use snat_trace::lab::{Lab, Mode, Scenario, Setup};
@@ -31,6 +33,8 @@ const PORT: u16 = 7000;
 const SOURCE_PORTS: std::ops::Range<u16> = 10_000..60_000;
 /// Datagrams sent before they are received.
 const BATCH: u64 = 32;
+/// Threads that wait while one sends, fewer than so many.
+const BESIDES: u8 = 20;
 /// How long anything may take to arrive. Everything has before it is looked for, as the same CPU carries it there.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -133,7 +137,7 @@ impl Generator {
     ) -> Result<(T, Sent)> {
         let Self { lab, sink, listener, flows } = self;
         let pod = lab.pod_netns(0).context("the lab has a pod")?;
-        in_netns(pod, || {
+        let send = || {
             let mut cpu = CpuSet::new();
             cpu.set(CPU);
             sched_setaffinity(None, &cpu)?;
@@ -148,8 +152,28 @@ impl Generator {
             let done = first()?;
             let sent = amount.of(&mut some)?;
             Ok((done, sent))
-        })?
+        };
+        elsewhere(|| in_netns(pod, send))??
     }
+}
+
+/// Does it while a random number of threads wait, so that the next thread's stack in the kernel stands somewhere else each time.
+///
+/// It would stand where the last one's stood until somebody starts or ends a process, as tools do. An emulator is slower there by
+/// up to a seventh than elsewhere, presumably as pages share places in its table of them.
+fn elsewhere<T>(work: impl FnOnce() -> T) -> Result<T> {
+    let mut number = [0];
+    getrandom(&mut number, GetRandomFlags::empty())?;
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let closed = gate.lock();
+        for _ in 0..number[0] % BESIDES {
+            thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()))?;
+        }
+        let done = work();
+        drop(closed);
+        Ok(done)
+    })
 }
 
 impl Amount {

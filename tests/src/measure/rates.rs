@@ -16,13 +16,13 @@ const TURNS: usize = 16;
 const ONCE_MORE: [usize; 4] = [2, 4, 6, 8];
 /// One slice of one kind of traffic, and how many of each kind a stretch has, in turns: what else the machine does comes and
 /// goes, and is to meet all kinds alike.
-const SLICE: Duration = Duration::from_millis(100);
-const SLICES: usize = 5;
+const SLICE: Duration = Duration::from_millis(50);
+const SLICES: usize = 10;
 /// The same before the first: an emulator translates code that is new to it, and the kernel tidies up, after attaching and
 /// detaching.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// All kinds of traffic in one go, in the order of [`Traffic::ALL`], each a second.
+/// All kinds of traffic in one go, in the order of [`Traffic::ALL`], each half a second.
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
     way: Way,

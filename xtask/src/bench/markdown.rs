@@ -72,6 +72,8 @@ many of them were kept and told. The others are counted as lost.
 const CAVEATS: &str = "\
 * Under emulation (TCG) a microsecond is none: instructions, atomics, page faults and interrupts have other relative costs than
   on a processor. Ratios and their order are what can be read.
+* Every twentieth of a second the sender's stack in the kernel is put somewhere else (`tests/src/measure/generator.rs`): an
+  emulator can be slower by a seventh at one place than at another, which would be taken for what a tool does.
 * One generator on one processor; tools that read run on the other. What readers take from a node that is busy everywhere comes
   on top: see the user side.
 * Collisions need two senders at one instant: shares are of a race that was provoked, not of a node's day.
