@@ -113,6 +113,8 @@ pub enum Figure {
         value: f64,
         /// In our programs, by the kernel's run-time statistics.
         ns_per_connection: f64,
+        /// What a new flow takes in all, from its socket's making to its arrival.
+        ns_of_a_flow: f64,
         /// CPU time of snat-trace itself.
         cpu_milliseconds_of_user_side_per_second: f64,
     },
@@ -185,6 +187,7 @@ mod tests {
             axis: Axis::NetworkNamespaces,
             value: 10.0,
             ns_per_connection: 1.5,
+            ns_of_a_flow: 9.0,
             cpu_milliseconds_of_user_side_per_second: 0.0,
         };
         for (figure, written) in [
@@ -198,7 +201,7 @@ mod tests {
             ),
             (
                 growth,
-                r#"{"kind":"growth","axis":"network-namespaces","value":10.0,"ns_per_connection":1.5,"cpu_milliseconds_of_user_side_per_second":0.0}"#,
+                r#"{"kind":"growth","axis":"network-namespaces","value":10.0,"ns_per_connection":1.5,"ns_of_a_flow":9.0,"cpu_milliseconds_of_user_side_per_second":0.0}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&figure).unwrap(), written);

@@ -70,6 +70,8 @@ pub(super) struct Sent {
     pub(super) units: u64,
     /// In which time.
     pub(super) time: Duration,
+    /// The same without what was waited for the pace.
+    pub(super) busy: Duration,
 }
 
 impl Sent {
@@ -179,12 +181,14 @@ fn elsewhere<T>(work: impl FnOnce() -> T) -> Result<T> {
 impl Amount {
     /// Does that much. `some` says how much it has done.
     fn of(self, mut some: impl FnMut() -> Result<u64>) -> Result<Sent> {
-        let mut units = 0;
+        let (mut units, mut busy) = (0, Duration::ZERO);
         let start = Instant::now();
         while self.is_not_done(units, start) {
+            let begun = Instant::now();
             units += some()?;
+            busy += begun.elapsed();
         }
-        Ok(Sent { units, time: start.elapsed() })
+        Ok(Sent { units, time: start.elapsed(), busy })
     }
 
     /// Waits for the next one's time, if they have one.
@@ -300,7 +304,8 @@ mod tests {
         assert_eq!(Amount::Units(70).of(|| Ok(32)).unwrap().units, 96);
         let time = Duration::from_millis(20);
         assert!(Amount::For(time).of(|| Ok(1)).unwrap().time >= time);
-        // Never faster than told, however slow this machine is.
-        assert!(Amount::Paced(1000.0, time).of(|| Ok(1)).unwrap().units <= 21);
+        // Never faster than told, however slow this machine is, and waiting is no work.
+        let paced = Amount::Paced(1000.0, time).of(|| Ok(1)).unwrap();
+        assert!(paced.units <= 21 && paced.busy < paced.time / 2, "{paced:?}");
     }
 }

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 
 use super::Effort;
 use super::figure::{Axis, Figure, Traffic};
-use super::generator::{Amount, Generator};
+use super::generator::{Amount, Generator, Sent};
 use super::programs;
 use crate::process::Usage;
 use crate::statistics::median_and_range;
-use crate::storm::{Sent, Storm};
+use crate::storm::{self, Storm};
 use crate::ways::Way;
 
 /// How long a point is measured, and in how many slices. The median slice counts: what else the machine does is not to.
@@ -78,7 +78,7 @@ struct Point {
 impl Point {
     /// With new flows only; how many a second there were.
     fn flows(&mut self, pace: f64) -> Result<f64> {
-        let cost = self.cost(|generator, _, slice| new_flows(generator, pace, slice))?;
+        let cost = self.cost(|generator, _, slice| Ok((new_flows(generator, pace, slice)?, 0)))?;
         let value = count(cost.connections) / cost.time.as_secs_f64();
         cost.figure(Axis::FlowsPerSecond, value).tell()?;
         Ok(value)
@@ -90,13 +90,14 @@ impl Point {
         let mut collisions = 0;
         let cost = self.cost(|generator, _, slice| {
             let (flows, sent) = thread::scope(|scope| {
-                let rage = scope.spawn(|| if pace > 0.0 { storm.rage_at(pace, slice) } else { Ok(Sent::default()) });
+                let rage =
+                    scope.spawn(|| if pace > 0.0 { storm.rage_at(pace, slice) } else { Ok(storm::Sent::default()) });
                 let flows = new_flows(generator, BESIDE, slice);
                 (flows, rage.join().unwrap_or_else(|_| bail!("a thread panicked")))
             });
             let refused = sent?.refused;
             collisions += refused;
-            Ok(flows? + refused)
+            Ok((flows?, refused))
         })?;
         let value = count(collisions) / cost.time.as_secs_f64();
         cost.figure(Axis::CollisionsPerSecond, value).tell()?;
@@ -110,7 +111,7 @@ impl Point {
             if number == 0 {
                 storm.rage(1, |refused| refused >= SOME)?;
             }
-            new_flows(generator, MOST, slice)
+            Ok((new_flows(generator, MOST, slice)?, 0))
         })?;
         cost.figure(Axis::NetworkNamespaces, count(u64::try_from(namespaces)?)).tell()
     }
@@ -119,38 +120,41 @@ impl Point {
     fn cgroups(&mut self, cgroups: &Cgroups) -> Result<()> {
         let cost = self.cost(|generator, number, slice| {
             cgroups.enter(usize::try_from(number)? * cgroups.count / usize::try_from(SLICES)?)?;
-            new_flows(generator, MOST, slice)
+            Ok((new_flows(generator, MOST, slice)?, 0))
         })?;
         cost.figure(Axis::Cgroups, count(u64::try_from(cgroups.count)?)).tell()
     }
 
-    /// Does something in slices with snat-trace attached, each of which has a number and a time and tells how many connections
-    /// there were; and what that took.
-    fn cost(&mut self, mut work: impl FnMut(&mut Generator, u32, Duration) -> Result<u64>) -> Result<Cost> {
+    /// Does something in slices with snat-trace attached, each of which has a number and a time and tells of its flows and how
+    /// many connections there were besides; and what that took.
+    fn cost(&mut self, mut work: impl FnMut(&mut Generator, u32, Duration) -> Result<(Sent, u64)>) -> Result<Cost> {
         self.generator.flush()?;
         let mut attached = Way::Full.attach(self.generator.node())?;
         let pid = attached.pid()?;
         let usage = Usage::of(pid)?;
         let (mut connections, mut time) = (0, Duration::ZERO);
-        let mut costs = Vec::new();
+        let (mut costs, mut flows) = (Vec::new(), Vec::new());
         for number in 0..SLICES {
             let (before, start) = (programs::of(pid)?, Instant::now());
-            let more = work(&mut self.generator, number, self.slice)?;
+            let (sent, besides) = work(&mut self.generator, number, self.slice)?;
             time += start.elapsed();
+            let more = sent.units + besides;
             connections += more;
             let runs = programs::since(&programs::of(pid)?, &before);
             let nanoseconds: u64 = runs.values().map(|runs| runs.nanoseconds).sum();
             costs.push(count(nanoseconds) / count(more.max(1)));
+            flows.push(sent.busy.as_secs_f64() * 1e9 / count(sent.units.max(1)));
         }
         let cpu = Usage::of(pid)?.since(usage).cpu;
         attached.end()?;
         let [nanoseconds, ..] = median_and_range(&costs).context("there was a slice")?;
-        Ok(Cost { connections, time, nanoseconds, cpu })
+        let [flow_nanoseconds, ..] = median_and_range(&flows).context("there was a slice")?;
+        Ok(Cost { connections, time, nanoseconds, flow_nanoseconds, cpu })
     }
 }
 
-fn new_flows(generator: &mut Generator, pace: f64, time: Duration) -> Result<u64> {
-    Ok(generator.run(Traffic::UdpFlows, Amount::Paced(pace, time))?.units)
+fn new_flows(generator: &mut Generator, pace: f64, time: Duration) -> Result<Sent> {
+    generator.run(Traffic::UdpFlows, Amount::Paced(pace, time))
 }
 
 /// What something took.
@@ -160,6 +164,8 @@ struct Cost {
     time: Duration,
     /// Of all programs, per connection.
     nanoseconds: f64,
+    /// Of a flow, all in all.
+    flow_nanoseconds: f64,
     /// Of snat-trace itself.
     cpu: Duration,
 }
@@ -170,6 +176,7 @@ impl Cost {
             axis,
             value,
             ns_per_connection: self.nanoseconds,
+            ns_of_a_flow: self.flow_nanoseconds,
             cpu_milliseconds_of_user_side_per_second: self.cpu.as_secs_f64() * 1000.0 / self.time.as_secs_f64(),
         }
     }

@@ -43,7 +43,13 @@ pub(super) enum Figure {
     /// What the process does when nothing happens.
     Idle { way: String, seconds: f64, wakeups: u64, cpu_milliseconds: f64 },
     /// Cost against something that grows.
-    Growth { axis: String, value: f64, ns_per_connection: f64, cpu_milliseconds_of_user_side_per_second: f64 },
+    Growth {
+        axis: String,
+        value: f64,
+        ns_per_connection: f64,
+        ns_of_a_flow: f64,
+        cpu_milliseconds_of_user_side_per_second: f64,
+    },
     /// Of the static binary.
     Size { bytes: u64 },
     /// What user space gets done on one core.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::targets::spoken;
+use super::targets::{Point, spoken};
 use super::words::{grouped, short};
 
 /// A panel's drawing area, and what is around it: pixels.
@@ -22,16 +22,16 @@ struct Panel<'a> {
     points: Vec<(f64, f64)>,
 }
 
-/// The picture of one axis: value, nanoseconds per connection and CPU milliseconds of user space a second.
-pub(super) fn svg(axis: &str, points: &[(f64, f64, f64)]) -> String {
+/// The picture of one axis.
+pub(super) fn svg(axis: &str, points: &[Point]) -> String {
     let panels = [
         Panel {
             title: "BPF programs, ns per connection",
-            points: points.iter().map(|&(value, ns, _)| (value, ns)).collect(),
+            points: points.iter().map(|point| (point.value, point.programs)).collect(),
         },
         Panel {
             title: "user side, CPU ms a second",
-            points: points.iter().map(|&(value, _, user)| (value, user)).collect(),
+            points: points.iter().map(|point| (point.value, point.user)).collect(),
         },
     ];
     let (width, height) = (2.0 * (LEFT + WIDTH) + 24.0, TOP + HEIGHT + BOTTOM);
