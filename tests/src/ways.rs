@@ -26,7 +26,7 @@ pub enum Way {
     Full,
     /// `snat-trace watch --failures`, half of whose return probes lies in the window of the race.
     Failures,
-    /// A bpftrace script that notes the same but for senders: `measure/full.bt`.
+    /// A bpftrace script that notes the same, and takes the current task for the sender: `measure/full.bt`.
     Bpftrace,
     /// One that notes nothing, at the functions at which `snat-trace watch` has a program that runs: `measure/empty.bt`. What
     /// it takes, no program there can do without.

@@ -211,7 +211,10 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
         let what = caught.map_or_else(|| "SURVIVED".to_owned(), |row| format!("caught by {}", row.name));
         let why = caught.and_then(|row| row.text.lines().next()).unwrap_or_default();
         let why: String = why.chars().take(80).collect();
-        table.push_str(&format!("{:<40} {what:<36} {why}\n", mutant.name));
+        let line = format!("{:<40} {what:<36} {why}\n", mutant.name);
+        // A run of the better part of an hour may be stopped before its end.
+        eprint!("{line}");
+        table.push_str(&line);
     }
     eprint!("\n{table}{} mutants, {survivors} survived\n", MUTANTS.len());
     Ok(if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

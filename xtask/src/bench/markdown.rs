@@ -27,8 +27,8 @@ below 1 changes the races it watches.
 const WAYS: &str = "\
 * **snat-trace minimal**, **full**, **full --failures**: `snat-trace watch` at these levels of detail; full is what it does if
   nothing else is asked for.
-* **bpftrace**: a script that notes when each connection asks for a port, and prints both flows of a clash with the task that is
-  current then (`tests/src/measure/full.bt`). Who sends a connection it does not look for, which is most of what full takes.
+* **bpftrace**: a script that notes the same of each connection (`tests/src/measure/full.bt`), but takes whatever task is current
+  for the sender, where full makes sure of it, and remembers who else sent the same tuple.
 * **bpftrace, empty**: a script that does nothing, at the functions at which full has a program that runs for each connection
   (`tests/src/measure/empty.bt`): what these traps take, whoever sets them, before anything is noted.
 * **conntrack -E**: every event of the table, as text. It does not show the flow that lost.
