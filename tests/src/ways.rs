@@ -42,7 +42,7 @@ const FULL_SCRIPT: &str = include_str!("measure/full.bt");
 const EMPTY_SCRIPT: &str = include_str!("measure/empty.bt");
 /// Probes in either.
 const SCRIPTS_PROBES: usize = 4;
-/// More flows than a window has between allocation and insertion by far, where bpftrace itself gives room for 4096.
+/// More entries than there are while it watches, by far: it keeps each until it is gone. bpftrace itself gives room for 4096.
 const SCRIPTS_KEYS: (&str, &str) = ("BPFTRACE_MAX_MAP_KEYS", "65536");
 
 /// `NETLINK_NETFILTER` (include/uapi/linux/netlink.h).

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::ops::AddAssign;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
 use std::thread;
@@ -72,6 +73,14 @@ pub(super) struct Sent {
     pub(super) time: Duration,
     /// The same without what was waited for the pace.
     pub(super) busy: Duration,
+}
+
+impl AddAssign for Sent {
+    fn add_assign(&mut self, more: Self) {
+        self.units += more.units;
+        self.time += more.time;
+        self.busy += more.busy;
+    }
 }
 
 impl Sent {
@@ -181,26 +190,30 @@ fn elsewhere<T>(work: impl FnOnce() -> T) -> Result<T> {
 impl Amount {
     /// Does that much. `some` says how much it has done.
     fn of(self, mut some: impl FnMut() -> Result<u64>) -> Result<Sent> {
-        let (mut units, mut busy) = (0, Duration::ZERO);
+        let mut units = 0;
         let start = Instant::now();
+        let mut waited = self.wait(units, start);
         while self.is_not_done(units, start) {
-            let begun = Instant::now();
             units += some()?;
-            busy += begun.elapsed();
+            waited += self.wait(units, start);
         }
-        Ok(Sent { units, time: start.elapsed(), busy })
+        let time = start.elapsed();
+        Ok(Sent { units, time, busy: time.saturating_sub(waited) })
     }
 
-    /// Waits for the next one's time, if they have one.
+    /// Waits for the next one's time, if they have one, and says how long that took.
+    fn wait(self, units: u64, start: Instant) -> Duration {
+        let Self::Paced(per_second, time) = self else { return Duration::ZERO };
+        let begun = Instant::now();
+        // The pace is the point here, not a time to wait for anything.
+        thread::sleep(due(units, per_second).min(time).saturating_sub(start.elapsed()));
+        begun.elapsed()
+    }
+
     fn is_not_done(self, units: u64, start: Instant) -> bool {
         match self {
-            Self::For(time) => start.elapsed() < time,
+            Self::For(time) | Self::Paced(_, time) => start.elapsed() < time,
             Self::Units(wanted) => units < wanted,
-            Self::Paced(per_second, time) => {
-                // The pace is the point here, not a time to wait for anything.
-                thread::sleep(due(units, per_second).min(time).saturating_sub(start.elapsed()));
-                start.elapsed() < time
-            }
         }
     }
 }

@@ -60,9 +60,7 @@ fn stretch(generator: &mut Generator, way: Way, slices: usize) -> Result<Stretch
     let mut sent = [Sent::default(); Traffic::ALL.len()];
     for _ in 0..slices {
         for (sent, traffic) in sent.iter_mut().zip(Traffic::ALL) {
-            let slice = generator.run(traffic, Amount::For(SLICE))?;
-            sent.units += slice.units;
-            sent.time += slice.time;
+            *sent += generator.run(traffic, Amount::For(SLICE))?;
         }
     }
     attached.end()?;

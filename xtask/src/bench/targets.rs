@@ -295,7 +295,7 @@ impl Cost {
         axes
     }
 
-    /// Value, nanoseconds per connection and CPU milliseconds of user space a second, by value.
+    /// The points of an axis, by value.
     pub(super) fn growth(&self, wanted: &str) -> Vec<Point> {
         let of = |figure| match figure {
             &Figure::Growth {
