@@ -9,7 +9,7 @@ use crate::statistics::mean;
 use crate::ways::Way;
 
 /// How often each way has its turn.
-const TURNS: usize = 24;
+const TURNS: usize = 60;
 /// Rounds of a turn. Shares differ more from turn to turn than chance has them differ within one, so more rounds tell little.
 const ROUNDS: u32 = 50;
 
