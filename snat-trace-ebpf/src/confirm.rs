@@ -11,17 +11,13 @@ use snat_trace_common::{ABSENT, Call, FailureRecord, failure_flags, function};
 use crate::{
     failure::{begin, failed, fill_netns, now, record, succeeded},
     flow::{fill_flow, fill_sender},
-    maps::CLASHED,
+    maps::{CLASHED, EXT_GENID},
     read::{Address, NF_CONN_EXT, NF_CONN_STATUS, NF_CT_EXT_GEN_ID, STAT_CHAINTOOLONG, Unreadable, entry_of, netns_of},
 };
 
 /// Whether these hooks are attached.
 #[unsafe(no_mangle)]
 static FAILURES: Global<u8> = Global::new(0);
-
-/// Address of `nf_conntrack_ext_genid`; 0 when it is not known.
-#[unsafe(no_mangle)]
-static EXT_GENID: Global<u64> = Global::new(0);
 
 /// `NF_DROP`.
 const NF_DROP: u32 = 0;
@@ -87,9 +83,9 @@ fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
     }
     if NF_CT_EXT_GEN_ID.load() != ABSENT && NF_CONN_EXT.load() != ABSENT {
         record.flags |= failure_flags::HAS_GENERATIONS;
-        if EXT_GENID.load() != 0
-            && let (Ok(generation), Ok(extensions)) =
-                (Address::new(EXT_GENID.load()).read(), entry.field(&NF_CONN_EXT).follow())
+        // At 0 nothing can be read.
+        if let Some(&address) = EXT_GENID.get(0)
+            && let (Ok(generation), Ok(extensions)) = (Address::new(address).read(), entry.field(&NF_CONN_EXT).follow())
         {
             record.generation = generation;
             if extensions.as_key() == 0 {

@@ -1,7 +1,7 @@
 //! The maps, and the counting of everything that does not reach user space.
 
 use aya_ebpf::{
-    btf_maps::{LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use snat_trace_common::{
@@ -62,6 +62,10 @@ pub(crate) static CLASHED: LruHashMap<u64, u64, ENTRIES> = LruHashMap::new();
 /// When a task last found the table full and nothing to evict, by the address of its `task_struct`.
 #[btf_map]
 pub(crate) static FOUND_FULL: LruHashMap<u64, u64, ENTRIES> = LruHashMap::new();
+
+/// Address of `nf_conntrack_ext_genid`; 0 where it is not known.
+#[btf_map]
+pub(crate) static EXT_GENID: Array<u64, 1> = Array::new();
 
 /// One slot per [`Counter`].
 #[btf_map]

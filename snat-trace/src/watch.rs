@@ -17,10 +17,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::counters::account::Delta;
 use crate::counters::accounts::{Accounts, Closed, CountersError};
 use crate::counters::figures::Tally;
-use crate::kernel::{CannotTrace, KernelFacts, ModuleNews, ModuleWatch, Plan, Request, plan};
+use crate::kernel::{
+    CannotTrace, FactsError, Hierarchies, KernelFacts, ModuleNews, ModuleWatch, Offsets, Plan, Request, plan,
+};
 use crate::output::Sink;
 use crate::owner::{Owners, Sources};
-use crate::probe::{AttachedHook, HookState, ProbeError, Sizes, Tracer};
+use crate::probe::{AttachedHook, HookState, Loaded, ProbeError, Sizes, Tracer};
 use crate::race::event::NetnsInum;
 use crate::race::filter::Filter;
 use crate::race::order::REORDERING_BOUND;
@@ -66,6 +68,35 @@ pub struct Options<'a> {
     pub namespaces: &'a [BorrowedFd<'a>],
 }
 
+/// What is known of this kernel, and what is in it already.
+#[derive(Debug)]
+pub struct Prepared {
+    facts: KernelFacts,
+    /// `None` where the maps are still to be made.
+    loaded: Option<Result<Loaded, ProbeError>>,
+}
+
+impl Prepared {
+    /// Reads what this kernel has below `root`, and makes the maps while functions are still being looked for, which takes
+    /// longest.
+    ///
+    /// # Errors
+    ///
+    /// As [`KernelFacts::gather`]. Why no maps could be made is told by [`watch`], after what is wrong with the kernel.
+    pub fn gather(root: &Path, options: &Options<'_>) -> Result<Self, FactsError> {
+        let load = |offsets: &Offsets, cgroups: &Hierarchies| {
+            Loaded::new(offsets, cgroups.controller(), options.request, options.sizes)
+        };
+        KernelFacts::gather_and(root, load).map(|(facts, loaded)| Self { facts, loaded })
+    }
+}
+
+impl From<KernelFacts> for Prepared {
+    fn from(facts: KernelFacts) -> Self {
+        Self { facts, loaded: None }
+    }
+}
+
 /// Why watching ended early or never began.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
@@ -102,21 +133,23 @@ pub enum WatchError {
 ///
 /// See [`WatchError`]. Whatever the end, nothing stays attached.
 pub async fn watch(
-    facts: &KernelFacts,
+    prepared: impl Into<Prepared>,
     options: &Options<'_>,
     sink: Box<dyn Sink + Send>,
     stop: impl Future<Output = Stop>,
 ) -> Result<Summary, WatchError> {
-    let plan = plan(facts, options.request)?;
+    let Prepared { facts, loaded } = prepared.into();
+    let plan = plan(&facts, options.request)?;
     let mut writer = Writer::start(sink)?;
     // Those that are unloaded take our hooks with them.
     let (mut modules, mut news) = (ModuleWatch::start(Path::new("/"), &plan), ModuleNews::listen());
-    let mut tracer = Tracer::attach(&plan, options.sizes)?;
+    let load = || Loaded::new(&plan.offsets, plan.legacy, options.request, options.sizes);
+    let mut tracer = Tracer::attach(loaded.unwrap_or_else(load)?, &plan, options.sizes)?;
     // The counters are read while the hooks run, at both ends: what is counted was seen, and what was seen before the
     // first reading or after the last is known by its time.
     let mut accounts = Some(Accounts::open_with(options.namespaces)?);
     let windows = accounts.as_ref().map(Accounts::windows).unwrap_or_default();
-    let session = Session::start(facts, options.request, tracer.hooks().to_vec());
+    let session = Session::start(&facts, options.request, tracer.hooks().to_vec());
     say_what_is_missing(&plan, &session.hooks);
     give_memory_back();
     writer.room_at_last().await?.send(Message::Session(Box::new(session.clone())));
@@ -128,7 +161,7 @@ pub async fn watch(
 
     let owners = Owners::new(Sources {
         senders: tracer.take_senders(),
-        cgroups: facts.cgroups.clone(),
+        cgroups: facts.cgroups,
         commands: options.request.commands,
     });
     let mut pipeline = Pipeline::new(options, &session, owners);

@@ -65,7 +65,7 @@ fn watched<T: Send>(sizes: Sizes, traffic: impl FnOnce() -> Result<T> + Send) ->
             Stop::Over
         };
         let sink = Box::new(Keep { attached: Some(attached), seen });
-        let summary = runtime.block_on(watch(&facts, &options, sink, stop));
+        let summary = runtime.block_on(watch(facts, &options, sink, stop));
         (traffic.join(), summary)
     });
     let summary = summary?;

@@ -68,7 +68,7 @@ pub fn insertion_at_confirm() -> Result<Row> {
             let _ = over.send(lab.await);
             Stop::Over
         };
-        watch(&facts, &options, sink, stop).await?;
+        watch(facts, &options, sink, stop).await?;
         done.await?.context("the lab's thread").and_then(|lab| lab)
     })?;
 

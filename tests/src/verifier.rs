@@ -29,7 +29,7 @@ const BUDGETS: [(Detail, &str, u32); 28] = [
     (Detail::Full, "note_process", 7219),
     (Detail::Full, "cgroup_removed", 2448),
     (Detail::Full, "confirm_ends", 5221),
-    (Detail::Minimal, "confirm_ends", 855),
+    (Detail::Minimal, "confirm_ends", 968),
     (Detail::Full, "confirm_begins", 91),
     (Detail::Minimal, "confirm_begins", 91),
     (Detail::Full, "early_drop_ends", 20),

@@ -55,6 +55,12 @@ impl LegacyController {
 }
 
 impl Hierarchies {
+    /// By which hierarchy of version 1 containers are told apart, where there is one.
+    #[must_use]
+    pub fn controller(&self) -> Option<LegacyController> {
+        self.legacy.as_ref().map(|legacy| legacy.controller)
+    }
+
     /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup` below `root`, which is `/` on a live system. What cannot be read
     /// has none.
     pub(crate) fn gather(root: &Path) -> Self {

@@ -126,23 +126,42 @@ impl KernelFacts {
     ///
     /// When `/proc` is not what it should be. Whatever a kernel may lack is a fact, no error.
     pub fn gather(root: &Path) -> Result<Self, FactsError> {
+        Self::gather_and(root, |_, _| ()).map(|(facts, _)| facts)
+    }
+
+    /// The same, and what `make` makes of the fields and the cgroups while functions are still being looked for; `None` where it
+    /// cannot be known where the fields are.
+    ///
+    /// # Errors
+    ///
+    /// As [`gather`](Self::gather).
+    pub fn gather_and<T>(
+        root: &Path,
+        make: impl FnOnce(&Offsets, &Hierarchies) -> T,
+    ) -> Result<(Self, Option<T>), FactsError> {
         let release = read(root, "proc/sys/kernel/osrelease")?.trim().to_owned();
         let status = read(root, "proc/self/status")?;
         let effective = Capabilities::effective_from_status(&status).unwrap_or(0);
         let modules = optional(root, "proc/modules")?.unwrap_or_default();
 
         let kallsyms = root.join("proc/kallsyms");
-        let wanted = HOOKS.iter().flat_map(Hook::candidates).map(|candidate| candidate.symbol);
-        let wanted = wanted.chain([CONNTRACK, NAT, CONNTRACK_NETLINK].map(|part| part.function));
         let read_symbols = || {
-            File::open(&kallsyms)
-                .and_then(|file| Symbols::read(BufReader::with_capacity(1 << 16, file), wanted, EXT_GENERATION))
+            let wanted = HOOKS.iter().flat_map(Hook::candidates).map(|candidate| candidate.symbol);
+            let wanted = wanted.chain([CONNTRACK, NAT, CONNTRACK_NETLINK].map(|part| part.function));
+            let file = BufReader::with_capacity(1 << 16, File::open(&kallsyms)?);
+            Symbols::read(file, wanted, EXT_GENERATION)
         };
-        // Most of the time a start takes goes into these two.
-        let (symbols, offsets) = both(read_symbols, || Offsets::read(&root.join("sys/kernel/btf")));
+        let cgroups = Hierarchies::gather(root);
+        let read_types = || {
+            let offsets = Offsets::read(&root.join("sys/kernel/btf"));
+            let made = offsets.as_ref().ok().map(|offsets| make(offsets, &cgroups));
+            (offsets, made)
+        };
+        // Most of the time a start takes goes into these two. What types take would stay with another thread's memory.
+        let ((offsets, made), symbols) = both(read_types, read_symbols);
         let symbols = symbols.map_err(|source| FactsError { path: kallsyms, source })?;
 
-        Ok(Self {
+        let facts = Self {
             machine: rustix::system::uname().machine().to_string_lossy().into_owned(),
             boot_id: optional(root, "proc/sys/kernel/random/boot_id")?.map(|id| id.trim().to_owned()),
             capabilities: Capabilities::new(effective, initial_user_namespace(root)),
@@ -152,10 +171,11 @@ impl KernelFacts {
             nat: NAT.presence(&symbols, &modules),
             conntrack_netlink: CONNTRACK_NETLINK.presence(&symbols, &modules),
             offsets,
-            cgroups: Hierarchies::gather(root),
+            cgroups,
             symbols,
             release,
-        })
+        };
+        Ok((facts, made))
     }
 }
 
@@ -286,6 +306,21 @@ mod tests {
         root.edit("proc/kallsyms", |line| line.split('\t').next().map(str::to_owned));
         let facts = root.facts();
         assert_eq!([facts.conntrack, facts.nat, facts.conntrack_netlink], [Presence::BuiltIn; 3]);
+    }
+
+    #[test]
+    fn what_is_made_meanwhile() {
+        let root = Root::new("6.12");
+        let gather = || {
+            let made = |offsets: &Offsets, _: &Hierarchies| offsets.clone();
+            KernelFacts::gather_and(root.path(), made).unwrap()
+        };
+        let (facts, made) = gather();
+        assert_eq!(made, facts.offsets.ok());
+        assert!(made.is_some());
+        root.remove("sys/kernel/btf/vmlinux");
+        let (facts, made) = gather();
+        assert_eq!((facts.offsets, made), (Err(OffsetsError::NoBtf), None));
     }
 
     #[test]

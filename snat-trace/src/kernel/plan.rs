@@ -202,7 +202,7 @@ pub fn plan(facts: &KernelFacts, request: impl Into<Request>) -> Result<Plan, Ca
         missing_capabilities,
         offsets,
         ext_generation: facts.symbols.variable(),
-        legacy: facts.cgroups.legacy.as_ref().map(|legacy| legacy.controller),
+        legacy: facts.cgroups.controller(),
     };
     for surveyed in survey(facts, request) {
         match surveyed {

@@ -51,6 +51,9 @@ pub enum ProbeError {
         /// The error.
         error: Box<aya::maps::MapError>,
     },
+    /// Programs cannot be verified beside those that are attached.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// The ring cannot be waited for.
     #[error("the ring buffer cannot be waited for: {0}")]
     Wait(#[from] std::io::Error),

@@ -11,6 +11,6 @@ mod tracer;
 pub use attach::{AttachedHook, HookState};
 pub use error::ProbeError;
 pub use losses::KernelCounts;
-pub use object::{OBJECT, Sizes, verified_instructions};
+pub use object::{Loaded, OBJECT, Sizes, verified_instructions};
 pub use senders::Senders;
 pub use tracer::Tracer;

@@ -1,6 +1,8 @@
 //! The BPF object: patched with a plan and loaded.
 
-use aya::programs::KProbe;
+use std::fmt;
+
+use aya::programs::{KProbe, Program};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 
 use snat_trace_common::Need;
@@ -35,69 +37,77 @@ const ROOM: u32 = 256 << 10;
 /// Calls in flight, with room for returns that are missed: some for every CPU.
 const CALLS: u32 = 4096;
 
-/// What is different from kernel to kernel.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Differences<'a> {
-    pub(super) offsets: &'a Offsets,
-    /// An address, if it is known.
-    pub(super) ext_generation: Option<u64>,
-    pub(super) legacy: Option<LegacyController>,
+/// The object, with its maps in the kernel. No program is yet.
+pub struct Loaded(pub(super) Ebpf);
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").finish_non_exhaustive()
+    }
 }
 
-/// Makes the maps. No program is loaded yet.
-pub(super) fn load(kernel: Differences<'_>, request: Request, sizes: Sizes) -> Result<Ebpf, ProbeError> {
-    let Differences { offsets, ext_generation, legacy } = kernel;
-    // Before Linux 5.11 maps count against this limit; from then on a refusal is harmless.
-    let unlimited = rustix::process::Rlimit { current: None, maximum: None };
-    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
-        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
-    }
+impl Loaded {
+    /// Makes the maps, for programs that are patched with where fields are on this kernel and by which hierarchy of version 1
+    /// containers are told apart.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not make them.
+    pub fn new(
+        offsets: &Offsets,
+        legacy: Option<LegacyController>,
+        request: Request,
+        sizes: Sizes,
+    ) -> Result<Self, ProbeError> {
+        // Before Linux 5.11 maps count against this limit; from then on a refusal is harmless.
+        let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+        if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
+            tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+        }
 
-    let (flows, few) = match request.detail {
-        Detail::Minimal => (1, 1),
-        Detail::Full => (sizes.flows, (sizes.flows / 16).max(1)),
-    };
-    let full = u8::from(request.detail == Detail::Full);
-    let (failures, calls) = if request.failures { (1_u8, CALLS) } else { (0, 1) };
-    let ext_generation = ext_generation.unwrap_or(0);
-    let has = |need| u8::from(offsets.has_all(need));
-    let (processes, cgroups, senders) = (has(Need::Processes), has(Need::Cgroups), has(Need::Senders));
-    let commands = u8::from(request.commands);
-    let legacy = legacy.map_or(0, |controller| controller as u8);
-    let room = u8::from(sizes.ring_bytes >= ROOM);
-    let mut loader = EbpfLoader::new();
-    loader
-        .btf(None)
-        .verifier_log_level(VerifierLogLevel::STATS | VerifierLogLevel::DEBUG)
-        .map_max_entries("RING", sizes.ring_bytes)
-        .map_max_entries("ALLOCATIONS", flows)
-        .map_max_entries("OWNERS", flows)
-        .map_max_entries("PROCESSES", few)
-        .map_max_entries("REMOVED_CGROUPS", few)
-        .map_max_entries("CALLS", calls)
-        .map_max_entries("CLASHED", calls)
-        .map_max_entries("FOUND_FULL", calls)
-        .override_global("FULL", &full, true)
-        .override_global("FAILURES", &failures, true)
-        .override_global("PROCESS_FACTS", &processes, true)
-        .override_global("CGROUP_FACTS", &cgroups, true)
-        .override_global("SENDERS", &senders, true)
-        .override_global("RING_HAS_ROOM", &room, true)
-        .override_global("COMMANDS", &commands, true)
-        .override_global("LEGACY_CONTROLLER", &legacy, true)
-        .override_global("EXT_GENID", &ext_generation, true);
-    for (offset, value) in offsets.iter() {
-        loader.override_global(offset.symbol, value, true);
+        let (flows, few) = match request.detail {
+            Detail::Minimal => (1, 1),
+            Detail::Full => (sizes.flows, (sizes.flows / 16).max(1)),
+        };
+        let full = u8::from(request.detail == Detail::Full);
+        let (failures, calls) = if request.failures { (1_u8, CALLS) } else { (0, 1) };
+        let has = |need| u8::from(offsets.has_all(need));
+        let (processes, cgroups, senders) = (has(Need::Processes), has(Need::Cgroups), has(Need::Senders));
+        let commands = u8::from(request.commands);
+        let legacy = legacy.map_or(0, |controller| controller as u8);
+        let room = u8::from(sizes.ring_bytes >= ROOM);
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(None)
+            .verifier_log_level(VerifierLogLevel::STATS | VerifierLogLevel::DEBUG)
+            .map_max_entries("RING", sizes.ring_bytes)
+            .map_max_entries("ALLOCATIONS", flows)
+            .map_max_entries("OWNERS", flows)
+            .map_max_entries("PROCESSES", few)
+            .map_max_entries("REMOVED_CGROUPS", few)
+            .map_max_entries("CALLS", calls)
+            .map_max_entries("CLASHED", calls)
+            .map_max_entries("FOUND_FULL", calls)
+            .override_global("FULL", &full, true)
+            .override_global("FAILURES", &failures, true)
+            .override_global("PROCESS_FACTS", &processes, true)
+            .override_global("CGROUP_FACTS", &cgroups, true)
+            .override_global("SENDERS", &senders, true)
+            .override_global("RING_HAS_ROOM", &room, true)
+            .override_global("COMMANDS", &commands, true)
+            .override_global("LEGACY_CONTROLLER", &legacy, true);
+        for (offset, value) in offsets.iter() {
+            loader.override_global(offset.symbol, value, true);
+        }
+        Ok(Self(loader.load(OBJECT).map_err(Box::new)?))
     }
-    Ok(loader.load(OBJECT).map_err(Box::new)?)
 }
 
-/// Passes one program through the verifier.
-pub(super) fn verify<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<&'a mut KProbe, ProbeError> {
-    let missing = || ProbeError::NotInObject { kind: "program", name: program };
-    let kprobe: &mut KProbe =
-        object.program_mut(program).ok_or_else(missing)?.try_into().map_err(|_wrong_type| missing())?;
-    kprobe.load().map_err(|error| ProbeError::Refused { program, reason: reason(&error) })?;
+/// Passes one program through the verifier: that of this name, if there is one.
+pub(super) fn verify<'a>(name: &'static str, program: Option<&'a mut Program>) -> Result<&'a mut KProbe, ProbeError> {
+    let missing = || ProbeError::NotInObject { kind: "program", name };
+    let kprobe: &mut KProbe = program.ok_or_else(missing)?.try_into().map_err(|_wrong_type| missing())?;
+    kprobe.load().map_err(|error| ProbeError::Refused { program: name, reason: reason(&error) })?;
     Ok(kprobe)
 }
 
@@ -119,12 +129,11 @@ pub fn verified_instructions(
     offsets: &Offsets,
     request: Request,
 ) -> Result<Vec<(&'static str, Option<u32>)>, ProbeError> {
-    // An address and a controller, so that no branch is dead.
-    let kernel = Differences { offsets, ext_generation: Some(1), legacy: Some(LegacyController::Pids) };
-    let mut object = load(kernel, request, Sizes::default())?;
+    // A controller, so that no branch is dead.
+    let Loaded(mut object) = Loaded::new(offsets, Some(LegacyController::Pids), request, Sizes::default())?;
     programs(request)
         .map(|program| {
-            let info = verify(&mut object, program)?
+            let info = verify(program, object.program_mut(program))?
                 .info()
                 .map_err(|error| ProbeError::Refused { program, reason: reason(&error) })?;
             Ok((program, info.verified_instruction_count()))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, ProgramArray, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
@@ -14,7 +14,7 @@ use super::attach::{AttachedHook, Programs, attach};
 use super::error::ProbeError;
 use super::losses::KernelCounts;
 use super::missed;
-use super::object::{Differences, Sizes, detach, load};
+use super::object::{Loaded, Sizes, detach};
 use super::senders::Senders;
 use crate::kernel::{CLASH_PROGRAM, Plan, Role};
 
@@ -34,6 +34,8 @@ fn pause(ring_bytes: u32) -> Duration {
 pub struct Tracer {
     /// `None` once detached.
     object: Option<Ebpf>,
+    /// The kernel empties it when its last descriptor is closed.
+    _continuations: ProgramArray<MapData>,
     ring: AsyncFd<RingBuf<MapData>>,
     /// How long it is left to fill, and until when: `None` while there is nothing in it that is known of.
     pause: Duration,
@@ -59,29 +61,34 @@ impl fmt::Debug for Tracer {
 }
 
 impl Tracer {
-    /// Loads the programs of `plan` and attaches them. Needs a tokio runtime.
+    /// Passes the programs of `plan` through the verifier and attaches them. Needs a tokio runtime.
     ///
     /// # Errors
     ///
     /// When the clash hook cannot be attached. Any other hook that cannot is told by [`Self::hooks`].
-    pub fn attach(plan: &Plan, sizes: Sizes) -> Result<Self, ProbeError> {
-        let Plan { offsets, ext_generation, legacy, request, .. } = plan;
-        let kernel = Differences { offsets, ext_generation: *ext_generation, legacy: *legacy };
-        let mut object = load(kernel, *request, sizes)?;
+    pub fn attach(loaded: Loaded, plan: &Plan, sizes: Sizes) -> Result<Self, ProbeError> {
+        let Loaded(mut object) = loaded;
         let mut take = |name| object.take_map(name).ok_or(ProbeError::NotInObject { kind: "map", name });
         let (ring, counters) = (take("RING")?, take("COUNTERS")?);
+        let (extensions, continuations) = (take("EXT_GENID")?, take("CONTINUATIONS")?);
         let senders = Senders::new(take)?;
         let map_error = |name| move |error| ProbeError::Map { name, error: Box::new(error) };
         let ring = RingBuf::try_from(ring).map_err(map_error("RING"))?;
         let counters = PerCpuArray::try_from(counters).map_err(map_error("COUNTERS"))?;
+        let mut extensions: Array<_, u64> = extensions.try_into().map_err(map_error("EXT_GENID"))?;
+        if let Some(address) = plan.ext_generation {
+            extensions.set(0, address, 0).map_err(map_error("EXT_GENID"))?;
+        }
+        let mut continuations = ProgramArray::try_from(continuations).map_err(map_error("CONTINUATIONS"))?;
         // SAFETY: the ring owns its descriptor and keeps it open and the same as long as it lives.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)?;
         #[cfg(feature = "log")]
         let log = aya_log::EbpfLogger::init(&mut object)
             .map_err(|_no_map| ProbeError::NotInObject { kind: "map", name: "AYA_LOGS" })?;
-        let (hooks, programs) = attach(&mut object, plan)?;
+        let (hooks, programs) = attach(&mut object, &mut continuations, plan)?;
         Ok(Self {
             object: Some(object),
+            _continuations: continuations,
             ring,
             pause: pause(sizes.ring_bytes),
             fills_until: None,

@@ -94,7 +94,7 @@ pub(crate) async fn run(args: &LabArgs) -> Result<ExitCode> {
             never = stalled => match never {},
         }
     };
-    let summary = watch(&facts, &options, sink, stop).await;
+    let summary = watch(facts, &options, sink, stop).await;
     halt.store(true, Ordering::Relaxed);
     // The lab is taken down only now: as long as races are named, the sockets of lost flows are looked for.
     let (lab, lives) = traffic.await?;

@@ -16,7 +16,7 @@ use snat_trace::output::json::{JsonSink, to_line};
 use snat_trace::output::text::{Style, TextSink};
 use snat_trace::output::{Sink, escape_path};
 use snat_trace::probe::Sizes;
-use snat_trace::watch::{Options, Stop, give_way, watch};
+use snat_trace::watch::{Options, Prepared, Stop, give_way, watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -66,14 +66,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 async fn run_watch(args: &WatchArgs, sink: Box<dyn Sink + Send>) -> Result<ExitCode> {
     give_way();
     let mut stop = std::pin::pin!(stopped()?);
-    let facts = if args.wait {
-        tokio::select! {
-            facts = conntrack_loaded(args.trace.detail) => facts?,
-            _ = &mut stop => return Ok(ExitCode::SUCCESS),
-        }
-    } else {
-        KernelFacts::gather(Path::new("/"))?
-    };
     let options = Options {
         request: args.trace.request(),
         sizes: sizes(args.trace),
@@ -83,7 +75,15 @@ async fn run_watch(args: &WatchArgs, sink: Box<dyn Sink + Send>) -> Result<ExitC
         ready_file: args.ready_file.as_deref(),
         namespaces: &[],
     };
-    let summary = watch(&facts, &options, sink, stop).await?;
+    let prepared = if args.wait {
+        tokio::select! {
+            facts = conntrack_loaded(args.trace.detail) => facts?.into(),
+            _ = &mut stop => return Ok(ExitCode::SUCCESS),
+        }
+    } else {
+        Prepared::gather(Path::new("/"), &options)?
+    };
+    let summary = watch(prepared, &options, sink, stop).await?;
     if !summary.hooks_gone.is_empty() {
         bail!(
             "{} was unloaded, and the hooks in it are gone: start again, or with --wait",

@@ -1,11 +1,13 @@
 //! Structures in BTF, and where their fields are; and the values of enumerations.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 
 use btf_rs::{Backend, Btf, BtfType, Enum, Member, Struct, Type};
+use bytes::Buf as _;
 use rustix::fs::{MemfdFlags, memfd_create};
 use snat_trace_common::ABSENT;
 
@@ -32,23 +34,36 @@ enum Named {
     Enumeration(Enum),
 }
 
+impl Named {
+    /// A function or a variable may have the same name.
+    fn of(found: Type) -> Option<Self> {
+        match found {
+            Type::Struct(structure) => Some(Self::Structure(structure)),
+            Type::Enum(enumeration) => Some(Self::Enumeration(enumeration)),
+            _ => None,
+        }
+    }
+}
+
 impl Structures {
     /// Those of the kernel image with these names.
     ///
     /// Its BTF has some 100 000 types. `btf-rs` parses them all into heap objects, unless it maps a file, and that
-    /// takes a tenth of the time. The file in sysfs can be mapped on new kernels only (6.16), so a copy in memory is.
+    /// takes a tenth of the time. The file in sysfs can be mapped on new kernels only (6.16), so a copy in memory is. And then
+    /// it looks at all types for each name: which have one is found out here, for all names at once.
     pub(super) fn new(vmlinux: &[u8], names: impl IntoIterator<Item = &'static str>) -> Result<Self, OffsetsError> {
         let file = "vmlinux";
-        check_sections(vmlinux).map_err(|error| OffsetsError::Invalid { file, error: error.to_owned() })?;
+        let invalid = |error: String| OffsetsError::Invalid { file, error };
+        let sections = Sections::of(vmlinux).map_err(|error| invalid(error.to_owned()))?;
         let copy =
             copy_in_memory(vmlinux).map_err(|error| OffsetsError::Unreadable { file, error: error.to_string() })?;
         let base = Btf::from_file_with_backend(format!("/proc/self/fd/{}", copy.as_raw_fd()), Backend::Mmap)
-            .map_err(|error| OffsetsError::Invalid { file, error: error.to_string() })?;
-        let mut by_name = BTreeMap::new();
-        for name in names {
-            by_name.entry(name).or_insert_with(|| Found { types: named(&base, name), in_module: false });
-        }
-        Ok(Self { base, module: None, by_name })
+            .map_err(|error| invalid(error.to_string()))?;
+        let by_name = sections.find(names).into_iter().map(|(name, ids)| {
+            let types = ids.into_iter().filter_map(|id| base.resolve_type_by_id(id).ok());
+            (name, Found { types: types.filter_map(Named::of).collect(), in_module: false })
+        });
+        Ok(Self { by_name: by_name.collect(), base, module: None })
     }
 
     /// Whether every name has a structure.
@@ -59,10 +74,11 @@ impl Structures {
     /// Looks for those that are not in the kernel image in the BTF of `nf_conntrack`.
     pub(super) fn add_module(&mut self, bytes: &[u8]) -> Result<(), OffsetsError> {
         let invalid = |error| OffsetsError::Invalid { file: CONNTRACK_MODULE, error };
-        check_sections(bytes).map_err(|error| invalid(error.to_owned()))?;
+        Sections::of(bytes).map_err(|error| invalid(error.to_owned()))?;
         let module = Btf::from_split_bytes(bytes, &self.base).map_err(|error| invalid(error.to_string()))?;
         for (name, found) in self.by_name.iter_mut().filter(|(_, found)| found.types.is_empty()) {
-            *found = Found { types: named(&module, name), in_module: true };
+            let types = module.resolve_types_by_name(name).unwrap_or_default();
+            *found = Found { types: types.into_iter().filter_map(Named::of).collect(), in_module: true };
         }
         self.module = Some(module);
         Ok(())
@@ -100,26 +116,92 @@ impl Structures {
     }
 }
 
-/// Whether the sections that the header of a BTF file tells of are in the file (include/uapi/linux/btf.h,
-/// `struct btf_header`). `btf-rs` takes a mapped file that is cut off for one with less in it.
-fn check_sections(bytes: &[u8]) -> Result<(), &'static str> {
-    const MAGIC: u16 = 0xeb9f;
-    let word = |index: usize| -> Option<u32> {
-        Some(u32::from_ne_bytes(bytes.get(index * 4..index * 4 + 4)?.try_into().ok()?))
-    };
-    let header = (|| Some([word(1)?, word(2)?, word(3)?, word(4)?, word(5)?]))();
-    let Some([header_len, type_offset, type_len, string_offset, string_len]) = header else {
-        return Err("it is too short");
-    };
-    if bytes[..2] != MAGIC.to_ne_bytes() {
-        return Err("it does not begin as BTF does");
+/// Two sections of a BTF file: types, and the strings that are their names (Documentation/bpf/btf.rst).
+struct Sections<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    /// Those the header tells of (include/uapi/linux/btf.h, `struct btf_header`), if they are in the file. `btf-rs` takes a
+    /// mapped file that is cut off for one with less in it.
+    fn of(file: &'a [u8]) -> Result<Self, &'static str> {
+        const MAGIC: u16 = 0xeb9f;
+
+        let mut header = file;
+        let mut word = || header.try_get_u32_ne().map_err(|_| "it is too short");
+        let [_, header_len, type_offset, type_len, string_offset, string_len] =
+            [word()?, word()?, word()?, word()?, word()?, word()?];
+        if !file.starts_with(&MAGIC.to_ne_bytes()) {
+            return Err("it does not begin as BTF does");
+        }
+        let section = |offset: u32, len: u32| {
+            let start = usize::try_from(u64::from(header_len) + u64::from(offset)).ok()?;
+            file.get(start..)?.get(..usize::try_from(len).ok()?)
+        };
+        let shorter = "it is shorter than its header says";
+        Ok(Self {
+            types: section(type_offset, type_len).ok_or(shorter)?,
+            strings: section(string_offset, string_len).ok_or(shorter)?,
+        })
     }
-    let inside =
-        |offset: u32, len: u32| u64::from(header_len) + u64::from(offset) + u64::from(len) <= bytes.len() as u64;
-    if inside(type_offset, type_len) && inside(string_offset, string_len) {
-        Ok(())
-    } else {
-        Err("it is shorter than its header says")
+
+    /// Which types have these names and may be structures or enumerations, by their ids, for all names at once. What follows
+    /// a kind of type that is not known is not found; `btf-rs` refuses it.
+    fn find(&self, names: impl IntoIterator<Item = &'static str>) -> BTreeMap<&'static str, Vec<u32>> {
+        let mut found: BTreeMap<_, _> = names.into_iter().map(|name| (name, Vec::new())).collect();
+        let mut rest = self.types;
+        // They are numbered in their order, behind `void`.
+        let mut id = 1;
+        while let Some(Head { name, kind }) = Head::take(&mut rest) {
+            if matches!(kind, Head::STRUCT | Head::ENUM)
+                && let Some(ids) = self.string(name).and_then(|name| found.get_mut(name))
+            {
+                ids.push(id);
+            }
+            id += 1;
+        }
+        found
+    }
+
+    fn string(&self, offset: u32) -> Option<&str> {
+        let text = self.strings.get(usize::try_from(offset).ok()?..)?;
+        CStr::from_bytes_until_nul(text).ok()?.to_str().ok()
+    }
+}
+
+/// What each type begins with (`struct btf_type`).
+struct Head {
+    /// Where its name is among the strings.
+    name: u32,
+    kind: u32,
+}
+
+impl Head {
+    const STRUCT: u32 = 4;
+    const ENUM: u32 = 6;
+
+    /// That of the first of `types`, which is taken from them with all that belongs to it.
+    fn take(types: &mut &[u8]) -> Option<Self> {
+        let name = types.try_get_u32_ne().ok()?;
+        let info = types.try_get_u32_ne().ok()?;
+        let _size_or_type = types.try_get_u32_ne().ok()?;
+        let (kind, members) = (info >> 24 & 0x1f, info & 0xffff);
+        let more = match kind {
+            // Pointers, forward declarations, typedefs, volatile, const, restrict, functions, floats, type tags.
+            2 | 7..=12 | 16 | 18 => 0,
+            // Integers, variables, tags of declarations.
+            1 | 14 | 17 => 4,
+            // Arrays.
+            3 => 12,
+            // Enumerations, prototypes of functions.
+            Self::ENUM | 13 => 8 * members,
+            // Structures, unions, data sections, enumerations of 64 bits.
+            Self::STRUCT | 5 | 15 | 19 => 12 * members,
+            _ => return None,
+        };
+        *types = types.get(usize::try_from(more).ok()?..)?;
+        Some(Self { name, kind })
     }
 }
 
@@ -127,19 +209,6 @@ fn copy_in_memory(bytes: &[u8]) -> io::Result<File> {
     let mut file = File::from(memfd_create("snat-trace-btf", MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;
     Ok(file)
-}
-
-/// Structures and enumerations of this name in `btf`; a function or variable may have the same name.
-fn named(btf: &Btf, name: &str) -> Vec<Named> {
-    let types = btf.resolve_types_by_name(name).unwrap_or_default();
-    types
-        .into_iter()
-        .filter_map(|found| match found {
-            Type::Struct(structure) => Some(Named::Structure(structure)),
-            Type::Enum(enumeration) => Some(Named::Enumeration(enumeration)),
-            _ => None,
-        })
-        .collect()
 }
 
 /// The value of an enumerator, if it fits where an offset does.
@@ -322,6 +391,23 @@ pub(super) mod tests {
         }
         assert_eq!(btf.offset("inner_t", "a"), Ok(None), "a typedef is no structure");
         assert_eq!(btf.offset("absent", ""), Ok(None));
+    }
+
+    /// Each kind has a length of its own, and what stands behind it must be found all the same.
+    #[test]
+    fn types_of_every_kind_are_passed_over() {
+        // Words for each, for two members: integers, arrays, structures and so on, as the kernel numbers them.
+        let words = [1, 0, 3, 6, 6, 4, 0, 0, 0, 0, 0, 0, 4, 1, 6, 0, 1, 0, 6];
+        for (kind, more) in (1..).zip(words) {
+            let mut btf = Builder::new();
+            btf.words(&[&[0, kind << 24 | 2, 4][..], &vec![0; more]].concat());
+            btf.structure("s", 8, false, &[("a", Builder::INT, 32)]);
+            assert_eq!(btf.offset("s", "a"), Ok(Some(4)), "behind kind {kind}");
+        }
+        let mut btf = Builder::new();
+        btf.words(&[0, 31 << 24, 0]);
+        btf.structure("s", 8, false, &[("a", Builder::INT, 32)]);
+        assert!(Structures::new(&btf.bytes(), ["s"]).is_err());
     }
 
     #[test]
