@@ -4,10 +4,10 @@
 /// Value of an offset whose field this kernel does not have.
 pub const ABSENT: u16 = u16::MAX;
 
-/// One patched global of the BPF object.
+/// One of the offsets that are patched into the BPF object.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Offset {
-    /// Name of the global in the object.
+    /// Its name in the programs.
     pub symbol: &'static str,
     /// Kernel structure, or enumeration.
     pub structure: &'static str,
@@ -37,7 +37,7 @@ pub enum Need {
 }
 
 /// Calls `$callback!` with one `NAME = "structure" . "field", Need;` line per offset. The BPF crate makes its
-/// globals from it and [`OFFSETS`] is made from it, so the two cannot differ.
+/// constants from it and [`OFFSETS`] is made from it, so the two cannot differ.
 #[macro_export]
 macro_rules! for_each_offset {
     ($callback:ident) => {
@@ -132,7 +132,7 @@ macro_rules! for_each_offset {
 
 macro_rules! table {
     ($($symbol:ident = $structure:literal . $field:literal, $need:ident;)*) => {
-        /// Every offset the BPF object may want. An object refers only to those its programs use.
+        /// Every offset the programs want, in the order in which the object has them.
         pub const OFFSETS: &[Offset] = &[$(Offset {
             symbol: stringify!($symbol),
             structure: $structure,

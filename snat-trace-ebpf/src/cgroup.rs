@@ -40,10 +40,10 @@ fn cgroup_removed(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn key_of(node: Address) -> Result<CgroupKey, Unreadable> {
-    let root = node.field(&KERNFS_PRIV).follow()?.field(&CGROUP_ROOT).follow()?;
+    let root = node.field(KERNFS_PRIV).follow()?.field(CGROUP_ROOT).follow()?;
     Ok(CgroupKey {
-        id: node.field(&KERNFS_ID).read()?,
-        hierarchy: root.field(&CGROUP_ROOT_HIERARCHY).read()?,
+        id: node.field(KERNFS_ID).read()?,
+        hierarchy: root.field(CGROUP_ROOT_HIERARCHY).read()?,
         reserved: 0,
     })
 }
@@ -53,12 +53,12 @@ fn key_of(node: Address) -> Result<CgroupKey, Unreadable> {
 fn fill(to: &mut PathFact, mut node: Address) -> Result<(), Unreadable> {
     path::begin(to);
     for _ in 0..DEEPEST {
-        let parent = node.field(&KERNFS_PARENT).follow()?;
+        let parent = node.field(KERNFS_PARENT).follow()?;
         if parent.as_key() == 0 {
             to.whole = 1;
             break;
         }
-        if !path::add(to, node.field(&KERNFS_NAME).follow()?)? {
+        if !path::add(to, node.field(KERNFS_NAME).follow()?)? {
             break;
         }
         node = parent;

@@ -68,7 +68,7 @@ fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unread
 
     let loser = entry_of(skb)?;
     record.loser_entry = loser.as_key();
-    record.matched = h.field(&TUPLE_HASH_TUPLE).plus(TUPLE_DIR).read::<u8>()? & 1;
+    record.matched = h.field(TUPLE_HASH_TUPLE).plus(TUPLE_DIR).read::<u8>()? & 1;
     let before = u64::from(record.matched) * u64::from(TUPLE_HASH_SIZE.load()) + u64::from(NF_CONN_TUPLEHASH.load());
     let winner = h.plus(before.wrapping_neg());
 
@@ -93,10 +93,10 @@ fn fill(record: *mut ClashRecord, skb: Address, h: Address) -> Result<(), Unread
 /// Copies the packet from its network header to the end of its linear part, and says how much that was.
 #[inline(always)]
 fn fill_packet(packet: &mut [u8; PACKET_LEN], skb: Address) -> Result<u16, Unreadable> {
-    let head = skb.field(&SK_BUFF_HEAD).follow()?;
+    let head = skb.field(SK_BUFF_HEAD).follow()?;
     let start = network_header(skb)?;
     // `sk_buff.tail` is an offset from `head` on 64-bit kernels (include/linux/skbuff.h, NET_SKBUFF_DATA_USES_OFFSET).
-    let end = head.plus(u64::from(skb.field(&SK_BUFF_TAIL).read::<u32>()?));
+    let end = head.plus(u64::from(skb.field(SK_BUFF_TAIL).read::<u32>()?));
     let len = end.as_key().wrapping_sub(start.as_key());
     if len == 0 || len > u64::from(u16::MAX) {
         return Err(Unreadable);

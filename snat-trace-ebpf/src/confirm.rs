@@ -36,7 +36,7 @@ pub(crate) fn clashed(packet: u64) {
 fn confirm_begins(ctx: ProbeContext) -> u32 {
     if let Some(skb) = ctx.arg::<u64>(0)
         && let Ok(entry) = entry_of(Address::new(skb))
-        && let Ok(status) = entry.field(&NF_CONN_STATUS).read()
+        && let Ok(status) = entry.field(NF_CONN_STATUS).read()
     {
         let call =
             Call { began_ns: now(), subject: skb, before: status, zone: 0, function: function::CONFIRM, flags: 0 };
@@ -85,12 +85,12 @@ fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
         record.flags |= failure_flags::HAS_GENERATIONS;
         // At 0 nothing can be read.
         if let Some(&address) = EXT_GENID.get(0)
-            && let (Ok(generation), Ok(extensions)) = (Address::new(address).read(), entry.field(&NF_CONN_EXT).follow())
+            && let (Ok(generation), Ok(extensions)) = (Address::new(address).read(), entry.field(NF_CONN_EXT).follow())
         {
             record.generation = generation;
             if extensions.as_key() == 0 {
                 record.flags |= failure_flags::GENERATIONS;
-            } else if let Ok(generation) = extensions.field(&NF_CT_EXT_GEN_ID).read() {
+            } else if let Ok(generation) = extensions.field(NF_CT_EXT_GEN_ID).read() {
                 record.entry_generation = generation;
                 record.flags |= failure_flags::GENERATIONS;
             }

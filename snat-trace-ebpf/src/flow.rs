@@ -24,9 +24,9 @@ const IPS_SRC_NAT_DONE: u64 = 1 << 7;
 pub(crate) fn fill_flow(flow: &mut FlowFact, entry: Address) -> Result<(), Unreadable> {
     let original = fill_original(flow, tuple_address(entry, 0))?;
     flow.reply = tuple_address(entry, 1).read()?;
-    flow.status = entry.field(&NF_CONN_STATUS).read()?;
+    flow.status = entry.field(NF_CONN_STATUS).read()?;
     if NF_CONN_ZONE.load() != ABSENT {
-        fill_zone(flow, entry.field(&NF_CONN_ZONE))?;
+        fill_zone(flow, entry.field(NF_CONN_ZONE))?;
     }
     if FULL.load() == 0 {
         return Ok(());

@@ -63,25 +63,25 @@ fn owner_raw6(ctx: ProbeContext) -> u32 {
 /// Writes the original tuple of the packet an IPv4 socket has put together (net/ipv4/ip_output.c, `__ip_make_skb`).
 #[inline(always)]
 fn pending_tuple(sk: Socket<'_>, flow: Address, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    tuple.src = ipv4_address(flow.field(&FLOWI4_SADDR).read()?);
-    tuple.dst = ipv4_address(flow.field(&FLOWI4_DADDR).read()?);
+    tuple.src = ipv4_address(flow.field(FLOWI4_SADDR).read()?);
+    tuple.dst = ipv4_address(flow.field(FLOWI4_DADDR).read()?);
     tuple.l3num = AF_INET;
-    tuple.protonum = flow.field(&FLOWI4_PROTO).read()?;
+    tuple.protonum = flow.field(FLOWI4_PROTO).read()?;
     pending_ports(sk, tuple)
 }
 
 /// The same of an IPv6 socket (net/ipv6/ip6_output.c, `__ip6_make_skb`).
 #[inline(always)]
 fn pending_tuple6(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    let known = [&SOCK_FLOW6, &FLOWI6_PROTO, &FLOWI6_SADDR, &FLOWI6_DADDR];
+    let known = [SOCK_FLOW6, FLOWI6_PROTO, FLOWI6_SADDR, FLOWI6_DADDR];
     if known.iter().any(|offset| offset.load() == ABSENT) {
         return Ok(false);
     }
-    let flow = sk.field(&SOCK_FLOW6);
-    flow.field(&FLOWI6_SADDR).read_into(&mut tuple.src)?;
-    flow.field(&FLOWI6_DADDR).read_into(&mut tuple.dst)?;
+    let flow = sk.field(SOCK_FLOW6);
+    flow.field(FLOWI6_SADDR).read_into(&mut tuple.src)?;
+    flow.field(FLOWI6_DADDR).read_into(&mut tuple.dst)?;
     tuple.l3num = AF_INET6;
-    tuple.protonum = flow.field(&FLOWI6_PROTO).read()?;
+    tuple.protonum = flow.field(FLOWI6_PROTO).read()?;
     pending_ports(sk, tuple)
 }
 
@@ -89,7 +89,7 @@ fn pending_tuple6(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable>
 #[inline(always)]
 fn pending_ports(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     // `struct sk_buff_head` begins with the first packet, or with itself when it has none.
-    let queue = sk.field(&SOCK_WRITE_QUEUE);
+    let queue = sk.field(SOCK_WRITE_QUEUE);
     let skb = queue.follow()?;
     if skb.as_key() == queue.as_key() { Ok(false) } else { ports(transport_header(skb)?, tuple) }
 }
@@ -188,7 +188,7 @@ impl Now {
     /// The current task, with a socket.
     #[inline(always)]
     fn of(task: Address, ids: u64, sk: Socket<'_>, time_ns: u64) -> Self {
-        let netns = sk.netns().field(&NET_NS_INUM).read_or_zero();
+        let netns = sk.netns().field(NET_NS_INUM).read_or_zero();
         Self { task: ids, process: process::key_of(task, ids), netns, time_ns }
     }
 }
@@ -327,7 +327,7 @@ fn datagram_tuple(
         return Ok(false);
     }
     // A number of 16 bits that fits 8: no other's sockets send datagrams.
-    tuple.protonum = sk.field(&SOCK_PROTOCOL).read::<u16>()? as u8;
+    tuple.protonum = sk.field(SOCK_PROTOCOL).read::<u16>()? as u8;
     if matches!(tuple.protonum, UDP | UDPLITE) { write(sk, ports, tuple) } else { Ok(false) }
 }
 
@@ -343,9 +343,9 @@ fn connected_tuple(sk: Socket<'_>, ports: [u16; 2], tuple: &mut Tuple) -> Result
         if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
             return Ok(false);
         }
-        sk.field(&SOCK_DADDR6).read_into(&mut tuple.dst)?;
+        sk.field(SOCK_DADDR6).read_into(&mut tuple.dst)?;
         if tuple.dst[..12] != MAPPED {
-            sk.field(&SOCK_SADDR6).read_into(&mut tuple.src)?;
+            sk.field(SOCK_SADDR6).read_into(&mut tuple.src)?;
             fill_ports(tuple, AF_INET6, ports);
             return Ok(true);
         }

@@ -21,15 +21,15 @@ pub(crate) const UDPLITE: u8 = 136;
 /// Where a packet's network header stands.
 #[inline(always)]
 pub(crate) fn network_header(skb: Address) -> Result<Address, Unreadable> {
-    let offset = skb.field(&SK_BUFF_NETWORK_HEADER).read::<u16>()?;
-    Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
+    let offset = skb.field(SK_BUFF_NETWORK_HEADER).read::<u16>()?;
+    Ok(skb.field(SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
 }
 
 /// Where a packet's transport header stands.
 #[inline(always)]
 pub(crate) fn transport_header(skb: Address) -> Result<Address, Unreadable> {
-    let offset = skb.field(&SK_BUFF_TRANSPORT_HEADER).read::<u16>()?;
-    Ok(skb.field(&SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
+    let offset = skb.field(SK_BUFF_TRANSPORT_HEADER).read::<u16>()?;
+    Ok(skb.field(SK_BUFF_HEAD).follow()?.plus(u64::from(offset)))
 }
 
 /// An IPv4 address as it stands in a tuple: its bytes, in their order, and zeros. By one number, as the compiler would store

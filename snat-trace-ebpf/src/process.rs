@@ -58,7 +58,7 @@ pub(crate) fn current() -> Address {
 #[inline(always)]
 pub(crate) fn is_kernel_thread(task: Address) -> bool {
     const PF_KTHREAD: u32 = 0x0020_0000;
-    task.field(&TASK_FLAGS).read_or_zero::<u32>() & PF_KTHREAD != 0
+    task.field(TASK_FLAGS).read_or_zero::<u32>() & PF_KTHREAD != 0
 }
 
 /// The program that the current task runs, of which `ids` is process and thread id in one number; a start of 0 when it cannot
@@ -70,11 +70,11 @@ pub(crate) fn key_of(task: Address, ids: u64) -> ProcessKey {
     if PROCESS_FACTS.load() == 0 {
         return ProcessKey { start_ns: 0, tgid, exec_id: 0 };
     }
-    let leader = if tid == tgid { task } else { task.field(&TASK_LEADER).follow_or_zero() };
+    let leader = if tid == tgid { task } else { task.field(TASK_LEADER).follow_or_zero() };
     ProcessKey {
-        start_ns: leader.field(&TASK_START).read_or_zero(),
+        start_ns: leader.field(TASK_START).read_or_zero(),
         tgid,
-        exec_id: task.field(&TASK_EXEC_ID).read_or_zero(),
+        exec_id: task.field(TASK_EXEC_ID).read_or_zero(),
     }
 }
 
@@ -91,10 +91,10 @@ pub(crate) fn legacy_cgroup_id(task: Address) -> u64 {
     if controller == ABSENT || CGROUP_FACTS.load() == 0 {
         return 0;
     }
-    let states = task.field(&TASK_CSS_SET).follow_or_zero().field(&CSS_SET_SUBSYS);
+    let states = task.field(TASK_CSS_SET).follow_or_zero().field(CSS_SET_SUBSYS);
     let state = states.plus(u64::from(controller) * size_of::<u64>() as u64).follow_or_zero();
-    let node = state.field(&CSS_CGROUP).follow_or_zero().field(&CGROUP_KN).follow_or_zero();
-    node.field(&KERNFS_ID).read_or_zero()
+    let node = state.field(CSS_CGROUP).follow_or_zero().field(CGROUP_KN).follow_or_zero();
+    node.field(KERNFS_ID).read_or_zero()
 }
 
 /// Whether what a process runs is still to be noted.
@@ -138,7 +138,7 @@ fn fill(task: Address, key: &ProcessKey) {
     path::begin(&mut fact.executable);
     fact.arguments_len = 0;
     if COMMANDS.load() != 0
-        && let Ok(memory) = task.field(&TASK_MM).follow()
+        && let Ok(memory) = task.field(TASK_MM).follow()
         && memory.as_key() != 0
     {
         // A path that is not whole says so itself.
@@ -168,30 +168,30 @@ pub(crate) fn tell(owner: &OwnerFact) {
 /// Process id in the innermost pid namespace (include/linux/pid.h, `struct pid`).
 #[inline(always)]
 fn own_pid(task: Address) -> Result<u32, Unreadable> {
-    let pid = task.field(&TASK_LEADER).follow()?.field(&TASK_PID).follow()?;
-    let level = pid.field(&PID_LEVEL).read::<u32>()?;
-    pid.field(&PID_NUMBERS).plus(u64::from(level) * u64::from(UPID_SIZE.load())).field(&UPID_NR).read()
+    let pid = task.field(TASK_LEADER).follow()?.field(TASK_PID).follow()?;
+    let level = pid.field(PID_LEVEL).read::<u32>()?;
+    pid.field(PID_NUMBERS).plus(u64::from(level) * u64::from(UPID_SIZE.load())).field(UPID_NR).read()
 }
 
 /// The program's file, up through directories and mounts (fs/d_path.c, `prepend_path`).
 #[inline(always)]
 fn fill_executable(to: &mut PathFact, memory: Address) -> Result<(), Unreadable> {
-    let file = memory.field(&MM_EXE_FILE).follow()?;
-    let mut mount = file.field(&FILE_MNT).follow()?.plus(u64::from(MOUNT_MNT.load()).wrapping_neg());
-    let mut dentry = file.field(&FILE_DENTRY).follow()?;
+    let file = memory.field(MM_EXE_FILE).follow()?;
+    let mut mount = file.field(FILE_MNT).follow()?.plus(u64::from(MOUNT_MNT.load()).wrapping_neg());
+    let mut dentry = file.field(FILE_DENTRY).follow()?;
     for _ in 0..DEEPEST {
-        let parent = dentry.field(&DENTRY_PARENT).follow()?;
-        let root = mount.field(&MOUNT_MNT).field(&VFSMOUNT_ROOT).follow()?;
+        let parent = dentry.field(DENTRY_PARENT).follow()?;
+        let root = mount.field(MOUNT_MNT).field(VFSMOUNT_ROOT).follow()?;
         if dentry.as_key() == root.as_key() || dentry.as_key() == parent.as_key() {
-            let below = mount.field(&MOUNT_PARENT).follow()?;
+            let below = mount.field(MOUNT_PARENT).follow()?;
             if below.as_key() == mount.as_key() {
                 to.whole = 1;
                 break;
             }
-            dentry = mount.field(&MOUNT_MOUNTPOINT).follow()?;
+            dentry = mount.field(MOUNT_MOUNTPOINT).follow()?;
             mount = below;
         } else {
-            if !path::add(to, dentry.field(&DENTRY_NAME).follow()?)? {
+            if !path::add(to, dentry.field(DENTRY_NAME).follow()?)? {
                 break;
             }
             dentry = parent;
@@ -203,7 +203,7 @@ fn fill_executable(to: &mut PathFact, memory: Address) -> Result<(), Unreadable>
 /// The first bytes of the command line, and how many it has. Fails where its page is not in memory.
 #[inline(always)]
 fn fill_arguments(to: &mut [u8; ARGUMENTS_LEN], memory: Address) -> Result<u32, Unreadable> {
-    let (start, end) = (memory.field(&MM_ARG_START).read::<u64>()?, memory.field(&MM_ARG_END).read::<u64>()?);
+    let (start, end) = (memory.field(MM_ARG_START).read::<u64>()?, memory.field(MM_ARG_END).read::<u64>()?);
     let len = end.wrapping_sub(start);
     if len == 0 || len > u64::from(u32::MAX) {
         return Err(Unreadable);

@@ -2,23 +2,39 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{
-    Global,
-    helpers::{bpf_probe_read_kernel, generated},
-};
-use snat_trace_common::{ABSENT, Tuple, for_each_offset};
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use snat_trace_common::{ABSENT, OFFSETS, Tuple, for_each_offset};
 
 /// A kernel address could not be read.
 pub(crate) struct Unreadable;
 
-macro_rules! globals {
-    ($($symbol:ident = $structure:literal . $field:literal, $need:ident;)*) => {$(
-        #[doc = concat!("Offset of `", $structure, ".", $field, "`; see `snat_trace_common::OFFSETS`.")]
-        #[unsafe(no_mangle)]
-        pub(crate) static $symbol: Global<u16> = Global::new(ABSENT);
-    )*};
+/// Where fields are, by the order of [`OFFSETS`]. In one place: a program that has its address has all of them.
+#[unsafe(no_mangle)]
+static FIELDS: [u16; OFFSETS.len()] = [ABSENT; OFFSETS.len()];
+
+/// The offset of a field on this kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Offset(usize);
+
+impl Offset {
+    /// In bytes, or [`ABSENT`]. What the loader patched in, not what was compiled.
+    #[inline(always)]
+    pub(crate) fn load(self) -> u16 {
+        // SAFETY: all of these are numbers in `OFFSETS`, and so many places are there; an aligned integer is read.
+        unsafe { (&raw const FIELDS).cast::<u16>().add(self.0).read_volatile() }
+    }
 }
-for_each_offset!(globals);
+
+macro_rules! offsets {
+    ($($symbol:ident = $structure:literal . $field:literal, $need:ident;)*) => {
+        enum Number { $($symbol),* }
+        $(
+            #[doc = concat!("Of `", $structure, ".", $field, "`; see `snat_trace_common::OFFSETS`.")]
+            pub(crate) const $symbol: Offset = Offset(Number::$symbol as usize);
+        )*
+    };
+}
+for_each_offset!(offsets);
 
 /// A kernel address.
 #[derive(Clone, Copy)]
@@ -45,7 +61,7 @@ impl Address {
 
     /// The address of the field at `offset`.
     #[inline(always)]
-    pub(crate) fn field(self, offset: &Global<u16>) -> Self {
+    pub(crate) fn field(self, offset: Offset) -> Self {
         self.plus(u64::from(offset.load()))
     }
 
@@ -143,38 +159,38 @@ pub(crate) struct Socket<'a> {
 impl Socket<'_> {
     /// Where a field stands that not all sockets have.
     #[inline(always)]
-    pub(crate) fn field(self, offset: &Global<u16>) -> Address {
+    pub(crate) fn field(self, offset: Offset) -> Address {
         self.address.field(offset)
     }
 
     /// The destination port in network byte order, and the source port in the machine's (`skc_portpair`).
     #[inline(always)]
     pub(crate) fn ports(self) -> [u16; 2] {
-        halves(self.head(&SOCK_PORTS))
+        halves(self.head(SOCK_PORTS))
     }
 
     /// The IPv4 address it is connected to and that it is bound to, 0 for none (`skc_addrpair`).
     #[inline(always)]
     pub(crate) fn ipv4_addresses(self) -> [u32; 2] {
-        self.head(&SOCK_ADDRESSES)
+        self.head(SOCK_ADDRESSES)
     }
 
     /// Its address family (`skc_family`).
     #[inline(always)]
     pub(crate) fn family(self) -> u16 {
-        self.head(&SOCK_FAMILY)
+        self.head(SOCK_FAMILY)
     }
 
     /// Its network namespace (`skc_net`), or an address at which nothing can be read.
     #[inline(always)]
     pub(crate) fn netns(self) -> Address {
-        if SOCK_NET.load() == ABSENT { Address(0) } else { Address(self.head(&SOCK_NET)) }
+        if SOCK_NET.load() == ABSENT { Address(0) } else { Address(self.head(SOCK_NET)) }
     }
 
     /// What stands at an offset. The verifier knows the offset, and lets the program go on one way only. `T` is plain integers
     /// in every use.
     #[inline(always)]
-    fn head<T: Copy>(self, offset: &Global<u16>) -> T {
+    fn head<T: Copy>(self, offset: Offset) -> T {
         let at = usize::from(offset.load());
         if at > size_of::<Head>() - size_of::<T>() {
             return self.address.field(offset).read_or_zero();
@@ -188,29 +204,26 @@ impl Socket<'_> {
 /// (include/linux/skbuff.h, `NFCT_PTRMASK`).
 #[inline(always)]
 pub(crate) fn entry_of(skb: Address) -> Result<Address, Unreadable> {
-    let nfct = skb.field(&SK_BUFF_NFCT).read::<u64>()?;
+    let nfct = skb.field(SK_BUFF_NFCT).read::<u64>()?;
     Ok(Address(nfct & !7))
 }
 
 /// Where an entry's tuple of direction `dir` stands.
 #[inline(always)]
 pub(crate) fn tuple_address(entry: Address, dir: u8) -> Address {
-    entry
-        .field(&NF_CONN_TUPLEHASH)
-        .plus(u64::from(dir & 1) * u64::from(TUPLE_HASH_SIZE.load()))
-        .field(&TUPLE_HASH_TUPLE)
+    entry.field(NF_CONN_TUPLEHASH).plus(u64::from(dir & 1) * u64::from(TUPLE_HASH_SIZE.load())).field(TUPLE_HASH_TUPLE)
 }
 
 /// Inode number of the network namespace a `possible_net_t` at `field` points to.
 #[inline(always)]
 pub(crate) fn netns_at(field: Address) -> Result<u32, Unreadable> {
-    field.follow()?.field(&NET_NS_INUM).read()
+    field.follow()?.field(NET_NS_INUM).read()
 }
 
 /// Inode number of an entry's network namespace; 0 where entries do not know theirs.
 #[inline(always)]
 pub(crate) fn netns_of(entry: Address) -> Result<u32, Unreadable> {
-    if NF_CONN_CT_NET.load() != ABSENT { netns_at(entry.field(&NF_CONN_CT_NET)) } else { Ok(0) }
+    if NF_CONN_CT_NET.load() != ABSENT { netns_at(entry.field(NF_CONN_CT_NET)) } else { Ok(0) }
 }
 
 /// The two numbers of 16 bits that a word in memory has, in their order.

@@ -66,13 +66,13 @@ pub(crate) fn socket<'a>(
     tuple: &Tuple,
     place: &'a mut Place,
 ) -> Result<Socket<'a>, Unreadable> {
-    let descriptors = task.field(&TASK_FILES).follow_or_zero().field(&FILES_FDT).follow_or_zero().field(&FDTABLE_FD);
+    let descriptors = task.field(TASK_FILES).follow_or_zero().field(FILES_FDT).follow_or_zero().field(FDTABLE_FD);
     let file = descriptors.follow_or_zero().plus(u64::from(call.descriptor) * size_of::<u64>() as u64).follow_or_zero();
     // Of what is no socket's file something else stands there, in which not all of this is found.
-    let sk = place.read(file.field(&FILE_PRIVATE).follow_or_zero().field(&SOCKET_SK).follow_or_zero())?;
+    let sk = place.read(file.field(FILE_PRIVATE).follow_or_zero().field(SOCKET_SK).follow_or_zero())?;
     let [dst_port_be, src_port] = sk.ports();
     let sends = src_port.to_be() == tuple.src_port_be
-        && sk.field(&SOCK_PROTOCOL).read_or_zero::<u16>() == u16::from(tuple.protonum)
+        && sk.field(SOCK_PROTOCOL).read_or_zero::<u16>() == u16::from(tuple.protonum)
         && if tuple.l3num == AF_INET {
             sends_ipv4(sk, dst_port_be, call, tuple)?
         } else {
@@ -86,13 +86,13 @@ pub(crate) fn socket<'a>(
 #[inline(always)]
 pub(crate) fn call(task: Address) -> Result<Call, Unreadable> {
     let registers = if HELPER_TASK_PT_REGS.load() == ABSENT {
-        task.field(&TASK_STACK).follow()?.plus(THREAD_SIZE - u64::from(PT_REGS_SIZE.load()))
+        task.field(TASK_STACK).follow()?.plus(THREAD_SIZE - u64::from(PT_REGS_SIZE.load()))
     } else {
         // SAFETY: the helpers hand out the current task and an address, which is not followed unchecked.
         Address::new(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) }.cast_unsigned())
     };
     // Their order is user-space API (arch/x86/include/uapi/asm/ptrace.h).
-    let [r8, _ax, _cx, _dx, si, di, orig_ax] = registers.field(&PT_REGS_R8).read::<[u64; 7]>()?;
+    let [r8, _ax, _cx, _dx, si, di, orig_ax] = registers.field(PT_REGS_R8).read::<[u64; 7]>()?;
     let name = match orig_ax {
         SENDTO => r8,
         // The first of `struct user_msghdr`, with which `struct mmsghdr` begins.
@@ -145,9 +145,9 @@ fn sends_ipv6(sk: Socket<'_>, dst_port_be: u16, call: &Call, tuple: &Tuple) -> R
         let [start, _flowinfo, address @ ..] = read_user::<[u32; 6]>(call.name)?;
         halves(start) == [AF_INET6, tuple.dst_port_be] && address == dst
     } else {
-        dst_port_be == tuple.dst_port_be && sk.field(&SOCK_DADDR6).read::<[u32; 4]>()? == dst
+        dst_port_be == tuple.dst_port_be && sk.field(SOCK_DADDR6).read::<[u32; 4]>()? == dst
     };
-    let bound = sk.field(&SOCK_SADDR6).read_or_zero::<[u32; 4]>();
+    let bound = sk.field(SOCK_SADDR6).read_or_zero::<[u32; 4]>();
     Ok(there && if bound == [0; 4] { has_ipv6(sk, src) } else { bound == src })
 }
 
@@ -155,12 +155,12 @@ fn sends_ipv6(sk: Socket<'_>, dst_port_be: u16, call: &Call, tuple: &Tuple) -> R
 #[inline(always)]
 fn has_ipv4(sk: Socket<'_>, wanted: u32) -> bool {
     any_device(sk, |device| {
-        let mut address = device.field(&DEVICE_IPV4).follow_or_zero().field(&IN_DEVICE_ADDRESSES).follow_or_zero();
+        let mut address = device.field(DEVICE_IPV4).follow_or_zero().field(IN_DEVICE_ADDRESSES).follow_or_zero();
         for _ in 0..ADDRESSES {
-            if address.field(&IN_ADDRESS_LOCAL).read_or_zero::<u32>() == wanted {
+            if address.field(IN_ADDRESS_LOCAL).read_or_zero::<u32>() == wanted {
                 return true;
             }
-            address = address.field(&IN_ADDRESS_NEXT).follow_or_zero();
+            address = address.field(IN_ADDRESS_NEXT).follow_or_zero();
         }
         false
     })
@@ -169,17 +169,17 @@ fn has_ipv4(sk: Socket<'_>, wanted: u32) -> bool {
 /// The same for IPv6 (include/net/if_inet6.h).
 #[inline(always)]
 fn has_ipv6(sk: Socket<'_>, wanted: [u32; 4]) -> bool {
-    let known = [&DEVICE_IPV6, &INET6_DEVICE_ADDRESSES, &INET6_ADDRESS_LIST, &INET6_ADDRESS_ADDR];
+    let known = [DEVICE_IPV6, INET6_DEVICE_ADDRESSES, INET6_ADDRESS_LIST, INET6_ADDRESS_ADDR];
     if known.iter().any(|offset| offset.load() == ABSENT) {
         return false;
     }
     any_device(sk, |device| {
-        let list = device.field(&DEVICE_IPV6).follow_or_zero().field(&INET6_DEVICE_ADDRESSES);
+        let list = device.field(DEVICE_IPV6).follow_or_zero().field(INET6_DEVICE_ADDRESSES);
         let mut link = list.follow_or_zero();
         for _ in 0..ADDRESSES {
             // The list ends where it began, and there is no address.
             let address = link.plus(u64::from(INET6_ADDRESS_LIST.load()).wrapping_neg());
-            if link.as_key() != list.as_key() && address.field(&INET6_ADDRESS_ADDR).read_or_zero::<[u32; 4]>() == wanted
+            if link.as_key() != list.as_key() && address.field(INET6_ADDRESS_ADDR).read_or_zero::<[u32; 4]>() == wanted
             {
                 return true;
             }
@@ -192,7 +192,7 @@ fn has_ipv6(sk: Socket<'_>, wanted: [u32; 4]) -> bool {
 /// Whether this is so of any of the first devices of a socket's namespace, behind the loopback.
 #[inline(always)]
 fn any_device(sk: Socket<'_>, is_it: impl Fn(Address) -> bool) -> bool {
-    let list = sk.netns().field(&NET_DEVICES);
+    let list = sk.netns().field(NET_DEVICES);
     // The first is the loopback (drivers/net/loopback.c, `loopback_net_init`), from which nothing is translated.
     let mut link = list.follow_or_zero().follow_or_zero();
     for _ in 0..DEVICES {

@@ -58,7 +58,7 @@ fn allocate_ends(ctx: RetProbeContext) -> u32 {
 #[inline(always)]
 fn fill(record: &mut FailureRecord, call: &Call) -> Result<(), Unreadable> {
     fill_flow_without_entry(&mut record.flow, Address::new(call.subject), Address::new(call.zone))?;
-    fill_netns(record, Address::new(call.before).field(&NET_NS_INUM).read());
+    fill_netns(record, Address::new(call.before).field(NET_NS_INUM).read());
     if let Some(full_ns) = FOUND_FULL.get_ptr(frame::task()) {
         // SAFETY: the pointer is into a map value.
         if unsafe { *full_ns } >= call.began_ns {

@@ -44,7 +44,7 @@ fn fill(record: *mut VerdictRecord, deciding: &Deciding, returned: u32) -> Resul
     record.loser_entry = deciding.loser_entry;
     let entry = entry_of(Address::new(deciding.packet))?;
     record.entry = entry.as_key();
-    record.status = entry.field(&NF_CONN_STATUS).read()?;
+    record.status = entry.field(NF_CONN_STATUS).read()?;
     record.returned = returned;
     record.reserved = 0;
     Ok(())

@@ -95,10 +95,8 @@ impl Loaded {
             .override_global("SENDERS", &senders, true)
             .override_global("RING_HAS_ROOM", &room, true)
             .override_global("COMMANDS", &commands, true)
-            .override_global("LEGACY_CONTROLLER", &legacy, true);
-        for (offset, value) in offsets.iter() {
-            loader.override_global(offset.symbol, value, true);
-        }
+            .override_global("LEGACY_CONTROLLER", &legacy, true)
+            .override_global("FIELDS", offsets.values(), true);
         Ok(Self(loader.load(OBJECT).map_err(Box::new)?))
     }
 }

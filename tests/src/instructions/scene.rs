@@ -1,5 +1,5 @@
 //! As much of a kernel as the hooks of a new connection read: a sender, its sockets and packets, and entries of conntrack.
-//! Where fields stand in it is made up, as the programs ask no kernel but their globals.
+//! Where most fields stand in it is made up, as the programs ask no kernel but their globals.
 
 use std::collections::HashMap;
 
@@ -83,22 +83,25 @@ impl Programs {
     ///
     /// The object cannot be read, or has not the globals that are set here.
     pub fn in_full() -> Result<Self> {
-        let offsets: Vec<(&str, [u8; 2])> = OFFSETS
-            .iter()
-            .map(|offset| Ok((offset.symbol, place(offset.symbol)?.to_ne_bytes())))
-            .collect::<Result<_>>()?;
+        let places: Vec<u16> = OFFSETS.iter().map(|offset| place(offset.symbol)).collect::<Result<_>>()?;
+        let fields: Vec<u8> = places.into_iter().flat_map(u16::to_ne_bytes).collect();
         let flags = ["FULL", "PROCESS_FACTS", "CGROUP_FACTS", "SENDERS", "RING_HAS_ROOM", "COMMANDS"];
-        let mut globals: HashMap<&str, (&[u8], bool)> =
-            offsets.iter().map(|(symbol, offset)| (*symbol, (offset.as_slice(), true))).collect();
+        let mut globals: HashMap<&str, (&[u8], bool)> = HashMap::from([("FIELDS", (fields.as_slice(), true))]);
         globals.extend(flags.map(|flag| (flag, ([1].as_slice(), true))));
         Self::with_globals(OBJECT, globals)
     }
 }
 
+/// Where all sockets have a field (include/net/sock.h, `struct sock_common`), as far as the programs read them at once.
+const OF_ALL_SOCKETS: [(&str, u16); 4] =
+    [("SOCK_ADDRESSES", 0), ("SOCK_PORTS", 12), ("SOCK_FAMILY", 16), ("SOCK_NET", 48)];
+
 /// Where a field is.
 fn place(field: &str) -> Result<u16> {
     let number = OFFSETS.iter().position(|offset| offset.symbol == field);
-    Ok(u16::try_from(number.with_context(|| format!("there is no offset {field}"))?)? * APART)
+    let number = u16::try_from(number.with_context(|| format!("there is no offset {field}"))?)?;
+    let known = OF_ALL_SOCKETS.into_iter().find(|(name, _)| *name == field);
+    Ok(known.map_or(number * APART, |(_, place)| place))
 }
 
 impl<'a> Scene<'a> {

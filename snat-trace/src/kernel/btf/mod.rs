@@ -160,7 +160,14 @@ impl Offsets {
     pub fn iter(&self) -> impl Iterator<Item = (&'static Offset, &u16)> {
         OFFSETS.iter().zip(&self.0)
     }
+
+    /// The values alone.
+    #[must_use]
+    pub fn values(&self) -> &[u16] {
+        &self.0
+    }
 }
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
