@@ -11,7 +11,7 @@ mod offsets;
 mod record;
 
 pub use counters::Counter;
-pub use offsets::{ABSENT, Need, OFFSETS, Offset};
+pub use offsets::{ABSENT, Need, OFFSETS, Offset, SocketHead};
 pub use record::{
     ARGUMENTS_LEN, Allocation, COMM_LEN, COMPONENT_LEN, Call, CgroupKey, ClashRecord, Deciding, FailureRecord,
     FlowFact, Frame, NatRange, OwnerFact, PACKET_LEN, PathFact, ProcessFact, ProcessKey, RecordHeader, Tuple,

@@ -32,8 +32,34 @@ pub enum Need {
     /// Without any of these who sends a datagram is not recorded when its flow asks for a port, and the sockets are looked
     /// for after the clash.
     Senders,
+    /// The same of datagrams over IPv6.
+    Senders6,
     /// The kernel does not work that way, and that is worth knowing.
     Telling,
+}
+
+/// What every socket begins with: the kernel's `struct sock_common` (include/net/sock.h), the same from 5.10 to 7.3.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SocketHead {
+    /// IPv4 address it is connected to, 0 for none, in network byte order. With the next, `skc_addrpair`.
+    pub daddr_be: u32,
+    /// IPv4 address it is bound to, 0 for none, in network byte order.
+    pub rcv_saddr_be: u32,
+    /// `skc_hash`
+    pub hash: u32,
+    /// Port it is connected to, in network byte order. With the next, `skc_portpair`.
+    pub dport_be: u16,
+    /// Port it is bound to, in the machine's byte order.
+    pub num: u16,
+    /// `skc_family`
+    pub family: u16,
+    /// State, flags and interface.
+    pub state: [u16; 3],
+    /// Links of tables, and the protocol's functions.
+    pub links: [u64; 3],
+    /// Address of its `struct net` (`skc_net`).
+    pub net: u64,
 }
 
 /// Calls `$callback!` with one `NAME = "structure" . "field", Need;` line per offset. The BPF crate makes its
@@ -54,12 +80,8 @@ macro_rules! for_each_offset {
             SK_BUFF_NETWORK_HEADER = "sk_buff"."network_header", Required;
             SK_BUFF_TRANSPORT_HEADER = "sk_buff"."transport_header", Required;
             NET_NS_INUM = "net"."ns.inum", Required;
-            SOCK_FAMILY = "sock"."__sk_common.skc_family", Required;
-            SOCK_NET = "sock"."__sk_common.skc_net", Optional;
-            SOCK_ADDRESSES = "sock"."__sk_common.skc_addrpair", Required;
-            SOCK_SADDR6 = "sock"."__sk_common.skc_v6_rcv_saddr", Optional;
-            SOCK_DADDR6 = "sock"."__sk_common.skc_v6_daddr", Optional;
-            SOCK_PORTS = "sock"."__sk_common.skc_portpair", Required;
+            SOCK_SADDR6 = "sock"."__sk_common.skc_v6_rcv_saddr", Senders6;
+            SOCK_DADDR6 = "sock"."__sk_common.skc_v6_daddr", Senders6;
             SOCK_WRITE_QUEUE = "sock"."sk_write_queue", Required;
             SOCK_PROTOCOL = "sock"."sk_protocol", Senders;
             SOCKET_SK = "socket"."sk", Senders;
@@ -77,10 +99,10 @@ macro_rules! for_each_offset {
             IN_DEVICE_ADDRESSES = "in_device"."ifa_list", Senders;
             IN_ADDRESS_NEXT = "in_ifaddr"."ifa_next", Senders;
             IN_ADDRESS_LOCAL = "in_ifaddr"."ifa_local", Senders;
-            DEVICE_IPV6 = "net_device"."ip6_ptr", Optional;
-            INET6_DEVICE_ADDRESSES = "inet6_dev"."addr_list", Optional;
-            INET6_ADDRESS_LIST = "inet6_ifaddr"."if_list", Optional;
-            INET6_ADDRESS_ADDR = "inet6_ifaddr"."addr", Optional;
+            DEVICE_IPV6 = "net_device"."ip6_ptr", Senders6;
+            INET6_DEVICE_ADDRESSES = "inet6_dev"."addr_list", Senders6;
+            INET6_ADDRESS_LIST = "inet6_ifaddr"."if_list", Senders6;
+            INET6_ADDRESS_ADDR = "inet6_ifaddr"."addr", Senders6;
             FLOWI4_PROTO = "flowi4"."__fl_common.flowic_proto", Required;
             FLOWI4_SADDR = "flowi4"."saddr", Required;
             FLOWI4_DADDR = "flowi4"."daddr", Required;

@@ -97,31 +97,18 @@ pub struct OwnerFact {
     pub cgroup_id: u64,
     /// Id of its cgroup in the hierarchy of version 1 that the loader chose; 0 when it chose none.
     pub legacy_cgroup_id: u64,
-    /// See [`ProcessKey::start_ns`].
-    pub start_ns: u64,
-    /// Process id in the root pid namespace.
-    pub tgid: u32,
+    /// What it runs.
+    pub process: ProcessKey,
     /// Thread id in the root pid namespace.
     pub tid: u32,
     /// Inode number of the network namespace of the socket.
     pub netns: u32,
     /// [`owner_flags`] bits.
     pub flags: u32,
-    /// See [`ProcessKey::exec_id`].
-    pub exec_id: u32,
     /// Real user id in the root user namespace (`bpf_get_current_uid_gid`).
     pub uid: u32,
     /// `task_struct.comm`, NUL-terminated.
     pub comm: [u8; COMM_LEN],
-}
-
-impl OwnerFact {
-    /// What it ran.
-    #[must_use]
-    #[inline(always)]
-    pub fn process(&self) -> ProcessKey {
-        ProcessKey { start_ns: self.start_ns, tgid: self.tgid, exec_id: self.exec_id }
-    }
 }
 
 /// One program that a process runs: a later process may have the same id, and the same process may execute another

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::kprobe,
     programs::ProbeContext,
 };
-use snat_trace_common::{ABSENT, COMM_LEN, Counter, OwnerFact, ProcessKey, Tuple, owner_flags};
+use snat_trace_common::{ABSENT, COMM_LEN, Counter, OwnerFact, Tuple, owner_flags};
 
 use crate::{
     failure,
@@ -100,17 +100,6 @@ fn flags_of(tuple: &Tuple) -> u32 {
     if tuple.protonum == TCP { owner_flags::RAW_SYN } else { 0 }
 }
 
-/// Who sends, and from where.
-pub(crate) struct Now {
-    /// Process and thread id in one number.
-    pub(crate) task: u64,
-    /// What the process runs.
-    pub(crate) process: ProcessKey,
-    /// Inode number of the socket's network namespace.
-    netns: u32,
-    time_ns: u64,
-}
-
 /// Keeps the current task as the sender of the tuple that `write` makes of the hook's socket, and notes what it runs. `write`
 /// says `false` where there is no flow of interest.
 #[inline(always)]
@@ -134,11 +123,8 @@ fn keep(
             return 0;
         }
     }
-    let task = process::current();
-    let now = Now::of(task, bpf_get_current_pid_tgid(), sk, failure::now());
-    let kernel_thread = if process::is_kernel_thread(task) { owner_flags::KERNEL_THREAD } else { 0 };
-    keep_sender(&tuple, task, &now, flags(&tuple) | kernel_thread);
-    if process::is_new(&now.process) {
+    let kernel_thread = if process::is_kernel_thread() { owner_flags::KERNEL_THREAD } else { 0 };
+    if keep_sender(&tuple, bpf_get_current_pid_tgid(), sk, failure::now(), flags(&tuple) | kernel_thread) {
         process::note(ctx);
     }
     0
@@ -151,15 +137,12 @@ const JUST_CONNECTED: u64 = 250_000_000;
 /// is: process and thread id in one number, 0 for none. `is_new` becomes true where what it runs is to be noted.
 #[inline(always)]
 pub(crate) fn keep_sending(tuple: &Tuple, time_ns: u64, is_new: &mut bool) -> u64 {
-    let task = process::current();
-    let Ok(call) = sending::call(task) else { return 0 };
+    let Ok(call) = sending::call() else { return 0 };
     let ids = bpf_get_current_pid_tgid();
     if call.is_named() || !has_just_connected(tuple, ids, time_ns) {
         let mut place = Place::new();
-        let Ok(sk) = sending::socket(task, &call, tuple, &mut place) else { return 0 };
-        let now = Now::of(task, ids, sk, time_ns);
-        keep_sender(tuple, task, &now, owner_flags::SENDING);
-        *is_new = process::is_new(&now.process);
+        let Ok(sk) = sending::socket(&call, tuple, &mut place) else { return 0 };
+        *is_new = keep_sender(tuple, ids, sk, time_ns, owner_flags::SENDING);
     }
     ids
 }
@@ -168,11 +151,11 @@ pub(crate) fn keep_sending(tuple: &Tuple, time_ns: u64, is_new: &mut bool) -> u6
 #[inline(always)]
 fn has_just_connected(tuple: &Tuple, ids: u64, time_ns: u64) -> bool {
     let Some(known) = OWNERS.get_ptr_mut(tuple) else { return false };
-    // SAFETY: as in `keep_sender`.
+    // SAFETY: as in `take_over`.
     let known = unsafe { &mut *known };
     // Two numbers of 32 bits in one of 64.
     let (tgid, tid) = ((ids >> 32) as u32, ids as u32);
-    if known.tgid != tgid
+    if known.process.tgid != tgid
         || known.flags & owner_flags::CONNECTED == 0
         || time_ns.wrapping_sub(load(&known.sent_ns)) > JUST_CONNECTED
     {
@@ -184,40 +167,25 @@ fn has_just_connected(tuple: &Tuple, ids: u64, time_ns: u64) -> bool {
     true
 }
 
-impl Now {
-    /// The current task, with a socket.
-    #[inline(always)]
-    fn of(task: Address, ids: u64, sk: Socket<'_>, time_ns: u64) -> Self {
-        let netns = sk.netns().field(NET_NS_INUM).read_or_zero();
-        Self { task: ids, process: process::key_of(task, ids), netns, time_ns }
-    }
-}
-
-/// Keeps the sender of a tuple, and when the one before it sent last.
-///
-/// There is no lock, and two may send one tuple at once. A sender that finds the tuple in other hands puts its name into
-/// the record it is about to replace, and looks afterwards whether that record is still as it was and the name its own; one
-/// that updates its own record looks for such a name afterwards. So at least the later of two sees the other, and says
-/// that both sent now. Between writing and looking lies a map update, whose locks are barriers, or, where a sender
-/// updates its own record, less time than the other's map update takes.
-#[expect(clippy::needless_borrows_for_generic_args, reason = "copies of the owner would not fit on the stack")]
+/// Keeps the current task, of which `ids` is process and thread id in one number, as the sender of a tuple, and when the one
+/// before it sent last. Says whether what it runs is still to be noted.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the owner would not fit on the stack")]
 #[inline(always)]
-fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
+fn keep_sender(tuple: &Tuple, ids: u64, sk: Socket<'_>, time_ns: u64, flags: u32) -> bool {
     let owner = &mut OwnerFact {
-        sent_ns: now.time_ns,
+        sent_ns: time_ns,
         before_ns: 0,
         elsewhere_ns: 0,
         sends: 1,
         taker: 0,
         // SAFETY: the helper takes no argument and touches no memory.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        legacy_cgroup_id: process::legacy_cgroup_id(current),
-        start_ns: now.process.start_ns,
-        tgid: now.process.tgid,
-        tid: now.task as u32,
-        netns: now.netns,
+        legacy_cgroup_id: process::legacy_cgroup_id(),
+        process: process::key_of(ids),
+        // The lower of two numbers.
+        tid: ids as u32,
+        netns: sk.netns().field(NET_NS_INUM).read_or_zero(),
         flags,
-        exec_id: now.process.exec_id,
         // The group's id is in the upper half.
         uid: bpf_get_current_uid_gid() as u32,
         comm: [0; COMM_LEN],
@@ -225,25 +193,39 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
     fill_comm(&mut owner.comm);
     // Hardly a tuple is known, so it is not looked for first. And two CPUs may send one at once: whoever comes second must
     // find the first.
-    if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_ok() {
-        return;
+    if OWNERS.insert(tuple, &*owner, BPF_NOEXIST.into()).is_err() {
+        take_over(tuple, owner, ids);
     }
+    process::is_new(&owner.process)
+}
+
+/// Makes the current task, whose record is `owner`, the sender of a tuple that has one.
+///
+/// There is no lock, and two may send one tuple at once. A sender that finds the tuple in other hands puts its name into
+/// the record it is about to replace, and looks afterwards whether that record is still as it was and the name its own; one
+/// that updates its own record looks for such a name afterwards. So at least the later of two sees the other, and says
+/// that both sent now. Between writing and looking lies a map update, whose locks are barriers, or, where a sender
+/// updates its own record, less time than the other's map update takes.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy of the owner would not fit on the stack")]
+#[inline(always)]
+fn take_over(tuple: &Tuple, owner: &mut OwnerFact, ids: u64) {
     let Some(known) = OWNERS.get_ptr_mut(tuple) else {
         count(Counter::OwnerNotKept);
         return;
     };
-    if sent_again(known, now, flags) {
+    if sent_again(known, owner) {
         return;
     }
     // SAFETY: the pointer is into a map value, which stays the map's memory for as long as this program runs. Other CPUs
     // may write to it; all of it is integers and bytes, which can be read in any state.
     let known = unsafe { &mut *known };
     let here = known.netns == owner.netns;
-    let own = here && known.tgid == owner.tgid && known.start_ns == owner.start_ns;
-    store(&mut known.taker, now.task);
+    let own = here && is_same_process(known, owner);
+    store(&mut known.taker, ids);
     let sent_before = load(&known.sent_ns);
+    let now = owner.sent_ns;
     (owner.before_ns, owner.elsewhere_ns) = match (own, here) {
-        (true, _) => (now.time_ns, now.time_ns),
+        (true, _) => (now, now),
         (false, true) => (sent_before, known.elsewhere_ns),
         // What was sent elsewhere than in the namespace before may have been sent in this one.
         (false, false) => (known.elsewhere_ns, sent_before),
@@ -252,37 +234,39 @@ fn keep_sender(tuple: &Tuple, current: Address, now: &Now, flags: u32) {
         count(Counter::OwnerNotKept);
     }
     // A record that lives again for another tuple by now has changed too, and doubt does no harm.
-    if load(&known.sent_ns) != sent_before || load(&known.taker) != now.task {
-        store(&mut known.taker, now.task);
+    if load(&known.sent_ns) != sent_before || load(&known.taker) != ids {
+        store(&mut known.taker, ids);
         if let Some(current) = OWNERS.get_ptr_mut(tuple) {
             // SAFETY: as above.
             let current = unsafe { &mut *current };
-            store(&mut current.before_ns, now.time_ns);
-            store(&mut current.elsewhere_ns, now.time_ns);
+            store(&mut current.before_ns, now);
+            store(&mut current.elsewhere_ns, now);
         }
     }
 }
 
+/// Whether two records are of one process, whatever it ran.
+#[inline(always)]
+fn is_same_process(a: &OwnerFact, b: &OwnerFact) -> bool {
+    a.process.tgid == b.process.tgid && a.process.start_ns == b.process.start_ns
+}
+
 /// Brings the record of a sender that sends again up to date; `false` when it is another's, or being taken over.
 #[inline(always)]
-fn sent_again(known: *mut OwnerFact, now: &Now, flags: u32) -> bool {
-    // SAFETY: as in `keep_sender`.
+fn sent_again(known: *mut OwnerFact, now: &OwnerFact) -> bool {
+    // SAFETY: as in `take_over`.
     let known = unsafe { &mut *known };
-    if known.tgid != now.process.tgid || known.start_ns != now.process.start_ns || known.netns != now.netns {
+    if known.netns != now.netns || !is_same_process(known, now) {
         return false;
     }
-    // The lower of two numbers.
-    let tid = now.task as u32;
-    known.flags |= if known.tid == tid { flags } else { flags | owner_flags::SEVERAL_THREADS };
+    known.flags |= if known.tid == now.tid { now.flags } else { now.flags | owner_flags::SEVERAL_THREADS };
     known.sends += 1;
-    // SAFETY: the helper takes no argument and touches no memory.
-    known.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    known.tid = tid;
-    known.exec_id = now.process.exec_id;
-    // The upper half is the group's.
-    known.uid = bpf_get_current_uid_gid() as u32;
+    known.cgroup_id = now.cgroup_id;
+    known.tid = now.tid;
+    known.process.exec_id = now.process.exec_id;
+    known.uid = now.uid;
     fill_comm(&mut known.comm);
-    store(&mut known.sent_ns, now.time_ns);
+    store(&mut known.sent_ns, now.sent_ns);
     load(&known.taker) == 0
 }
 
@@ -311,7 +295,7 @@ fn store(to: &mut u64, value: u64) {
 #[inline(always)]
 fn tcp_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     tuple.protonum = TCP;
-    connected_tuple(sk, sk.ports(), tuple)
+    connected_tuple(sk, tuple)
 }
 
 /// Writes the original tuple of what a socket for datagrams sends; `false` when it is not connected, or of no port. `write` adds
@@ -320,25 +304,24 @@ fn tcp_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
 fn datagram_tuple(
     sk: Socket<'_>,
     tuple: &mut Tuple,
-    write: impl FnOnce(Socket<'_>, [u16; 2], &mut Tuple) -> Result<bool, Unreadable>,
+    write: impl FnOnce(Socket<'_>, &mut Tuple) -> Result<bool, Unreadable>,
 ) -> Result<bool, Unreadable> {
-    let ports = sk.ports();
-    if SOCK_PROTOCOL.load() == ABSENT || ports[0] == 0 {
+    if SOCK_PROTOCOL.load() == ABSENT || sk.head.dport_be == 0 {
         return Ok(false);
     }
     // A number of 16 bits that fits 8: no other's sockets send datagrams.
     tuple.protonum = sk.field(SOCK_PROTOCOL).read::<u16>()? as u8;
-    if matches!(tuple.protonum, UDP | UDPLITE) { write(sk, ports, tuple) } else { Ok(false) }
+    if matches!(tuple.protonum, UDP | UDPLITE) { write(sk, tuple) } else { Ok(false) }
 }
 
 /// Writes the addresses and the ports of a connected socket; `false` when it is neither IPv4 nor IPv6. A socket of IPv6
 /// that connects to an IPv4-mapped address sends IPv4 and has its IPv4 addresses too (net/ipv6/tcp_ipv6.c, `tcp_v6_connect`;
 /// net/ipv6/datagram.c, `__ip6_datagram_connect`).
 #[inline(always)]
-fn connected_tuple(sk: Socket<'_>, ports: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
+fn connected_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
-    let family = sk.family();
+    let family = sk.head.family;
     if family == AF_INET6 {
         if SOCK_SADDR6.load() == ABSENT || SOCK_DADDR6.load() == ABSENT {
             return Ok(false);
@@ -346,37 +329,36 @@ fn connected_tuple(sk: Socket<'_>, ports: [u16; 2], tuple: &mut Tuple) -> Result
         sk.field(SOCK_DADDR6).read_into(&mut tuple.dst)?;
         if tuple.dst[..12] != MAPPED {
             sk.field(SOCK_SADDR6).read_into(&mut tuple.src)?;
-            fill_ports(tuple, AF_INET6, ports);
+            fill_ports(tuple, AF_INET6, sk);
             return Ok(true);
         }
     } else if family != AF_INET {
         return Ok(false);
     }
-    fill_ipv4(tuple, sk, ports);
+    fill_ipv4(tuple, sk);
     Ok(true)
 }
 
 /// The same of a socket of IPv4; `false` when it is another's.
 #[inline(always)]
-fn ipv4_tuple(sk: Socket<'_>, ports: [u16; 2], tuple: &mut Tuple) -> Result<bool, Unreadable> {
-    let is_ipv4 = sk.family() == AF_INET;
+fn ipv4_tuple(sk: Socket<'_>, tuple: &mut Tuple) -> Result<bool, Unreadable> {
+    let is_ipv4 = sk.head.family == AF_INET;
     if is_ipv4 {
-        fill_ipv4(tuple, sk, ports);
+        fill_ipv4(tuple, sk);
     }
     Ok(is_ipv4)
 }
 
 #[inline(always)]
-fn fill_ipv4(tuple: &mut Tuple, sk: Socket<'_>, ports: [u16; 2]) {
-    let [dst, src] = sk.ipv4_addresses();
-    tuple.src = ipv4_address(src);
-    tuple.dst = ipv4_address(dst);
-    fill_ports(tuple, AF_INET, ports);
+fn fill_ipv4(tuple: &mut Tuple, sk: Socket<'_>) {
+    tuple.src = ipv4_address(sk.head.rcv_saddr_be);
+    tuple.dst = ipv4_address(sk.head.daddr_be);
+    fill_ports(tuple, AF_INET, sk);
 }
 
 #[inline(always)]
-fn fill_ports(tuple: &mut Tuple, family: u16, [dst_port_be, src_port]: [u16; 2]) {
-    tuple.src_port_be = src_port.to_be();
-    tuple.dst_port_be = dst_port_be;
+fn fill_ports(tuple: &mut Tuple, family: u16, sk: Socket<'_>) {
+    tuple.src_port_be = sk.head.num.to_be();
+    tuple.dst_port_be = sk.head.dport_be;
     tuple.l3num = family;
 }

@@ -20,7 +20,7 @@ use crate::{
         Address, CGROUP_KN, CONTROLLER_CPU, CONTROLLER_DEVICES, CONTROLLER_MEMORY, CONTROLLER_PIDS, CSS_CGROUP,
         CSS_SET_SUBSYS, DENTRY_NAME, DENTRY_PARENT, FILE_DENTRY, FILE_MNT, KERNFS_ID, MM_ARG_END, MM_ARG_START,
         MM_EXE_FILE, MOUNT_MNT, MOUNT_MOUNTPOINT, MOUNT_PARENT, PID_LEVEL, PID_NUMBERS, TASK_CSS_SET, TASK_EXEC_ID,
-        TASK_FLAGS, TASK_LEADER, TASK_MM, TASK_PID, TASK_START, UPID_NR, UPID_SIZE, Unreadable, VFSMOUNT_ROOT,
+        TASK_FLAGS, TASK_LEADER, TASK_MM, TASK_PID, TASK_START, Typed, UPID_NR, UPID_SIZE, Unreadable, VFSMOUNT_ROOT,
     },
 };
 
@@ -51,26 +51,36 @@ pub(crate) fn current() -> Address {
     Address::new(unsafe { bpf_get_current_task() })
 }
 
-/// Whether a task is a thread of the kernel: `PF_KTHREAD` (include/linux/sched.h).
+/// Whether the current task is a thread of the kernel: `PF_KTHREAD` (include/linux/sched.h).
 ///
 /// It connects and sends for others: MPTCP's subflows, NFS, and io_uring's poller before Linux 5.12, which made that a
 /// thread of the process itself.
 #[inline(always)]
-pub(crate) fn is_kernel_thread(task: Address) -> bool {
+pub(crate) fn is_kernel_thread() -> bool {
     const PF_KTHREAD: u32 = 0x0020_0000;
-    task.field(TASK_FLAGS).read_or_zero::<u32>() & PF_KTHREAD != 0
+    let flags: u32 = match Typed::current() {
+        Some(task) => task.load(TASK_FLAGS),
+        None => current().field(TASK_FLAGS).read_or_zero(),
+    };
+    flags & PF_KTHREAD != 0
 }
 
 /// The program that the current task runs, of which `ids` is process and thread id in one number; a start of 0 when it cannot
 /// be read.
 #[inline(always)]
-pub(crate) fn key_of(task: Address, ids: u64) -> ProcessKey {
+pub(crate) fn key_of(ids: u64) -> ProcessKey {
     // Two numbers of 32 bits in one of 64.
     let (tgid, tid) = ((ids >> 32) as u32, ids as u32);
     if PROCESS_FACTS.load() == 0 {
         return ProcessKey { start_ns: 0, tgid, exec_id: 0 };
     }
-    let leader = if tid == tgid { task } else { task.field(TASK_LEADER).follow_or_zero() };
+    if tgid == tid
+        && let Some(task) = Typed::current()
+    {
+        return ProcessKey { start_ns: task.load(TASK_START), tgid, exec_id: task.load(TASK_EXEC_ID) };
+    }
+    let task = current();
+    let leader = task.field(TASK_LEADER).follow_or_zero();
     ProcessKey {
         start_ns: leader.field(TASK_START).read_or_zero(),
         tgid,
@@ -78,9 +88,13 @@ pub(crate) fn key_of(task: Address, ids: u64) -> ProcessKey {
     }
 }
 
-/// Id of a task's cgroup in the chosen hierarchy of version 1; 0 when there is none.
+/// Id of the current task's cgroup in the chosen hierarchy of version 1; 0 when there is none.
 #[inline(always)]
-pub(crate) fn legacy_cgroup_id(task: Address) -> u64 {
+pub(crate) fn legacy_cgroup_id() -> u64 {
+    // Asked twice, as a compiler that knows they are one asks for what is the rule last.
+    if LEGACY_CONTROLLER.load() == 0 {
+        return 0;
+    }
     let controller = match LEGACY_CONTROLLER.load() {
         1 => CONTROLLER_PIDS.load(),
         2 => CONTROLLER_MEMORY.load(),
@@ -91,7 +105,7 @@ pub(crate) fn legacy_cgroup_id(task: Address) -> u64 {
     if controller == ABSENT || CGROUP_FACTS.load() == 0 {
         return 0;
     }
-    let states = task.field(TASK_CSS_SET).follow_or_zero().field(CSS_SET_SUBSYS);
+    let states = current().field(TASK_CSS_SET).follow_or_zero().field(CSS_SET_SUBSYS);
     let state = states.plus(u64::from(controller) * size_of::<u64>() as u64).follow_or_zero();
     let node = state.field(CSS_CGROUP).follow_or_zero().field(CGROUP_KN).follow_or_zero();
     node.field(KERNFS_ID).read_or_zero()
@@ -114,9 +128,7 @@ pub(crate) fn note(ctx: &ProbeContext) {
 /// Goes on where the hooks of senders end, and notes what the current task runs. What cannot be read is absent.
 #[kprobe]
 fn note_process(_ctx: ProbeContext) -> u32 {
-    let task = current();
-    let key = &key_of(task, bpf_get_current_pid_tgid());
-    fill(task, key);
+    fill(current(), &key_of(bpf_get_current_pid_tgid()));
     0
 }
 
@@ -156,7 +168,7 @@ pub(crate) fn tell(owner: &OwnerFact) {
     if RING_HAS_ROOM.load() == 0 {
         return;
     }
-    if let Some(fact) = PROCESSES.get_ptr_mut(owner.process()) {
+    if let Some(fact) = PROCESSES.get_ptr_mut(owner.process) {
         // SAFETY: the pointer is into a map value. Another CPU may hand it on too, which does no harm.
         let fact = unsafe { &mut *fact };
         if fact.told == 0 && RING.output_untyped::<ProcessFact>(&*fact, 0).is_ok() {

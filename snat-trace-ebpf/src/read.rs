@@ -1,9 +1,10 @@
 //! Reads of kernel memory through the patched offsets.
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
-use snat_trace_common::{ABSENT, OFFSETS, Tuple, for_each_offset};
+use snat_trace_common::{ABSENT, OFFSETS, SocketHead, Tuple, for_each_offset};
 
 /// A kernel address could not be read.
 pub(crate) struct Unreadable;
@@ -125,11 +126,55 @@ impl Address {
     }
 }
 
-/// Words with which `struct sock_common` (include/net/sock.h) begins: addresses, ports, family and network namespace.
-type Head = [u64; 7];
+/// A structure of which the verifier knows the type: its numbers are loaded as the program's own are, by no helper. Not its
+/// pointers: to know what they may be used for the verifier looks through all types there are, several times for each
+/// (kernel/bpf/btf.c, `btf_nested_type_is_trusted`), and no start has time for that.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(*const c_void);
+
+impl Typed {
+    /// The current task; `None` before Linux 5.15, which has not both of the helpers here.
+    #[inline(always)]
+    pub(crate) fn current() -> Option<Self> {
+        if HELPER_TASK_PT_REGS.load() == ABSENT {
+            return None;
+        }
+        // SAFETY: the helper takes no argument and touches no memory.
+        Some(Self(unsafe { generated::bpf_get_current_task_btf() }.cast()))
+    }
+
+    /// The registers of a task with which it entered the kernel, its `struct pt_regs`.
+    #[inline(always)]
+    pub(crate) fn registers(self) -> Self {
+        // SAFETY: the verifier lets nothing in but a task, and the helper touches no memory.
+        let registers = unsafe { generated::bpf_task_pt_regs(self.0.cast_mut().cast()) };
+        // Addresses have 64 bits on this target.
+        Self(core::ptr::with_exposed_provenance(registers.cast_unsigned() as usize))
+    }
+
+    /// From a field on.
+    #[inline(always)]
+    pub(crate) fn behind(self, offset: Offset) -> Self {
+        Self(self.0.wrapping_byte_add(offset.load().into()))
+    }
+
+    /// The word of this number that stands here.
+    #[inline(always)]
+    pub(crate) fn word(self, number: usize) -> u64 {
+        // SAFETY: the verifier lets nothing be read but fields of this structure.
+        unsafe { self.0.cast::<u64>().add(number).read_volatile() }
+    }
+
+    /// The value of a field. `T` is an integer in every use.
+    #[inline(always)]
+    pub(crate) fn load<T: Copy>(self, offset: Offset) -> T {
+        // SAFETY: as above.
+        unsafe { self.behind(offset).0.cast::<T>().read_volatile() }
+    }
+}
 
 /// A place on the stack for what a socket begins with, so that it need not be copied there.
-pub(crate) struct Place(MaybeUninit<Head>);
+pub(crate) struct Place(MaybeUninit<SocketHead>);
 
 impl Place {
     /// Nothing is in it yet.
@@ -153,50 +198,20 @@ impl Place {
 #[derive(Clone, Copy)]
 pub(crate) struct Socket<'a> {
     address: Address,
-    head: &'a Head,
+    pub(crate) head: &'a SocketHead,
 }
 
 impl Socket<'_> {
-    /// Where a field stands that not all sockets have.
+    /// Where a field stands that is not in its head.
     #[inline(always)]
     pub(crate) fn field(self, offset: Offset) -> Address {
         self.address.field(offset)
     }
 
-    /// The destination port in network byte order, and the source port in the machine's (`skc_portpair`).
-    #[inline(always)]
-    pub(crate) fn ports(self) -> [u16; 2] {
-        halves(self.head(SOCK_PORTS))
-    }
-
-    /// The IPv4 address it is connected to and that it is bound to, 0 for none (`skc_addrpair`).
-    #[inline(always)]
-    pub(crate) fn ipv4_addresses(self) -> [u32; 2] {
-        self.head(SOCK_ADDRESSES)
-    }
-
-    /// Its address family (`skc_family`).
-    #[inline(always)]
-    pub(crate) fn family(self) -> u16 {
-        self.head(SOCK_FAMILY)
-    }
-
-    /// Its network namespace (`skc_net`), or an address at which nothing can be read.
+    /// Its network namespace.
     #[inline(always)]
     pub(crate) fn netns(self) -> Address {
-        if SOCK_NET.load() == ABSENT { Address(0) } else { Address(self.head(SOCK_NET)) }
-    }
-
-    /// What stands at an offset. The verifier knows the offset, and lets the program go on one way only. `T` is plain integers
-    /// in every use.
-    #[inline(always)]
-    fn head<T: Copy>(self, offset: Offset) -> T {
-        let at = usize::from(offset.load());
-        if at > size_of::<Head>() - size_of::<T>() {
-            return self.address.field(offset).read_or_zero();
-        }
-        // SAFETY: so many bytes of `head` are behind it, and a field stands where its type may stand.
-        unsafe { self.head.as_ptr().byte_add(at).cast::<T>().read() }
+        Address(self.head.net)
     }
 }
 

@@ -22,9 +22,14 @@ pub(crate) struct Args {
     module: Option<PathBuf>,
 }
 
-/// Fields read besides [`OFFSETS`]: the layout of a tuple is checked.
-const LAYOUT: [(&str, &[&str]); 1] =
-    [("nf_conntrack_tuple", &["src.u3", "src.u", "src.l3num", "dst.u3", "dst.u", "dst.protonum", "dst.dir"])];
+/// Fields read besides [`OFFSETS`]: the layout of a tuple is checked, and that of what a socket begins with.
+const LAYOUT: [(&str, &[&str]); 2] = [
+    ("nf_conntrack_tuple", &["src.u3", "src.u", "src.l3num", "dst.u3", "dst.u", "dst.protonum", "dst.dir"]),
+    (
+        "sock",
+        &["__sk_common.skc_addrpair", "__sk_common.skc_portpair", "__sk_common.skc_family", "__sk_common.skc_net"],
+    ),
+];
 
 /// Paths of fields by name of structure.
 type Wanted = BTreeMap<&'static str, BTreeSet<String>>;

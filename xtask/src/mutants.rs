@@ -86,10 +86,10 @@ const MUTANTS: [Mutant; 20] = [
         scenario: "fixed port, full",
     },
     Mutant {
-        name: "offset of a socket's port",
-        file: "snat-trace-common/src/offsets.rs",
-        from: "\"__sk_common.skc_portpair\"",
-        to: "\"__sk_common.skc_hash\"",
+        name: "byte order of a socket's port",
+        file: "snat-trace-ebpf/src/owner.rs",
+        from: "tuple.src_port_be = sk.head.num.to_be();",
+        to: "tuple.src_port_be = sk.head.num;",
         scenario: "forced tcp, full",
     },
     Mutant {
@@ -123,22 +123,22 @@ const MUTANTS: [Mutant; 20] = [
     Mutant {
         name: "a thread for a process",
         file: "snat-trace-ebpf/src/process.rs",
-        from: "let (tgid, tid) = ",
-        to: "let (tid, tgid) = ",
+        from: "let tgid = (ids >> 32) as u32;",
+        to: "let tgid = ids as u32;",
         scenario: "forced udp, full",
     },
     Mutant {
         name: "another's socket with the same ports",
         file: "snat-trace-ebpf/src/sending.rs",
-        from: "Ok(there && if bound == 0 { has_ipv4(sk, src) } else { bound == src })",
-        to: "Ok(there && (bound != 0 || has_ipv4(sk, src)))",
+        from: "Ok(if bound == 0 { has_ipv4(sk, src) } else { bound == src })",
+        to: "Ok(bound != 0 || has_ipv4(sk, src))",
         scenario: "links: rps, full",
     },
     Mutant {
         name: "a program for the next one",
         file: "snat-trace-ebpf/src/process.rs",
-        from: "exec_id: task.field(&TASK_EXEC_ID).read_or_zero(),",
-        to: "exec_id: 0,",
+        from: "exec_id: task.load(TASK_EXEC_ID)",
+        to: "exec_id: 0",
         scenario: "owners: processes, full",
     },
     Mutant {

@@ -1,7 +1,7 @@
 //! Records of clashes as the ring has them, made up: nothing but what the programs write is in them.
 
 use snat_trace_common::{
-    ClashRecord, FlowFact, OwnerFact, PACKET_LEN, RecordHeader, Tuple, VerdictRecord, flow_flags, kind,
+    ClashRecord, FlowFact, OwnerFact, PACKET_LEN, ProcessKey, RecordHeader, Tuple, VerdictRecord, flow_flags, kind,
 };
 
 /// `IPS_SRC_NAT` and `IPS_SRC_NAT_DONE` (include/uapi/linux/netfilter/nf_conntrack_common.h).
@@ -37,7 +37,7 @@ fn flow(pod: u8, port: u16, allocated_ns: u64, inserted_ns: u64) -> FlowFact {
         owner: OwnerFact {
             sent_ns: allocated_ns - 5_000,
             sends: 1,
-            tgid: u32::from(pod),
+            process: ProcessKey { tgid: u32::from(pod), ..ProcessKey::default() },
             tid: u32::from(pod),
             netns: 4_026_532_000 + u32::from(pod),
             comm: *b"resolver\0\0\0\0\0\0\0\0",

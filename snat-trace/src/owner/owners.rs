@@ -177,7 +177,7 @@ impl Owners {
                 None
             }
             Sender::LookUp { by } => Some(Nameless { by, otherwise: false, ..nameless }),
-            Sender::LookUpElse(fact) => Some(Nameless { by: Some(fact.tgid), otherwise: true, ..nameless }),
+            Sender::LookUpElse(fact) => Some(Nameless { by: Some(fact.process.tgid), otherwise: true, ..nameless }),
             Sender::Unknown => None,
         }
     }
@@ -216,10 +216,10 @@ impl Owners {
             Some(path) if path != "/" && self.paths.legacy().is_none() => Some(path),
             unified => telling(unified, || self.legacy_path(fact)),
         };
-        let noted = self.senders.as_mut().and_then(|senders| senders.process(&fact.process()));
+        let noted = self.senders.as_mut().and_then(|senders| senders.process(&fact.process));
         let container = cgroup.as_deref().and_then(container);
         Owner {
-            pid: fact.tgid,
+            pid: fact.process.tgid,
             tid: (fact.flags & owner_flags::SEVERAL_THREADS == 0).then_some(fact.tid),
             comm: process::comm_from_record(&fact.comm),
             netns: (fact.netns != 0).then_some(NetnsInum(fact.netns)),
@@ -235,8 +235,9 @@ impl Owners {
 
 /// Whether a process that connected a socket, which is closed now, can have given it to no child that is still there.
 fn had_it_alone(fact: &OwnerFact) -> bool {
-    StartTime::from_record(fact.start_ns).is_some_and(|start| {
-        StartTime::of_running(fact.tgid) != Some(start) || process::has_had_children(fact.tgid) == Some(false)
+    StartTime::from_record(fact.process.start_ns).is_some_and(|start| {
+        StartTime::of_running(fact.process.tgid) != Some(start)
+            || process::has_had_children(fact.process.tgid) == Some(false)
     })
 }
 
@@ -264,17 +265,19 @@ fn legacy_cgroup(fact: &OwnerFact) -> Option<String> {
         return None;
     }
     let sent = KernelTime::from_record(fact.sent_ns)?;
-    let recorded = StartTime::from_record(fact.start_ns);
+    let recorded = StartTime::from_record(fact.process.start_ns);
     let same = |start: &StartTime| recorded.map_or_else(|| start.was_there_at(sent), |recorded| *start == recorded);
-    let start = StartTime::of(fact.tgid).filter(same)?;
-    let cgroups = ProcessCgroups::of(fact.tgid)?;
-    (StartTime::of(fact.tgid) == Some(start)).then_some(cgroups.legacy).flatten()
+    let start = StartTime::of(fact.process.tgid).filter(same)?;
+    let cgroups = ProcessCgroups::of(fact.process.tgid)?;
+    (StartTime::of(fact.process.tgid) == Some(start)).then_some(cgroups.legacy).flatten()
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::process::{Child, Command, Stdio};
+
+    use snat_trace_common::ProcessKey;
 
     use super::*;
     use crate::owner::Container;
@@ -312,10 +315,15 @@ mod tests {
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
     }
 
+    /// What a process runs whose start is not known.
+    fn running(tgid: u32) -> ProcessKey {
+        ProcessKey { tgid, ..ProcessKey::default() }
+    }
+
     fn fact(process: &Child, cgroup_id: u64, sent_ns: u64) -> OwnerFact {
         let mut comm = [0; snat_trace_common::COMM_LEN];
         comm[..4].copy_from_slice(b"curl");
-        OwnerFact { sent_ns, cgroup_id, tgid: process.id(), tid: 7, netns: 9, comm, ..OwnerFact::default() }
+        OwnerFact { sent_ns, cgroup_id, process: running(process.id()), tid: 7, netns: 9, comm, ..OwnerFact::default() }
     }
 
     fn owners() -> Owners {
@@ -404,7 +412,7 @@ mod tests {
         let cgroups = (10..20).map(|number| (behind(number).netns.unwrap(), BTreeSet::from([path(number)]))).collect();
         let start = Instant::now();
         let _nobody = owners.name(&[]);
-        let fact = OwnerFact { tgid: u32::MAX, ..OwnerFact::default() };
+        let fact = OwnerFact { process: running(u32::MAX), ..OwnerFact::default() };
         let sender = Owner { cgroup: Some(path(1)), container: container(&path(1)), ..owners.describe(&fact) };
         owners.name_owners(&mut [Some(sender)]);
         owners.name_behind(&mut found, &cgroups);
@@ -419,7 +427,7 @@ mod tests {
 
     #[test]
     fn what_was_not_recorded_is_absent() {
-        let owner = owners().describe(&OwnerFact { tgid: u32::MAX, ..OwnerFact::default() });
+        let owner = owners().describe(&OwnerFact { process: running(u32::MAX), ..OwnerFact::default() });
         assert_eq!((owner.netns, owner.cgroup_id, owner.cgroup, owner.container), (None, None, None, None));
     }
 }

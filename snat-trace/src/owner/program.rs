@@ -54,7 +54,7 @@ impl StartClock {
 impl Program {
     /// What the kernel noted of a sender; `noted` of the program it ran.
     pub(crate) fn recorded(fact: &OwnerFact, noted: Option<&ProcessFact>, clock: StartClock) -> Self {
-        let Some(started) = clock.wall(fact.start_ns) else {
+        let Some(started) = clock.wall(fact.process.start_ns) else {
             return Self { uid: Some(fact.uid), ..Self::default() };
         };
         Self {
@@ -158,15 +158,19 @@ pub(crate) mod tests {
         }
     }
 
+    fn started(start_ns: u64) -> ProcessKey {
+        ProcessKey { start_ns, ..ProcessKey::default() }
+    }
+
     #[test]
     fn what_the_kernel_noted_is_told() {
-        let fact = OwnerFact { start_ns: 1, uid: 33, ..OwnerFact::default() };
+        let fact = OwnerFact { process: started(1), uid: 33, ..OwnerFact::default() };
         let program = Program::recorded(&fact, Some(&worker()), StartClock::now());
         assert_eq!((program.uid, program.own_pid), (Some(33), Some(12)));
         assert_eq!(program.executable.as_deref(), Some("/usr/sbin/nginx"));
         assert_eq!(program.command_line.unwrap().words, ["nginx: worker process"]);
         // Whose start is not known cannot be told from another with its id.
-        let unknown = Program::recorded(&OwnerFact { start_ns: 0, ..fact }, Some(&worker()), StartClock::now());
+        let unknown = Program::recorded(&OwnerFact { process: started(0), ..fact }, Some(&worker()), StartClock::now());
         assert_eq!(unknown, Program { uid: Some(33), ..Program::default() });
     }
 

@@ -41,7 +41,8 @@ pub(crate) fn sender(flow: &FlowFact, clash_ns: u64) -> Sender<'_> {
     if flow.flags & flow_flags::OWNER == 0 {
         return Sender::LookUp { by: seen };
     }
-    let OwnerFact { sent_ns, before_ns, elsewhere_ns, flags, sends, tgid, .. } = flow.owner;
+    let OwnerFact { sent_ns, before_ns, elsewhere_ns, flags, sends, process, .. } = flow.owner;
+    let tgid = process.tgid;
     if let Some(seen) = seen {
         return if seen == tgid { Sender::Recorded(&flow.owner) } else { Sender::LookUp { by: Some(seen) } };
     }
@@ -92,7 +93,7 @@ pub(crate) fn behind(mut flow: FlowFact, inner: Tuple, recorded: Option<OwnerFac
             && on_the_way.contains(&sent_ns)
             && before_ns.max(elsewhere_ns) < *on_the_way.start()
         {
-            flow.sender = u64::from(owner.tgid) << 32 | u64::from(owner.tid);
+            flow.sender = u64::from(owner.process.tgid) << 32 | u64::from(owner.tid);
         }
     }
     flow
@@ -129,7 +130,7 @@ mod tests {
         match sender(flow, ASKED) {
             Sender::Recorded(_) => "recorded",
             Sender::LookUp { by: None } => "look-up",
-            Sender::LookUp { by: Some(tgid) } if tgid == flow.owner.tgid => "look-up of that process",
+            Sender::LookUp { by: Some(tgid) } if tgid == flow.owner.process.tgid => "look-up of that process",
             Sender::LookUp { .. } => "look-up of another process",
             Sender::LookUpElse(_) => "look-up or that process",
             Sender::Unknown => "unknown",
@@ -207,14 +208,14 @@ mod tests {
         let mut flow = flow(Protocol::UDP, 0);
         let task = |tgid: u32| u64::from(tgid) << 32 | 7;
         flow.owner.flags = owner_flags::SENDING;
-        flow.sender = task(flow.owner.tgid);
+        flow.sender = task(flow.owner.process.tgid);
         assert_eq!(where_from(&flow), "recorded");
         // Whoever sends the same before or afterwards did not send this.
         flow.owner.before_ns = ms_before(1);
         flow.owner.elsewhere_ns = ms_before(1);
         flow.owner.sent_ns = ms_before(-10_000);
         assert_eq!(where_from(&flow), "recorded");
-        flow.sender = task(flow.owner.tgid + 1);
+        flow.sender = task(flow.owner.process.tgid + 1);
         assert_eq!(where_from(&flow), "look-up of another process");
         flow.flags &= !flow_flags::OWNER;
         assert_eq!(where_from(&flow), "look-up of another process");

@@ -72,7 +72,8 @@ impl Loaded {
         let full = u8::from(request.detail == Detail::Full);
         let (failures, calls) = if request.failures { (1_u8, CALLS) } else { (0, 1) };
         let has = |need| u8::from(offsets.has_all(need));
-        let (processes, cgroups, senders) = (has(Need::Processes), has(Need::Cgroups), has(Need::Senders));
+        let (processes, cgroups) = (has(Need::Processes), has(Need::Cgroups));
+        let (senders, senders6) = (has(Need::Senders), has(Need::Senders6));
         let commands = u8::from(request.commands);
         let legacy = legacy.map_or(0, |controller| controller as u8);
         let room = u8::from(sizes.ring_bytes >= ROOM);
@@ -93,6 +94,7 @@ impl Loaded {
             .override_global("PROCESS_FACTS", &processes, true)
             .override_global("CGROUP_FACTS", &cgroups, true)
             .override_global("SENDERS", &senders, true)
+            .override_global("SENDERS6", &senders6, true)
             .override_global("RING_HAS_ROOM", &room, true)
             .override_global("COMMANDS", &commands, true)
             .override_global("LEGACY_CONTROLLER", &legacy, true)

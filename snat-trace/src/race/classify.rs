@@ -201,7 +201,7 @@ pub(super) fn flow(fact: &FlowFact) -> Option<Flow> {
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
-    use snat_trace_common::{NatRange, OwnerFact, PACKET_LEN, RecordHeader, kind};
+    use snat_trace_common::{NatRange, OwnerFact, PACKET_LEN, ProcessKey, RecordHeader, kind};
 
     use super::*;
 
@@ -246,14 +246,12 @@ pub(crate) mod tests {
                 elsewhere_ns: 0,
                 cgroup_id: 7,
                 legacy_cgroup_id: 0,
-                start_ns: 800,
-                tgid: 4000 + u32::from(pod),
+                process: ProcessKey { start_ns: 800, tgid: 4000 + u32::from(pod), exec_id: 3 },
                 tid: 5000 + u32::from(pod),
                 netns: 4_026_532_001,
                 flags: 0,
                 sends: 1,
                 taker: 0,
-                exec_id: 3,
                 uid: 1000,
                 comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
             },

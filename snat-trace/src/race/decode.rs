@@ -211,7 +211,8 @@ mod tests {
 
     /// What a sender runs, of which the kernel noted this.
     fn ran(process: &ProcessFact) -> Program {
-        Program::recorded(&OwnerFact { start_ns: 1, ..OwnerFact::default() }, Some(process), StartClock::now())
+        let key = ProcessKey { start_ns: 1, ..ProcessKey::default() };
+        Program::recorded(&OwnerFact { process: key, ..OwnerFact::default() }, Some(process), StartClock::now())
     }
 
     /// Has something printed every way there is, and looks at it.
@@ -261,7 +262,7 @@ mod tests {
                     continue;
                 };
                 flow.owner = Some(Owner {
-                    pid: owner.tgid,
+                    pid: owner.process.tgid,
                     tid: Some(owner.tid),
                     comm: String::from_utf8_lossy(&owner.comm).into_owned(),
                     netns: None,

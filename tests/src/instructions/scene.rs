@@ -2,10 +2,11 @@
 //! Where most fields stand in it is made up, as the programs ask no kernel but their globals.
 
 use std::collections::HashMap;
+use std::mem::offset_of;
 
 use anyhow::{Context, Result};
 use snat_trace::probe::OBJECT;
-use snat_trace_common::{Counter, OFFSETS};
+use snat_trace_common::{Counter, OFFSETS, SocketHead};
 
 use super::machine::Current;
 use super::{Machine, Programs};
@@ -85,23 +86,17 @@ impl Programs {
     pub fn in_full() -> Result<Self> {
         let places: Vec<u16> = OFFSETS.iter().map(|offset| place(offset.symbol)).collect::<Result<_>>()?;
         let fields: Vec<u8> = places.into_iter().flat_map(u16::to_ne_bytes).collect();
-        let flags = ["FULL", "PROCESS_FACTS", "CGROUP_FACTS", "SENDERS", "RING_HAS_ROOM", "COMMANDS"];
+        let flags = ["FULL", "PROCESS_FACTS", "CGROUP_FACTS", "SENDERS", "SENDERS6", "RING_HAS_ROOM", "COMMANDS"];
         let mut globals: HashMap<&str, (&[u8], bool)> = HashMap::from([("FIELDS", (fields.as_slice(), true))]);
         globals.extend(flags.map(|flag| (flag, ([1].as_slice(), true))));
         Self::with_globals(OBJECT, globals)
     }
 }
 
-/// Where all sockets have a field (include/net/sock.h, `struct sock_common`), as far as the programs read them at once.
-const OF_ALL_SOCKETS: [(&str, u16); 4] =
-    [("SOCK_ADDRESSES", 0), ("SOCK_PORTS", 12), ("SOCK_FAMILY", 16), ("SOCK_NET", 48)];
-
 /// Where a field is.
 fn place(field: &str) -> Result<u16> {
     let number = OFFSETS.iter().position(|offset| offset.symbol == field);
-    let number = u16::try_from(number.with_context(|| format!("there is no offset {field}"))?)?;
-    let known = OF_ALL_SOCKETS.into_iter().find(|(name, _)| *name == field);
-    Ok(known.map_or(number * APART, |(_, place)| place))
+    Ok(u16::try_from(number.with_context(|| format!("there is no offset {field}"))?)? * APART)
 }
 
 impl<'a> Scene<'a> {
@@ -187,9 +182,7 @@ impl<'a> Scene<'a> {
     ///
     /// A program does not run here.
     pub fn bind(&mut self, port: u16) -> Result<Vec<Executed>> {
-        let sk = self.structure(&[("SOCK_NET", self.netns)])?;
-        self.set(sk, "SOCK_FAMILY", &10_u16.to_ne_bytes())?;
-        self.set(sk, "SOCK_PORTS", &[[0; 2], port.to_ne_bytes()].concat())?;
+        let sk = self.socket([[0; 4]; 2], [[0; 2], port.to_ne_bytes()], 10)?;
         self.hooks(&[("owner_ipv6", &[sk])])
     }
 
@@ -212,13 +205,10 @@ impl<'a> Scene<'a> {
         let named = matches!(packet, Packet::Udp | Packet::Udp6 | Packet::Unbound | Packet::Unbound6);
         let bound = !matches!(packet, Packet::Unbound | Packet::Unbound6);
 
-        let sk = self.structure(&[("SOCK_NET", self.netns)])?;
-        self.set(sk, "SOCK_FAMILY", &if ipv6 { 10_u16 } else { 2 }.to_ne_bytes())?;
+        let addresses = [if named { [0; 4] } else { DESTINATION }, if bound { SOURCE } else { [0; 4] }];
+        let ports = [if named { [0; 2] } else { to }, port.to_ne_bytes()];
+        let sk = self.socket(addresses, ports, if ipv6 { 10 } else { 2 })?;
         self.set(sk, "SOCK_PROTOCOL", &u16::from(protocol).to_ne_bytes())?;
-        let ports = [if named { [0; 2] } else { to }, port.to_ne_bytes()].concat();
-        self.set(sk, "SOCK_PORTS", &ports)?;
-        let addresses = [if named { [0; 4] } else { DESTINATION }, if bound { SOURCE } else { [0; 4] }].concat();
-        self.set(sk, "SOCK_ADDRESSES", &addresses)?;
         if bound {
             self.set(sk, "SOCK_SADDR6", &SOURCE6)?;
         }
@@ -259,6 +249,22 @@ impl<'a> Scene<'a> {
             }
             Packet::Tcp | Packet::Tcp6 => self.hooks(&[("owner_tcp", &[sk])]),
         }
+    }
+
+    /// A socket that is connected to the first of these addresses and ports, and bound to the second.
+    fn socket(&mut self, [daddr, saddr]: [[u8; 4]; 2], [dport, num]: [[u8; 2]; 2], family: u16) -> Result<u64> {
+        let sk = self.structure(&[])?;
+        for (place, value) in [
+            (offset_of!(SocketHead, daddr_be), &daddr[..]),
+            (offset_of!(SocketHead, rcv_saddr_be), &saddr),
+            (offset_of!(SocketHead, dport_be), &dport),
+            (offset_of!(SocketHead, num), &num),
+            (offset_of!(SocketHead, family), &family.to_ne_bytes()),
+            (offset_of!(SocketHead, net), &self.netns.to_ne_bytes()),
+        ] {
+            self.machine.write(sk + place as u64, value)?;
+        }
+        Ok(sk)
     }
 
     /// Has a socket wait with a request, and hands out the flow in which its addresses stand.

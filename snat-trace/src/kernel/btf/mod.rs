@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use std::path::Path;
 use std::{fs, io};
 
-use snat_trace_common::{ABSENT, Need, OFFSETS, Offset, Tuple};
+use snat_trace_common::{ABSENT, Need, OFFSETS, Offset, SocketHead, Tuple};
 
 use self::types::Structures;
 use super::hooks::CONNTRACK_MODULE;
@@ -63,7 +63,7 @@ pub enum OffsetsError {
     },
     /// A structure that has always looked the same looks different.
     #[error(
-        "{} is {found} where it has always been {expected}, so its connection tracking is not one snat-trace knows",
+        "{} is {found} where it has always been {expected}, so this is no kernel snat-trace knows",
         FieldName(structure, field)
     )]
     Layout {
@@ -90,18 +90,30 @@ impl std::fmt::Display for FieldName<'_> {
     }
 }
 
-/// The structure of a tuple.
-const TUPLE: &str = "nf_conntrack_tuple";
-/// Its inner layout, which the programs copy whole (include/net/netfilter/nf_conntrack_tuple.h).
-const TUPLE_LAYOUT: [(&str, usize); 8] = [
-    ("", size_of::<Tuple>()),
-    ("src.u3", offset_of!(Tuple, src)),
-    ("src.u", offset_of!(Tuple, src_port_be)),
-    ("src.l3num", offset_of!(Tuple, l3num)),
-    ("dst.u3", offset_of!(Tuple, dst)),
-    ("dst.u", offset_of!(Tuple, dst_port_be)),
-    ("dst.protonum", offset_of!(Tuple, protonum)),
-    ("dst.dir", offset_of!(Tuple, dir)),
+/// What the programs copy whole: the structure, and what is where in it.
+const LAYOUTS: [(&str, &[(&str, usize)]); 2] = [
+    (
+        "nf_conntrack_tuple",
+        &[
+            ("", size_of::<Tuple>()),
+            ("src.u3", offset_of!(Tuple, src)),
+            ("src.u", offset_of!(Tuple, src_port_be)),
+            ("src.l3num", offset_of!(Tuple, l3num)),
+            ("dst.u3", offset_of!(Tuple, dst)),
+            ("dst.u", offset_of!(Tuple, dst_port_be)),
+            ("dst.protonum", offset_of!(Tuple, protonum)),
+            ("dst.dir", offset_of!(Tuple, dir)),
+        ],
+    ),
+    (
+        "sock",
+        &[
+            ("__sk_common.skc_addrpair", offset_of!(SocketHead, daddr_be)),
+            ("__sk_common.skc_portpair", offset_of!(SocketHead, dport_be)),
+            ("__sk_common.skc_family", offset_of!(SocketHead, family)),
+            ("__sk_common.skc_net", offset_of!(SocketHead, net)),
+        ],
+    ),
 ];
 
 impl Offsets {
@@ -126,18 +138,20 @@ impl Offsets {
         vmlinux: &[u8],
         module: impl FnOnce() -> Result<Option<Vec<u8>>, OffsetsError>,
     ) -> Result<Self, OffsetsError> {
-        let names = OFFSETS.iter().map(|offset| offset.structure).chain([TUPLE]);
+        let names = OFFSETS.iter().map(|offset| offset.structure).chain(LAYOUTS.map(|(structure, _)| structure));
         let mut structures = Structures::new(vmlinux, names)?;
         if !structures.complete()
             && let Some(bytes) = module()?
         {
             structures.add_module(&bytes)?;
         }
-        for (field, expected) in TUPLE_LAYOUT {
-            match structures.offset(TUPLE, field)? {
-                Some(found) if usize::from(found) == expected => {}
-                Some(found) => return Err(OffsetsError::Layout { structure: TUPLE, field, expected, found }),
-                None => return Err(OffsetsError::NoField { structure: TUPLE, field }),
+        for (structure, layout) in LAYOUTS {
+            for &(field, expected) in layout {
+                match structures.offset(structure, field)? {
+                    Some(found) if usize::from(found) == expected => {}
+                    Some(found) => return Err(OffsetsError::Layout { structure, field, expected, found }),
+                    None => return Err(OffsetsError::NoField { structure, field }),
+                }
             }
         }
         let values = OFFSETS.iter().map(|&Offset { structure, field, need, symbol: _ }| {
@@ -187,30 +201,30 @@ mod tests {
 
     /// From the whole BTF of the same kernels with `bpftool btf dump`, in the order of the offset table.
     #[rustfmt::skip]
-    const EXPECTED: [(&str, [u16; 84]); 4] = [
+    const EXPECTED: [(&str, [u16; 80]); 4] = [
         ("5.10", [
-            16, 128, 12, 144, 56, 16, 104, 192, 184, 180, 178, 144, 16, 48, 0, 72, 56, 12, 368, 540, 24,
-            200, 2808, 32, 8, 24, 168, 72, ABSENT, 152, 72, 728, 16, 16, 48, 736, 8, 200, 0, 18, 40, 44,
-            888, 18, 56, 40, 36, 2296, 2544, 2968, 2056, 2336, 3328, 4, 96, 16, 0, 312, 320, 928, 16, 24, 24,
-            40, 0, 32, 16, 24, 0, 11, 4, 1, 5, 0, 248, 480, 12, 104, 16, 96, 8, 184, ABSENT, ABSENT,
+            16, 128, 12, 144, 56, 16, 104, 192, 184, 180, 178, 144, 72, 56, 368, 540, 24, 200, 2808, 32, 8,
+            24, 168, 72, ABSENT, 152, 72, 728, 16, 16, 48, 736, 8, 200, 0, 18, 40, 44, 888, 18, 56, 40,
+            36, 2296, 2544, 2968, 2056, 2336, 3328, 4, 96, 16, 0, 312, 320, 928, 16, 24, 24, 40, 0, 32, 16,
+            24, 0, 11, 4, 1, 5, 0, 248, 480, 12, 104, 16, 96, 8, 184, ABSENT, ABSENT,
         ]),
         ("6.1", [
-            16, 128, 12, 136, 56, 16, 104, 200, 188, 184, 182, 144, 16, 48, 0, 72, 56, 12, 360, 516, 24,
-            200, 3048, 32, 8, 32, 168, 72, 175, 152, 64, 728, 16, 16, 48, 736, 8, 200, 0, 18, 40, 44,
-            896, 18, 56, 40, 44, 2480, 2784, 3240, 2272, 2520, 3600, 4, 96, 16, 0, 312, 320, 944, 16, 24, 24,
-            40, 0, 32, 16, 24, 0, 11, 4, 1, 5, 0, 248, 656, 12, 104, 16, 96, 8, 176, 12, 48,
+            16, 128, 12, 136, 56, 16, 104, 200, 188, 184, 182, 144, 72, 56, 360, 516, 24, 200, 3048, 32, 8,
+            32, 168, 72, 175, 152, 64, 728, 16, 16, 48, 736, 8, 200, 0, 18, 40, 44, 896, 18, 56, 40,
+            44, 2480, 2784, 3240, 2272, 2520, 3600, 4, 96, 16, 0, 312, 320, 944, 16, 24, 24, 40, 0, 32, 16,
+            24, 0, 11, 4, 1, 5, 0, 248, 656, 12, 104, 16, 96, 8, 176, 12, 48,
         ]),
         ("6.12", [
-            16, 128, 12, 136, 56, 16, 104, 200, 188, 184, 182, 136, 16, 48, 0, 72, 56, 12, 400, 574, 24,
-            32, 3048, 32, 8, 32, 168, 72, 175, 144, 360, 992, 16, 16, 48, 192, 8, 200, 0, 18, 40, 44,
-            912, 18, 56, 40, 44, 2496, 2784, 3240, 2304, 2536, 3584, 4, 112, 16, 0, 376, 384, 1168, 64, 72, 24,
-            40, 0, 32, 16, 24, 0, 11, 4, 1, 5, 0, 256, 720, 12, 96, 16, 104, 8, 176, ABSENT, 48,
+            16, 128, 12, 136, 56, 16, 104, 200, 188, 184, 182, 136, 72, 56, 400, 574, 24, 32, 3048, 32, 8,
+            32, 168, 72, 175, 144, 360, 992, 16, 16, 48, 192, 8, 200, 0, 18, 40, 44, 912, 18, 56, 40,
+            44, 2496, 2784, 3240, 2304, 2536, 3584, 4, 112, 16, 0, 376, 384, 1168, 64, 72, 24, 40, 0, 32, 16,
+            24, 0, 11, 4, 1, 5, 0, 256, 720, 12, 96, 16, 104, 8, 176, ABSENT, 48,
         ]),
         ("7.3", [
-            16, 128, 12, 136, 56, 16, 104, 200, 188, 184, 182, 280, 16, 48, 0, 72, 56, 12, 400, 540, 24,
-            24, 3488, 32, 8, 32, 168, 72, 175, 512, 344, 1088, 16, 16, 48, 192, 8, 200, 0, 18, 40, 44,
-            944, 18, 56, 40, 44, 2936, 3224, 3688, 2744, 2976, 4072, 4, 128, 16, 0, 728, 736, 1536, 64, 72, 24,
-            40, 0, 32, 16, 24, 0, 11, 4, 1, 5, 0, 296, 808, 12, 96, 16, 104, 8, 176, ABSENT, 48,
+            16, 128, 12, 136, 56, 16, 104, 200, 188, 184, 182, 280, 72, 56, 400, 540, 24, 24, 3488, 32, 8,
+            32, 168, 72, 175, 512, 344, 1088, 16, 16, 48, 192, 8, 200, 0, 18, 40, 44, 944, 18, 56, 40,
+            44, 2936, 3224, 3688, 2744, 2976, 4072, 4, 128, 16, 0, 728, 736, 1536, 64, 72, 24, 40, 0, 32, 16,
+            24, 0, 11, 4, 1, 5, 0, 296, 808, 12, 96, 16, 104, 8, 176, ABSENT, 48,
         ]),
     ];
 
@@ -241,6 +255,19 @@ mod tests {
         let error = parse(&btf.bytes()).unwrap_err();
         assert_eq!(error, OffsetsError::Layout { structure: "nf_conntrack_tuple", field: "", expected: 40, found: 44 });
         assert!(error.to_string().starts_with("struct nf_conntrack_tuple is 44"), "{error}");
+    }
+
+    #[test]
+    fn another_socket_is_refused() {
+        let mut btf = fixture("6.12", "vmlinux.btf");
+        // Its ports and its addresses change places by their names.
+        let at = |name: &[u8]| btf.windows(name.len()).position(|bytes| bytes == name).unwrap();
+        let (ports, addresses) = (at(b"skc_portpair"), at(b"skc_addrpair"));
+        btf[ports..ports + 12].copy_from_slice(b"skc_addrpair");
+        btf[addresses..addresses + 12].copy_from_slice(b"skc_portpair");
+        let error = parse(&btf).unwrap_err();
+        let (structure, field) = ("sock", "__sk_common.skc_addrpair");
+        assert_eq!(error, OffsetsError::Layout { structure, field, expected: 0, found: 12 });
     }
 
     /// Without conntrack zones, network namespaces or IPv6 compiled in, some fields are not there.
