@@ -123,8 +123,8 @@ const MUTANTS: [Mutant; 20] = [
     Mutant {
         name: "a thread for a process",
         file: "snat-trace-ebpf/src/process.rs",
-        from: "let tgid = (ids >> 32) as u32;",
-        to: "let tgid = ids as u32;",
+        from: "let (tgid, tid) = ",
+        to: "let (tid, tgid) = ",
         scenario: "forced udp, full",
     },
     Mutant {
