@@ -58,8 +58,12 @@ enum Command {
     /// In one virtual machine and on this machine, which should have nothing else to do: most of an hour.
     Bench {
         /// Measure nothing: write the document anew from docs/cost.json
-        #[arg(long)]
+        #[arg(long, conflicts_with = "natively")]
         again: bool,
+
+        /// Measure on this machine itself only; of the virtual machine the document has what it said the last time
+        #[arg(long)]
+        natively: bool,
     },
     /// Break the sources in one place at a time and see that a scenario fails
     Mutants,
@@ -137,8 +141,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Matrix { kernels, scenario } => {
             return matrix::run(&project, matrix::Part { kernels: &kernels, scenarios: &scenario });
         }
-        Command::Bench { again: true } => bench::again(&project)?,
-        Command::Bench { again: false } => return bench::run(&project),
+        Command::Bench { again: true, .. } => bench::again(&project)?,
+        Command::Bench { natively: true, .. } => return bench::natively(&project),
+        Command::Bench { .. } => return bench::run(&project),
         Command::Mutants => return mutants::run(&project),
         Command::BtfFixture(arguments) => btf_fixture::run(&arguments)?,
         Command::Vm(arguments) => return Ok(run_vm(&project, arguments)),

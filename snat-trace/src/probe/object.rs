@@ -59,6 +59,21 @@ impl Loaded {
         request: Request,
         sizes: Sizes,
     ) -> Result<Self, ProbeError> {
+        Self::of(OBJECT, offsets, legacy, request, sizes)
+    }
+
+    /// The same of an object that was made of [`OBJECT`].
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), or it is none.
+    pub fn of(
+        object: &[u8],
+        offsets: &Offsets,
+        legacy: Option<LegacyController>,
+        request: Request,
+        sizes: Sizes,
+    ) -> Result<Self, ProbeError> {
         // Before Linux 5.11 maps count against this limit; from then on a refusal is harmless.
         let unlimited = rustix::process::Rlimit { current: None, maximum: None };
         if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited) {
@@ -99,7 +114,13 @@ impl Loaded {
             .override_global("COMMANDS", &commands, true)
             .override_global("LEGACY_CONTROLLER", &legacy, true)
             .override_global("FIELDS", offsets.values(), true);
-        Ok(Self(loader.load(OBJECT).map_err(Box::new)?))
+        Ok(Self(loader.load(object).map_err(Box::new)?))
+    }
+
+    /// As aya has it.
+    #[must_use]
+    pub fn into_inner(self) -> Ebpf {
+        self.0
     }
 }
 

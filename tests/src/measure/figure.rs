@@ -35,6 +35,15 @@ pub enum Figure {
         /// Nanoseconds; 0 when it never ran.
         ns_per_run: f64,
     },
+    /// What the body of a hook takes on this machine's own kernel.
+    Body {
+        /// The program.
+        program: String,
+        /// How often it was run.
+        runs: u32,
+        /// Nanoseconds.
+        ns_per_run: f64,
+    },
     /// The longest path through a program.
     Instructions {
         /// The program.
@@ -115,6 +124,8 @@ pub enum Figure {
         ns_per_connection: f64,
         /// What a new flow takes in all, from its socket's making to its arrival.
         ns_of_a_flow: f64,
+        /// The same with nothing attached.
+        ns_of_a_flow_alone: f64,
         /// CPU time of snat-trace itself.
         cpu_milliseconds_of_user_side_per_second: f64,
     },
@@ -188,6 +199,7 @@ mod tests {
             value: 10.0,
             ns_per_connection: 1.5,
             ns_of_a_flow: 9.0,
+            ns_of_a_flow_alone: 7.5,
             cpu_milliseconds_of_user_side_per_second: 0.0,
         };
         for (figure, written) in [
@@ -201,7 +213,7 @@ mod tests {
             ),
             (
                 growth,
-                r#"{"kind":"growth","axis":"network-namespaces","value":10.0,"ns_per_connection":1.5,"ns_of_a_flow":9.0,"cpu_milliseconds_of_user_side_per_second":0.0}"#,
+                r#"{"kind":"growth","axis":"network-namespaces","value":10.0,"ns_per_connection":1.5,"ns_of_a_flow":9.0,"ns_of_a_flow_alone":7.5,"cpu_milliseconds_of_user_side_per_second":0.0}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&figure).unwrap(), written);

@@ -79,7 +79,7 @@ impl Point {
     /// With new flows only; how many a second there were.
     fn flows(&mut self, pace: f64) -> Result<f64> {
         let cost = self.cost(|generator, _, slice| Ok((new_flows(generator, pace, slice)?, 0)))?;
-        let value = count(cost.connections) / cost.time.as_secs_f64();
+        let value = count(cost.flows) / cost.time.as_secs_f64();
         cost.figure(Axis::FlowsPerSecond, value).tell()?;
         Ok(value)
     }
@@ -87,7 +87,6 @@ impl Point {
     /// With collisions beside new flows; how many a second there were.
     fn collisions(&mut self, pace: f64) -> Result<f64> {
         let storm = Storm::new()?;
-        let mut collisions = 0;
         let cost = self.cost(|generator, _, slice| {
             let (flows, sent) = thread::scope(|scope| {
                 let rage =
@@ -95,11 +94,9 @@ impl Point {
                 let flows = new_flows(generator, BESIDE, slice);
                 (flows, rage.join().unwrap_or_else(|_| bail!("a thread panicked")))
             });
-            let refused = sent?.refused;
-            collisions += refused;
-            Ok((flows?, refused))
+            Ok((flows?, sent?.refused))
         })?;
-        let value = count(collisions) / cost.time.as_secs_f64();
+        let value = count(cost.besides) / cost.time.as_secs_f64();
         cost.figure(Axis::CollisionsPerSecond, value).tell()?;
         Ok(value)
     }
@@ -125,32 +122,43 @@ impl Point {
         cost.figure(Axis::Cgroups, count(u64::try_from(cgroups.count)?)).tell()
     }
 
-    /// Does something in slices with snat-trace attached, each of which has a number and a time and tells of its flows and how
-    /// many connections there were besides; and what that took.
+    /// Does something in slices, first with nothing attached and then with snat-trace, each of which has a number and a time and
+    /// tells of its flows and how many connections there were besides; and what that took.
     fn cost(&mut self, mut work: impl FnMut(&mut Generator, u32, Duration) -> Result<(Sent, u64)>) -> Result<Cost> {
+        self.generator.flush()?;
+        let mut alone = Vec::new();
+        for number in 0..SLICES {
+            let (sent, _) = work(&mut self.generator, number, self.slice)?;
+            alone.push(nanoseconds_of_one(sent));
+        }
         self.generator.flush()?;
         let mut attached = Way::Full.attach(self.generator.node())?;
         let pid = attached.pid()?;
         let usage = Usage::of(pid)?;
-        let (mut connections, mut time) = (0, Duration::ZERO);
-        let (mut costs, mut flows) = (Vec::new(), Vec::new());
+        let (mut flows, mut besides, mut time) = (0, 0, Duration::ZERO);
+        let (mut costs, mut watched) = (Vec::new(), Vec::new());
         for number in 0..SLICES {
             let (before, start) = (programs::of(pid)?, Instant::now());
-            let (sent, besides) = work(&mut self.generator, number, self.slice)?;
+            let (sent, more) = work(&mut self.generator, number, self.slice)?;
             time += start.elapsed();
-            let more = sent.units + besides;
-            connections += more;
+            flows += sent.units;
+            besides += more;
             let runs = programs::since(&programs::of(pid)?, &before);
             let nanoseconds: u64 = runs.values().map(|runs| runs.nanoseconds).sum();
-            costs.push(count(nanoseconds) / count(more.max(1)));
-            flows.push(sent.busy.as_secs_f64() * 1e9 / count(sent.units.max(1)));
+            costs.push(count(nanoseconds) / count((sent.units + more).max(1)));
+            watched.push(nanoseconds_of_one(sent));
         }
         let cpu = Usage::of(pid)?.since(usage).cpu;
         attached.end()?;
-        let [nanoseconds, ..] = median_and_range(&costs).context("there was a slice")?;
-        let [flow_nanoseconds, ..] = median_and_range(&flows).context("there was a slice")?;
-        Ok(Cost { connections, time, nanoseconds, flow_nanoseconds, cpu })
+        let median = |slices| median_and_range(slices).map(|[median, ..]| median).context("there was a slice");
+        let (nanoseconds, watched, alone) = (median(&costs)?, median(&watched)?, median(&alone)?);
+        Ok(Cost { flows, besides, time, nanoseconds, watched, alone, cpu })
     }
+}
+
+/// What each of these flows took in all.
+fn nanoseconds_of_one(sent: Sent) -> f64 {
+    sent.busy.as_secs_f64() * 1e9 / count(sent.units.max(1))
 }
 
 fn new_flows(generator: &mut Generator, pace: f64, time: Duration) -> Result<Sent> {
@@ -160,12 +168,16 @@ fn new_flows(generator: &mut Generator, pace: f64, time: Duration) -> Result<Sen
 /// What something took.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    connections: u64,
+    flows: u64,
+    /// Connections beside them.
+    besides: u64,
     time: Duration,
     /// Of all programs, per connection.
     nanoseconds: f64,
-    /// Of a flow, all in all.
-    flow_nanoseconds: f64,
+    /// Nanoseconds of a flow, all in all.
+    watched: f64,
+    /// The same with nothing attached.
+    alone: f64,
     /// Of snat-trace itself.
     cpu: Duration,
 }
@@ -176,7 +188,8 @@ impl Cost {
             axis,
             value,
             ns_per_connection: self.nanoseconds,
-            ns_of_a_flow: self.flow_nanoseconds,
+            ns_of_a_flow: self.watched,
+            ns_of_a_flow_alone: self.alone,
             cpu_milliseconds_of_user_side_per_second: self.cpu.as_secs_f64() * 1000.0 / self.time.as_secs_f64(),
         }
     }

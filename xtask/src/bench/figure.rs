@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::targets::DOCTOR;
+
 /// One thing measured. `way` is how a node is watched: `nothing`, one of snat-trace's, or another tool.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -26,6 +28,8 @@ pub(super) enum Figure {
         runs_per_unit: f64,
         ns_per_run: f64,
     },
+    /// The body of a BPF program on this machine's own kernel.
+    Body { program: String, runs: u32, ns_per_run: f64 },
     /// BPF instructions of the longest path through a program.
     Instructions { program: String, longest: u64 },
     /// BPF instructions that a new connection executes at full detail, all programs together.
@@ -48,6 +52,7 @@ pub(super) enum Figure {
         value: f64,
         ns_per_connection: f64,
         ns_of_a_flow: f64,
+        ns_of_a_flow_alone: f64,
         cpu_milliseconds_of_user_side_per_second: f64,
     },
     /// Of the static binary.
@@ -57,6 +62,32 @@ pub(super) enum Figure {
     /// Allocations from the heap.
     Allocations { what: String, per_event: f64 },
 }
+
+impl Figure {
+    /// Whether it is measured on this machine itself and not in the guest.
+    pub(super) fn is_native(&self) -> bool {
+        match self {
+            Self::Body { .. }
+            | Self::Instructions { .. }
+            | Self::Executed { .. }
+            | Self::Bound { .. }
+            | Self::Size { .. }
+            | Self::User { .. }
+            | Self::Allocations { .. } => true,
+            Self::Start { way, .. } => way == DOCTOR,
+            Self::Memory { when, .. } => when.starts_with(NO_KERNEL),
+            Self::Rate { .. }
+            | Self::Hook { .. }
+            | Self::Collisions { .. }
+            | Self::Storm { .. }
+            | Self::Idle { .. }
+            | Self::Growth { .. } => false,
+        }
+    }
+}
+
+/// How the user side calls its memory where there is no kernel (`snat_trace::watch`, its flood).
+const NO_KERNEL: &str = "user side without a kernel";
 
 /// Lines that begin with `figure ` (then JSON), among others. Whoever dies may cut the last line.
 ///

@@ -51,15 +51,7 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
     let built = dist::object(project).map(Toolchain::prebuilt).unwrap_or(toolchain);
 
     let mut stages = Stages::default();
-    // One thing at a time: each has the machine to itself.
-    let mut figures = vec![Figure::Size { bytes: fs::metadata(&snat_trace)?.len() }];
-    let natively = [
-        stages.run("benchmarks", || native::benchmarks(project, &built)),
-        stages.run("allocations and instructions", || native::counted(project, &built)),
-        stages.run("floods", || native::flood(project, &built)),
-        stages.run("doctor", || native::start(&snat_trace)),
-    ];
-    figures.extend(natively.into_iter().flatten().flatten());
+    let mut figures = measured_natively(project, &built, &snat_trace, &mut stages)?;
     let mut payload = peers.payload;
     payload.extend([Payload::plain(snat_trace)?, Payload::plain(measure)?]);
     let mut run = VmRun::new(vec!["measure".to_owned()], payload, TIMEOUT);
@@ -84,13 +76,53 @@ pub(crate) fn run(project: &Project) -> Result<ExitCode> {
         peers: peers.packages,
         figures,
     };
-    stages.run("document", || {
-        let data = project.docs().join(DATA);
-        let text = serde_json::to_string_pretty(&cost)? + "\n";
-        fs::write(&data, text).with_context(|| format!("cannot write {}", data.display()))?;
-        write(&project.docs(), &cost)
-    });
+    stages.run("document", || keep(project, &cost));
     Ok(stages.close())
+}
+
+/// Measures anew what needs no guest, and writes the document with what the guest said last.
+///
+/// # Errors
+/// A build fails, or nothing was measured before.
+pub(crate) fn natively(project: &Project) -> Result<ExitCode> {
+    let mut cost = read(&project.docs())?;
+    let toolchain = Toolchain::ensure(project)?;
+    let snat_trace = dist::build(project, &toolchain, dist::SNAT_TRACE)?;
+    let built = dist::object(project).map(Toolchain::prebuilt).unwrap_or(toolchain);
+    let mut stages = Stages::default();
+    let mut figures = measured_natively(project, &built, &snat_trace, &mut stages)?;
+    figures.extend(cost.figures.into_iter().filter(|figure| !figure.is_native()));
+    cost.figures = figures;
+    cost.machine = native::machine();
+    stages.run("document", || keep(project, &cost));
+    Ok(stages.close())
+}
+
+/// One thing after the other: each has the machine to itself.
+fn measured_natively(
+    project: &Project,
+    built: &Toolchain,
+    snat_trace: &Path,
+    stages: &mut Stages,
+) -> Result<Vec<Figure>> {
+    let mut figures = vec![Figure::Size { bytes: fs::metadata(snat_trace)?.len() }];
+    let measured = [
+        stages.run("benchmarks", || native::benchmarks(project, built)),
+        stages.run("allocations and instructions", || native::counted(project, built)),
+        stages.run("bodies of hooks", || native::bodies(project, built)),
+        stages.run("floods", || native::flood(project, built)),
+        stages.run("doctor", || native::start(snat_trace)),
+    ];
+    figures.extend(measured.into_iter().flatten().flatten());
+    Ok(figures)
+}
+
+/// Writes what was measured, and the document.
+fn keep(project: &Project, cost: &Cost) -> Result<()> {
+    let data = project.docs().join(DATA);
+    let text = serde_json::to_string_pretty(cost)? + "\n";
+    fs::write(&data, text).with_context(|| format!("cannot write {}", data.display()))?;
+    write(&project.docs(), cost)
 }
 
 /// Writes the document anew from what was measured last.

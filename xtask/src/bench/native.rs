@@ -119,6 +119,17 @@ pub(super) fn start(snat_trace: &Path) -> Result<Vec<Figure>> {
     Ok(vec![Figure::Start { way: DOCTOR.to_owned(), runs: STARTS, milliseconds }])
 }
 
+/// What the bodies of hooks take.
+///
+/// # Errors
+/// The benchmark does not build, or this machine's kernel does not run them.
+pub(super) fn bodies(project: &Project, toolchain: &Toolchain) -> Result<Vec<Figure>> {
+    let mut cargo = project.cargo();
+    cargo.args(["bench", "--locked", "--package", "snat-trace-tests", "--bench", "bodies"]);
+    toolchain.apply(&mut cargo);
+    figures(&mut cargo)
+}
+
 /// Allocations per event, and BPF instructions of each program and of a connection, as tests count them.
 ///
 /// # Errors
@@ -159,7 +170,7 @@ fn test(project: &Project, toolchain: &Toolchain, which: &[&str]) -> Command {
 
 fn figures(cargo: &mut Command) -> Result<Vec<Figure>> {
     let figures = parse(capture_stdout(cargo)?.as_bytes())?;
-    ensure!(!figures.is_empty(), "a test that measures said nothing");
+    ensure!(!figures.is_empty(), "what measures said nothing");
     Ok(figures)
 }
 
