@@ -80,7 +80,7 @@ pub(crate) fn key_of(ids: u64) -> ProcessKey {
         return ProcessKey { start_ns: task.load(TASK_START), tgid, exec_id: task.load(TASK_EXEC_ID) };
     }
     let task = current();
-    let leader = task.field(TASK_LEADER).follow_or_zero();
+    let leader = if tgid == tid { task } else { task.field(TASK_LEADER).follow_or_zero() };
     ProcessKey {
         start_ns: leader.field(TASK_START).read_or_zero(),
         tgid,
